@@ -1,0 +1,1 @@
+"""Train, judge and use CIFAR-10 classifiers."""

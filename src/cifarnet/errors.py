@@ -1,0 +1,133 @@
+"""Every exception that cifarnet raises on purpose, and how a message helps with a misspelt name.
+
+All derive from `CifarnetError`, and from the built-in exception where one fits, so that both
+``except CifarnetError`` and ``except ValueError`` do what they say. A message states the value, the rule
+and the remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "CheckpointCorruptError",
+    "CheckpointError",
+    "CheckpointMismatchError",
+    "CheckpointNotFoundError",
+    "CheckpointSaveError",
+    "CheckpointVersionError",
+    "CifarnetError",
+    "DatasetDownloadError",
+    "DatasetError",
+    "DatasetFormatError",
+    "DatasetIntegrityError",
+    "DatasetNotFoundError",
+    "InputError",
+    "NonFiniteLossError",
+    "ResumeMismatchError",
+    "RunExistsError",
+    "SettingError",
+    "SettingTypeError",
+    "UnsafeCheckpointError",
+    "did_you_mean",
+]
+
+
+class CifarnetError(Exception):
+    """Base of every exception that cifarnet raises on purpose."""
+
+
+class SettingError(CifarnetError, ValueError):
+    """A setting has a value outside its range, or a name that nobody knows."""
+
+
+class SettingTypeError(SettingError, TypeError):
+    """A setting has a value of the wrong type."""
+
+
+class InputError(CifarnetError, ValueError):
+    """Images or labels have a shape, dtype or range that the library cannot take."""
+
+
+class DatasetError(CifarnetError):
+    """Base of everything that is wrong with a data set."""
+
+
+class DatasetNotFoundError(DatasetError, FileNotFoundError):
+    """The data set, or a part of it, is not where it was looked for."""
+
+
+class DatasetFormatError(DatasetError, ValueError):
+    """A data file is there, but does not hold what its format says."""
+
+
+class DatasetIntegrityError(DatasetError, ValueError):
+    """An archive is not the published one: its SHA-256 or its members differ."""
+
+
+class DatasetDownloadError(DatasetError, ConnectionError):
+    """No address gave the archive."""
+
+
+class CheckpointError(CifarnetError):
+    """Base of everything that is wrong with a checkpoint."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no checkpoint where one was asked for."""
+
+
+class CheckpointCorruptError(CheckpointError, ValueError):
+    """A checkpoint file is truncated, altered, or was never one."""
+
+
+class UnsafeCheckpointError(CheckpointError, ValueError):
+    """The file could execute code when loaded (a pickle, a TorchScript archive); it is not opened."""
+
+
+class CheckpointVersionError(CheckpointError, ValueError):
+    """The checkpoint was written by a newer cifarnet, in a format that this one does not read."""
+
+
+class CheckpointMismatchError(CheckpointError, ValueError):
+    """The checkpoint is sound, but belongs to another architecture or kind of file."""
+
+
+class CheckpointSaveError(CheckpointError, OSError):
+    """A checkpoint could not be written; the previous one is intact."""
+
+
+class ResumeMismatchError(CheckpointError, ValueError):
+    """The run on disk was trained with settings that differ from those asked for now."""
+
+
+class RunExistsError(CheckpointError, FileExistsError):
+    """The directory holds a run already, and continuing it was not asked for."""
+
+
+class NonFiniteLossError(CifarnetError, FloatingPointError):
+    """The loss or a weight became NaN or infinite; nothing was saved after it did."""
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """The tail of a message about an unknown name: the nearest right one, or all of them.
+
+    Args:
+        name: What was given.
+        options: What would have been right.
+
+    Returns:
+        A clause to put behind a semicolon.
+
+    Example:
+        >>> did_you_mean("refrence", ["basic", "reference"])
+        'did you mean "reference"?'
+        >>> did_you_mean("x", ["basic", "reference"])
+        'choose one of "basic", "reference"'
+    """
+    known = sorted(options)
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f'did you mean "{near[0]}"?'
+    return "choose one of " + ", ".join(f'"{option}"' for option in known)
