@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import re
 import secrets
 from pathlib import Path
 
-__all__ = ["TEMPORARY_SUFFIX", "write_atomic"]
+__all__ = ["TEMPORARY_SUFFIX", "probe_write", "remove_unfinished", "write_atomic"]
 
 #: How the names of unfinished files end, so that a sweep can tell them from everything else.
 TEMPORARY_SUFFIX = ".tmp"
+
+_RANDOM_BYTES = 8
 
 
 def write_atomic(path: Path, content: bytes, *, previous: Path | None = None) -> None:
     """Replace ``path`` by ``content`` so that a reader sees the old file or the new one, never a part.
 
     The content goes to a temporary name in the same directory, is forced to the disk, and is renamed over
-    ``path``; the directory is forced to the disk too. On any failure the temporary file is removed and the
-    old file is what it was.
+    ``path``; the directory is forced to the disk too. On any failure the temporary file is removed, and
+    ``path`` is the old file, or the new one if only the last step failed.
 
     Args:
         path: Where the file goes; its directory must exist.
@@ -27,27 +32,80 @@ def write_atomic(path: Path, content: bytes, *, previous: Path | None = None) ->
     Raises:
         OSError: If the directory is not writable or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+    temporary = _temporary(path)
     try:
-        with temporary.open("xb") as file:  # created with the umask's mode, unlike mkstemp's 0600
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if previous is not None and path.exists():
-            _hard_link(path, previous)
+        _write_new(temporary, content)
+        if previous is not None:
+            _keep(path, previous)
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise
     _sync_directory(path.parent)
 
 
-def _hard_link(path: Path, link: Path) -> None:
-    """Make ``link`` a second name of the file ``path``; ``link`` is replaced in one step, not removed first."""
-    temporary = link.with_name(f".{link.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
-    os.link(path, temporary)
-    os.replace(temporary, link)
-    temporary.unlink(missing_ok=True)  # rename(2) keeps both names where they already were one file
+def probe_write(path: Path) -> None:
+    """Find out whether `write_atomic` could write ``path``, leaving nothing behind.
+
+    Raises:
+        OSError: If it could not.
+    """
+    temporary = _temporary(path)
+    try:
+        _write_new(temporary, b"probe")
+    finally:
+        _remove(temporary)
+
+
+def remove_unfinished(path: Path) -> int:
+    """Remove what a killed `write_atomic` to ``path`` left behind.
+
+    Returns:
+        How many files that were.
+    """
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{{2 * _RANDOM_BYTES}}}{re.escape(TEMPORARY_SUFFIX)}")
+    unfinished = [file for file in path.parent.iterdir() if pattern.fullmatch(file.name)]
+    for file in unfinished:
+        file.unlink(missing_ok=True)
+    return len(unfinished)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(_RANDOM_BYTES)}{TEMPORARY_SUFFIX}")
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    """Write a file that is not there yet, and force it to the disk."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags, 0o666)  # less the umask, unlike mkstemp's 0600
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]  # Linux writes 2 GiB at a time
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(temporary: Path) -> None:
+    """Tidy up after a failure without hiding it: what cannot be removed now is swept later."""
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Make ``previous`` a second name of the file ``path``; at no moment is one of them missing."""
+    temporary = _temporary(previous)
+    try:
+        try:
+            os.link(path, temporary)
+        except FileNotFoundError:
+            return  # nothing to keep: this is the first file
+        except OSError:
+            _write_new(temporary, path.read_bytes())  # FAT and some network disks have no hard links
+        os.replace(temporary, previous)
+    finally:
+        _remove(temporary)  # rename(2) also leaves it where both names already were one file
 
 
 def _sync_directory(directory: Path) -> None:
@@ -57,5 +115,8 @@ def _sync_directory(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # network disks that know no such thing
+            raise
     finally:
         os.close(descriptor)

@@ -28,4 +28,4 @@ Labels: TypeAlias = Tensor
 Logits: TypeAlias = Tensor
 
 #: What JSON can hold.
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"

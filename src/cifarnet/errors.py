@@ -17,6 +17,7 @@ __all__ = [
     "CheckpointNotFoundError",
     "CheckpointSaveError",
     "CheckpointVersionError",
+    "CheckpointWarning",
     "CifarnetError",
     "DatasetDownloadError",
     "DatasetError",
@@ -96,6 +97,10 @@ class CheckpointMismatchError(CheckpointError, ValueError):
 
 class CheckpointSaveError(CheckpointError, OSError):
     """A checkpoint could not be written; the previous one is intact."""
+
+
+class CheckpointWarning(UserWarning):
+    """Something about the checkpoints of a run is not as it should be, and the library went on without it."""
 
 
 class ResumeMismatchError(CheckpointError, ValueError):

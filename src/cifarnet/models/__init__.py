@@ -1,0 +1,59 @@
+"""The library's networks, a file each, and how a checkpoint names and rebuilds one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from cifarnet.errors import SettingError, did_you_mean
+from cifarnet.models.cifar_cnn import CifarCNN
+
+__all__ = ["MODELS", "CifarCNN", "build_model", "describe_model"]
+
+#: Every network that a recipe or a checkpoint can name: a closed list, so that a file never chooses code.
+MODELS: dict[str, type[nn.Module]] = {"CifarCNN": CifarCNN}
+
+
+def build_model(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Build a network of the library from its name.
+
+    Args:
+        name: A key of `MODELS`.
+        arguments: The constructor's arguments, by name.
+
+    Returns:
+        The network, freshly initialised.
+
+    Raises:
+        SettingError: If the name or an argument is unknown, or a value is outside its range.
+
+    Example:
+        >>> type(build_model("CifarCNN", {"num_classes": 100})).__name__
+        'CifarCNN'
+    """
+    if name not in MODELS:
+        raise SettingError(f'unknown model "{name}"; {did_you_mean(name, MODELS)}')
+    try:
+        return MODELS[name](**arguments)
+    except TypeError as error:
+        raise SettingError(f"{name} cannot be built with {dict(arguments)}: {error}") from error
+
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """Name and arguments of a network, as a checkpoint stores them.
+
+    Args:
+        model: One of the library's, or a user's own.
+
+    Returns:
+        ``{"name": ..., "arguments": {...}}``; the arguments of a user's own network are ``None``.
+
+    Example:
+        >>> describe_model(nn.Linear(2, 2))
+        {'name': 'Linear', 'arguments': None}
+    """
+    name = type(model).__name__
+    known = MODELS.get(name) is type(model)
+    return {"name": name, "arguments": dict(model.arguments) if known else None}  # type: ignore[arg-type]

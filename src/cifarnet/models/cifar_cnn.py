@@ -1,0 +1,103 @@
+"""The network of the reference: two convolutions, two linear layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cifarnet._types import Images, Logits
+from cifarnet.errors import SettingError
+
+__all__ = ["CifarCNN"]
+
+
+class CifarCNN(nn.Module):
+    """Two 3x3 convolutions and two linear layers: 6,447,754 parameters with the defaults.
+
+    Each convolution is followed by ReLU and only then by batch norm, and the pooling stands between the
+    two: unusual, and kept because the published network has it.
+
+    ============================ ============== ============================
+    layer                        output         then
+    ============================ ============== ============================
+    conv 3x3, no padding         32 x 30 x 30   ReLU, batch norm
+    conv 3x3, no padding         64 x 28 x 28   ReLU, max-pool 2, batch norm
+    linear 12,544 -> 512         512            ReLU, dropout 0.5
+    linear 512 -> 10             10             logits
+    ============================ ============== ============================
+
+    Args:
+        num_classes: Logits an image, ``K >= 2``.
+        in_channels: Channels of an image, ``C``.
+        image_size: Side of an image in pixels, at least 6.
+        widths: Channels of the two convolutions.
+        hidden: Width of the first linear layer.
+        dropout: Chance in ``[0, 1)`` that a hidden unit is dropped in training.
+
+    Raises:
+        SettingError: If a value is outside its range.
+
+    Example:
+        >>> CifarCNN()(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+        >>> sum(p.numel() for p in CifarCNN().parameters())
+        6447754
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        *,
+        in_channels: int = 3,
+        image_size: int = 32,
+        widths: Sequence[int] = (32, 64),
+        hidden: int = 512,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise SettingError(f"num_classes must be at least 2, got {num_classes}; CIFAR-10 has 10")
+        if image_size < 6:
+            raise SettingError(f"image_size must be at least 6 pixels, got {image_size}; CIFAR-10 has 32")
+        if len(widths) != 2 or min(in_channels, hidden, *widths) < 1:
+            raise SettingError(
+                f"in_channels, hidden and the two widths must be at least 1, got {in_channels}, {hidden}, {widths}; "
+                "the reference has 3, 512, (32, 64)"
+            )
+        if not 0 <= dropout < 1:
+            raise SettingError(f"dropout must be in [0, 1), got {dropout}; the reference has 0.5")
+        #: What rebuilds this network; stored beside its weights.
+        self.arguments = {
+            "num_classes": num_classes,
+            "in_channels": in_channels,
+            "image_size": image_size,
+            "widths": tuple(widths),
+            "hidden": hidden,
+            "dropout": dropout,
+        }
+        first, second = widths
+        pooled = (image_size - 4) // 2  # two convolutions take 2 pixels each, the pooling halves
+        self.conv1 = nn.Conv2d(in_channels, first, kernel_size=3)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.conv2 = nn.Conv2d(first, second, kernel_size=3)
+        self.bn2 = nn.BatchNorm2d(second)
+        self.fc1 = nn.Linear(second * pooled * pooled, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.fc2 = nn.Linear(hidden, num_classes)
+
+    def forward(self, images: Images) -> Logits:
+        """Score every class.
+
+        Args:
+            images: Normalised, shape ``(N, C, image_size, image_size)``.
+
+        Returns:
+            Logits, shape ``(N, K)``.
+        """
+        x: Tensor = self.bn1(F.relu(self.conv1(images)))  # (N, 32, 30, 30)
+        x = self.bn2(F.max_pool2d(F.relu(self.conv2(x)), 2))  # (N, 64, 14, 14)
+        x = F.relu(self.fc1(x.flatten(1)))  # (N, 512)
+        logits: Logits = self.fc2(self.dropout(x))
+        return logits

@@ -1,0 +1,192 @@
+"""`report.json`: what a run was, where it ran, and what came of it; and the tables made from such files."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy
+import safetensors
+import torch
+import torchvision
+
+from cifarnet._files import write_atomic
+from cifarnet.datasets import ImageDataset
+from cifarnet.engine import describe_device
+from cifarnet.errors import InputError
+from cifarnet.metrics import Evaluation
+from cifarnet.recipes import Recipe
+from cifarnet.trainer import Trainer
+
+__all__ = ["build_report", "load_report", "results_table", "save_report"]
+
+
+def build_report(
+    trainer: Trainer,
+    recipe: Recipe,
+    *,
+    train: ImageDataset,
+    val: ImageDataset | None,
+    test: ImageDataset,
+    evaluation: Evaluation,
+    command: str,
+    version: str,
+) -> dict[str, Any]:
+    """Collect what others need to judge a run, and to repeat it.
+
+    Args:
+        trainer: After `Trainer.fit`.
+        recipe: What it trained.
+        train: The images it learnt from.
+        val: The images it was selected by, if any.
+        test: The images of ``evaluation``.
+        evaluation: Of the weights that the run ended with.
+        command: What was typed.
+        version: Of this library.
+
+    Returns:
+        Plain values, for `save_report`.
+    """
+    records = list(trainer.history)
+    selected = trainer.selection.describe(last_epoch=len(records))
+    return {
+        "format": 1,
+        "recipe": asdict(recipe),
+        "seed": trainer.seed,
+        "command": command,
+        "data": {
+            "name": test.name,
+            "train": {"num_images": len(train), "fingerprint": train.fingerprint},
+            "val": None if val is None else {"num_images": len(val), "fingerprint": val.fingerprint},
+            "test": {"num_images": len(test), "fingerprint": test.fingerprint},
+        },
+        "num_parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "selected_by": selected,
+        "test_watched": (
+            "each epoch, as the published curve did; nothing was selected by it" if recipe.watch_test else "at the end"
+        ),
+        "metrics": {
+            "train_accuracy": records[-1].train_accuracy,
+            "val_accuracy": None if val is None else records[selected["epoch"] - 1].val_accuracy,
+            "test_accuracy": evaluation.accuracy,
+            "test_interval": list(evaluation.interval),
+            "test_loss": evaluation.loss,
+            "test_num_correct": evaluation.num_correct,
+            "test_num_images": evaluation.num_images,
+        },
+        "durations": {
+            "train_s": sum(record.train_s for record in records),
+            "eval_s": sum(record.eval_s for record in records),
+        },
+        "peak_memory_mb": _peak_memory_mb(trainer.device),
+        "hardware": describe_device(trainer.device),
+        "device": trainer.device.type,
+        "precision": trainer.precision.name,
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "cifarnet": version,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "torchvision": torchvision.__version__,
+            "numpy": numpy.__version__,
+            "safetensors": safetensors.__version__,
+        },
+        "history": trainer.history.to_list(),
+    }
+
+
+def save_report(report: Mapping[str, Any], path: str | Path) -> None:
+    """Write a report, whole or not at all.
+
+    Args:
+        report: From `build_report`.
+        path: Usually ``runs/NAME/report.json``.
+    """
+    write_atomic(Path(path), (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+
+
+def load_report(path: str | Path) -> dict[str, Any]:
+    """Read what `save_report` wrote.
+
+    Args:
+        path: The file.
+
+    Raises:
+        InputError: If it is not a report.
+    """
+    try:
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); give a report.json") from error
+    if not isinstance(report, dict) or report.get("format") != 1:
+        raise InputError(f"{path} is not a report of this version (format 1); give a report.json")
+    return report
+
+
+def results_table(directory: str | Path) -> str:
+    """The results of several seeds of a recipe, as Markdown.
+
+    Args:
+        directory: Holds a ``*.json`` report a seed.
+
+    Returns:
+        A table with mean and standard deviation, and where they come from.
+
+    Raises:
+        InputError: If there are no reports, or they are of different recipes or data.
+    """
+    reports = [load_report(path) for path in sorted(Path(directory).glob("seed-*.json"))]
+    if not reports:
+        raise InputError(f"{directory} holds no seed-*.json; run the recipe first")
+    first = reports[0]
+    for key in ("recipe", "data", "hardware", "precision"):
+        if any(report[key] != first[key] for report in reports):
+            raise InputError(f"the reports in {directory} differ in {key}; a mean over them means nothing")
+    rows = [
+        ("test accuracy", "77.63 %", _percent([report["metrics"]["test_accuracy"] for report in reports])),
+        ("training accuracy", "77.14 %", _percent([report["metrics"]["train_accuracy"] for report in reports])),
+        ("training time", "~20 min", _minutes([sum(report["durations"].values()) for report in reports])),
+        ("parameters", "~6.4M", f"{first['num_parameters']:,}"),
+        ("size of the weights", "~25 MB", f"{first['num_parameters'] * 4 / 1e6:.1f} MB"),
+    ]
+    lines = ["| | published | cifarnet |", "| --- | --- | --- |"]
+    lines += [f"| {name} | {published} | {own} |" for name, published, own in rows]
+    seeds = ", ".join(str(report["seed"]) for report in reports)
+    lines += [
+        "",
+        f"Mean +- standard deviation over {len(reports)} runs (seeds {seeds}), {first['recipe']['max_epochs']} epochs, "
+        f"after the last one; time with an evaluation of the test images after each epoch. {first['data']['name']}. "
+        f"{first['hardware']}, {first['precision']}, torch {first['versions']['torch']}.",
+    ]
+    return "\n".join(lines)
+
+
+def _percent(values: Sequence[float]) -> str:
+    return _mean_and_spread([100 * value for value in values], 2) + " %"
+
+
+def _minutes(seconds: Sequence[float]) -> str:
+    return _mean_and_spread([value / 60 for value in seconds], 1) + " min"
+
+
+def _mean_and_spread(values: Sequence[float], digits: int) -> str:
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} +- {statistics.stdev(values):.{digits}f}"
+
+
+def _peak_memory_mb(device: torch.device) -> float | None:
+    """Most memory the process held (on CUDA: most that torch held there); ``None`` where nobody counts."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_reserved(device) / 1e6, 1)
+    try:
+        import resource  # POSIX alone has it
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / 1e6 if sys.platform == "darwin" else peak / 1e3, 1)  # bytes there, KiB elsewhere

@@ -1,0 +1,176 @@
+"""What one call of `fit` or `epochs` is asked to do, checked before anything is trained or written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cifarnet._types import Json
+from cifarnet.datasets import ImageDataset
+from cifarnet.engine import EVAL_BATCH_SIZE, Batches, BatchSource, ForeignBatches, Precision, RunningSums
+from cifarnet.errors import NonFiniteLossError, SettingError, SettingTypeError
+from cifarnet.optim import Schedule, tabulate
+from cifarnet.transforms import Preprocess
+
+__all__ = ["Data", "Plan", "check_count", "check_finite", "check_optimizer", "open_for_evaluation"]
+
+#: An `ImageDataset`, or any iterable of ``(images, labels)`` batches.
+Data = ImageDataset | Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Data on the device, and how far to go.
+
+    Args:
+        train: Batches to learn from.
+        val: Images that the run is selected by, if any.
+        test: Images that are watched and select nothing, if any.
+        max_epochs: How many epochs the run has in all.
+        batch_size: Images a step; of a foreign iterable, nobody knows.
+        multipliers: Of the learning rate, for every step of the run; a single one where it is constant.
+        data: The training images as they were given.
+    """
+
+    train: BatchSource
+    val: BatchSource | None
+    test: BatchSource | None
+    max_epochs: int
+    batch_size: int | None
+    multipliers: list[float]
+    data: Data
+
+    @classmethod
+    def make(
+        cls,
+        train: Data,
+        val: Data | None,
+        test: Data | None,
+        *,
+        max_epochs: int,
+        batch_size: int,
+        schedule: Schedule,
+        model: nn.Module,
+        preprocess: Preprocess,
+        precision: Precision,
+        seed: int,
+    ) -> Plan:
+        """Check numbers and data, move the data to the device, tabulate the schedule."""
+        device = precision.device
+        check_count("max_epochs", max_epochs, "10 is the reference's")
+        check_count("batch_size", batch_size, "64 is the reference's")
+        for data in (train, val, test):
+            if isinstance(data, ImageDataset):
+                _check_data(model, data, preprocess, precision)
+        source: BatchSource
+        if isinstance(train, ImageDataset):
+            source = Batches(train.images, train.labels, train.ids, batch_size=batch_size, device=device, seed=seed)
+        else:
+            source = ForeignBatches(train, device=device)
+        return cls(
+            source,
+            None if val is None else open_for_evaluation(val, device),
+            None if test is None else open_for_evaluation(test, device),
+            max_epochs,
+            batch_size if isinstance(train, ImageDataset) else None,
+            _tabulate(schedule, max_epochs, source.num_steps),
+            train,
+        )
+
+    def epoch_multipliers(self, epoch: int) -> list[float]:
+        """Multipliers of the learning rate for the steps of one epoch, counted from 0."""
+        if len(self.multipliers) == 1:
+            return self.multipliers
+        num_steps = len(self.multipliers) // self.max_epochs
+        return self.multipliers[epoch * num_steps : (epoch + 1) * num_steps]
+
+    @property
+    def classes(self) -> list[Json]:
+        """Names of the classes; none where nobody knows them."""
+        return list(self.data.classes) if isinstance(self.data, ImageDataset) else []
+
+    def describe_data(self) -> dict[str, Any] | None:
+        """Name, size and fingerprint of the training images; ``None`` for a foreign iterable."""
+        if not isinstance(self.data, ImageDataset):
+            return None
+        return {"name": self.data.name, "num_images": len(self.data), "fingerprint": self.data.fingerprint}
+
+
+def open_for_evaluation(data: Data, device: torch.device) -> BatchSource:
+    """Images in their own order, in batches of a fixed size."""
+    if not isinstance(data, ImageDataset):
+        return ForeignBatches(data, device=device)
+    return Batches(data.images, data.labels, data.ids, batch_size=EVAL_BATCH_SIZE, device=device, seed=0)
+
+
+def check_count(key: str, value: object, remedy: str, *, least: int = 1) -> None:
+    """Refuse what is no whole number, or too small a one."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise SettingTypeError(f"{key} must be a whole number, got {value!r}; {remedy}")
+    if value < least:
+        raise SettingError(f"{key} must be at least {least}, got {value}; {remedy}")
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Refuse an optimizer that would not train the model, or away from it."""
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    own = {id(parameter) for parameter in model.parameters()}
+    if not all(id(parameter) in own for parameter in held):
+        raise SettingError(
+            "the optimizer holds parameters that are not the model's; build it from model.parameters() after the "
+            "model has its final form"
+        )
+    for group in optimizer.param_groups:
+        if not float(group["lr"]) >= 0:
+            raise SettingError(f"the learning rate must not be negative, got {float(group['lr'])}; 1e-3 suits Adam")
+
+
+def check_finite(sums: RunningSums, model: nn.Module, optimizer: torch.optim.Optimizer, where: str) -> None:
+    """Wait for the device and refuse what is NaN or infinite, before anything of it is recorded or saved."""
+    bad_step = sums.read().first_bad_step
+    if bad_step < 0 and all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        return
+    what = f"the loss was not finite first at step {bad_step + 1}" if bad_step >= 0 else "a weight is not finite"
+    rate = float(optimizer.param_groups[0]["lr"])
+    raise NonFiniteLossError(
+        f"{what} of {where} (learning rate {rate:g}); nothing was saved since. Try a tenth of the learning rate, "
+        "max_grad_norm=1.0, or float32"
+    )
+
+
+@torch.no_grad()
+def _check_data(model: nn.Module, data: ImageDataset, preprocess: Preprocess, precision: Precision) -> None:
+    """Send one image through the network, and compare its logits with the classes."""
+    was_training = model.training
+    model.eval()
+    try:
+        with precision.autocast():
+            logits = model(precision.prepare(preprocess(data.images[:1].to(precision.device))))
+    except RuntimeError as error:
+        raise SettingError(
+            f"{type(model).__name__} cannot take the images of {data.name} ({tuple(data.images.shape[1:])}, prepared "
+            f"to {preprocess.size} pixels): {str(error).splitlines()[0]}; build it for that size and those channels"
+        ) from error
+    finally:
+        model.train(was_training)
+    if logits.shape != (1, len(data.classes)):
+        raise SettingError(
+            f"{type(model).__name__} gives logits of shape {tuple(logits.shape)} for one image, and {data.name} has "
+            f"{len(data.classes)} classes; build it with num_classes={len(data.classes)}"
+        )
+
+
+def _tabulate(schedule: Schedule, max_epochs: int, num_steps: int | None) -> list[float]:
+    if num_steps is not None:
+        multipliers: list[float] = tabulate(schedule, max_epochs * num_steps).tolist()
+        return multipliers
+    if schedule(0, 2) != schedule(1, 2):
+        raise SettingError(
+            "a schedule needs the number of steps, and the iterable of batches has no length; give it a __len__, or "
+            "train with a constant learning rate"
+        )
+    return [float(schedule(0, 1))]

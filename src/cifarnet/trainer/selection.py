@@ -1,0 +1,79 @@
+"""Which epoch is the best, its weights, and how long ago it was."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+from torch import Tensor, nn
+
+from cifarnet.checkpoint import unwrapped_state_dict
+from cifarnet.errors import SettingError, did_you_mean
+from cifarnet.history import MONITORS, EpochRecord, is_better
+
+__all__ = ["Selection"]
+
+
+class Selection:
+    """The best validated epoch so far.
+
+    Args:
+        monitor: What it is judged by, a key of `MONITORS`.
+
+    Raises:
+        SettingError: If ``monitor`` is not one of them.
+    """
+
+    def __init__(self, monitor: str = "val_accuracy") -> None:
+        if monitor not in MONITORS:
+            hint = did_you_mean(str(monitor), MONITORS)
+            raise SettingError(f'monitor "{monitor}" is unknown; {hint} The test set chooses nothing')
+        self.monitor = monitor
+        #: The best epoch, from 1; 0 while there is none.
+        self.epoch = 0
+        #: What it was judged by.
+        self.value: float | None = None
+        #: How many epochs came after it.
+        self.epochs_since = 0
+        #: A copy of its weights, on their device.
+        self.weights: dict[str, Tensor] | None = None
+
+    def update(self, record: EpochRecord, model: nn.Module) -> bool:
+        """Take an epoch into account; whether it is the new best."""
+        value: float | None = getattr(record, self.monitor)
+        if value is not None and math.isnan(value):
+            warnings.warn(f"{self.monitor} is NaN at epoch {record.epoch}; it cannot become the best", stacklevel=2)
+        if not is_better(self.monitor, value, self.value):
+            self.epochs_since += 1
+            return False
+        self.epoch, self.value, self.epochs_since = record.epoch, value, 0
+        self.keep(model)
+        return True
+
+    def keep(self, model: nn.Module) -> None:
+        """Copy the weights of ``model``, which are those of the best epoch."""
+        self.weights = {name: tensor.clone() for name, tensor in unwrapped_state_dict(model).items()}
+
+    def describe(self, *, last_epoch: int) -> dict[str, Any]:
+        """How the weights of ``best`` were chosen; without validation they are those of the last epoch."""
+        if not self.epoch:
+            return {"monitor": "final", "epoch": last_epoch, "value": None}
+        return {"monitor": self.monitor, "epoch": self.epoch, "value": self.value}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values; the weights are in a file of their own."""
+        return {
+            "monitor": self.monitor,
+            "epoch": self.epoch,
+            "value": self.value,
+            "epochs_since": self.epochs_since,
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> Selection:
+        """The inverse of `state_dict`."""
+        selection = cls(state["monitor"])
+        selection.epoch, selection.value = state["epoch"], state["value"]
+        selection.epochs_since = state["epochs_since"]
+        return selection

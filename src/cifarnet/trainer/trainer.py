@@ -1,0 +1,397 @@
+"""`Trainer`: a loop that is a generator, and `fit`, which drains it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cifarnet import randomness
+from cifarnet.checkpoint import Checkpointer, load_optimizer, load_weights, unwrapped_state_dict
+from cifarnet.engine import BatchSource, EagerBackend, RunningSums, evaluate, resolve_device, resolve_precision
+from cifarnet.errors import (
+    CheckpointMismatchError,
+    SettingError,
+)
+from cifarnet.history import EpochRecord, History
+from cifarnet.metrics import Evaluation
+from cifarnet.optim import Schedule, constant
+from cifarnet.trainer import identity
+from cifarnet.trainer.plan import Data, Plan, check_count, check_finite, check_optimizer, open_for_evaluation
+from cifarnet.trainer.progress import Progress
+from cifarnet.trainer.saving import describe_best, open_run
+from cifarnet.trainer.selection import Selection
+from cifarnet.transforms import Transforms, build_transforms
+
+__all__ = ["Trainer"]
+
+
+class Trainer:
+    """Trains one network; a run is a function of its settings, its seed and its data.
+
+    The model is moved to the device, its weights to channels-last memory, in place.
+
+    Args:
+        model: Any module from images ``(N, C, H, W)`` to logits ``(N, K)``.
+        optimizer: Over the model's parameters; the learning rates it comes with are the base ones.
+        transforms: For uint8 images; ``None`` takes the defaults of `build_transforms`. Floating batches of a
+            foreign iterable are taken as they are.
+        loss_fn: ``(logits, labels) -> mean loss``; give ``nn.CrossEntropyLoss(label_smoothing=0.1)`` to smooth.
+        schedule: Multiplier of the base learning rates at each step; see `cifarnet.optim`.
+        max_grad_norm: Longer gradients are shortened to this 2-norm; ``None`` leaves them as they are.
+        device: ``"auto"`` (CUDA where there is one, else the CPU) or what `torch.device` takes.
+        precision: ``"auto"`` (bf16 autocast on CUDA and on CPUs with native bf16, else float32), ``"bf16"``,
+            ``"float32"`` or ``"float64"``.
+        deterministic: On CUDA, allow only kernels whose result never changes; slower there.
+        seed: Of order, augmentation and dropout, not negative. Initial weights are the model's own business.
+
+    Raises:
+        SettingError: If a value is outside its range, or the optimizer is not over the model's parameters.
+
+    Example:
+        >>> from cifarnet import CifarCNN, make_synthetic
+        >>> data = make_synthetic(num_train=64, num_test=32)
+        >>> model = CifarCNN()
+        >>> trainer = Trainer(model, torch.optim.Adam(model.parameters()), seed=0)
+        >>> history = trainer.fit(data.train, max_epochs=1, batch_size=32, progress=False)
+        >>> len(history)
+        1
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        transforms: Transforms | None = None,
+        loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+        schedule: Schedule | None = None,
+        max_grad_norm: float | None = None,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        deterministic: bool = False,
+        seed: int = 0,
+    ) -> None:
+        check_optimizer(optimizer, model)
+        check_count("seed", seed, "0 is the default", least=0)
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise SettingError(f"max_grad_norm must be above 0, got {max_grad_norm}; leave it out for no clipping")
+        self.device = resolve_device(device)
+        self.precision = resolve_precision(precision, self.device)
+        self.model = model.to(self.device, self.precision.weights).to(memory_format=torch.channels_last)
+        self.optimizer = optimizer
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", float(group["lr"]))
+        self.transforms = build_transforms() if transforms is None else transforms
+        self.seed = seed
+        #: What was done so far; kept when training is interrupted.
+        self.history = History()
+        #: The best validation so far, as `fit` found it.
+        self.selection = Selection()
+        self._loss_fn = nn.CrossEntropyLoss() if loss_fn is None else loss_fn
+        self._schedule = constant() if schedule is None else schedule
+        self._deterministic = deterministic
+        self._backend = EagerBackend(
+            model,
+            optimizer,
+            self._loss_fn,
+            self.transforms,
+            precision=self.precision,
+            max_grad_norm=max_grad_norm,
+            seed=seed,
+        )
+        self._epoch = self._step = self.global_step = 0  # whole epochs, steps of the one begun, steps in all
+        self._train_s = 0.0  # of the epoch begun
+        self._sums = RunningSums(self.device)
+        self._plan: Plan | None = None  # of the latest fit
+        self._loaded: Mapping[str, Any] | None = None  # what load_state_dict was told about the run
+        self._final_weights: dict[str, Tensor] | None = None  # kept aside while the model holds the best ones
+
+    def fit(
+        self,
+        train: Data,
+        val: Data | None = None,
+        *,
+        test: Data | None = None,
+        max_epochs: int,
+        batch_size: int = 64,
+        checkpointer: Checkpointer | None = None,
+        resume: bool | Literal["weights"] = False,
+        monitor: str = "val_accuracy",
+        patience: int | None = None,
+        progress: bool = True,
+    ) -> History:
+        """Train to ``max_epochs`` in all, and leave the best weights in the model.
+
+        The best epoch is the one with the best validation; without ``val`` it is the last. Calling `fit` again
+        with more epochs continues from the last epoch, not from the best.
+
+        Args:
+            train: Images to learn from: an `ImageDataset`, or an iterable of ``(images, labels)`` batches.
+            val: Images to select by.
+            test: Images that are evaluated each epoch, as published curves do it; they select nothing.
+            max_epochs: Epochs of the whole run, counting those done before.
+            batch_size: Images a step.
+            checkpointer: Saves ``last`` after each epoch and ``best`` on improvement.
+            resume: ``True`` continues if there is something to continue, and starts if not; ``False`` refuses a
+                directory that holds a run; ``"weights"`` starts anew from the weights of the run that is there.
+            monitor: What ``best`` means: ``"val_accuracy"`` or ``"val_loss"``.
+            patience: Stop after so many epochs without a new best; ``None`` never does.
+            progress: Show a bar on a terminal and in a notebook, a line an epoch elsewhere, on stderr.
+
+        Returns:
+            `history`: a record an epoch.
+
+        Raises:
+            SettingError: If a value is outside its range.
+            RunExistsError: If the checkpointer's directory holds a run and ``resume`` is ``False``.
+            ResumeMismatchError: If the run there has other settings.
+            CheckpointError: If a checkpoint cannot be read or written.
+            NonFiniteLossError: If the loss or a weight becomes NaN or infinite; nothing is saved after it did.
+        """
+        if patience is not None:
+            check_count("patience", patience, "3 is usual")
+            if val is None:
+                raise SettingError("patience needs validation images; hold some out with train.split(0.1, seed=0)")
+        selection = Selection(monitor)
+        plan = self._make_plan(train, val, test, max_epochs=max_epochs, batch_size=batch_size)
+        if checkpointer is not None:
+            self._open(checkpointer, resume, plan)
+        if not self.selection.epoch:
+            self.selection = selection
+        was_finished = self._epoch >= max_epochs
+        with Progress(plan, epoch=self._epoch, step=self._step, enabled=progress) as bar:
+            if was_finished:
+                bar.show_line(f"Run already finished ({self._epoch}/{max_epochs})")
+            for event in self._run(plan, patience=patience):
+                if isinstance(event, int):
+                    bar.show_step(self._epoch, event, self._sums, self._train_s)
+                    continue
+                bar.show_epoch(event)
+                improved = val is not None and self.selection.update(event, self.model)
+                if checkpointer is not None:
+                    checkpointer.save(self)  # first, so that a best epoch on disk is never ahead of its run
+                    if improved:
+                        self._save_best(checkpointer, plan)
+        if checkpointer is not None and not self.selection.epoch and not was_finished:
+            self._save_best(checkpointer, plan)
+        self._put_best_weights()
+        return self.history
+
+    def epochs(
+        self,
+        train: Data,
+        val: Data | None = None,
+        *,
+        test: Data | None = None,
+        max_epochs: int,
+        batch_size: int = 64,
+    ) -> Iterator[EpochRecord]:
+        """Train an epoch each time the next record is asked for: stopping early is ``break``.
+
+        Nothing is saved, selected or shown; the caller's random state is untouched between two records.
+
+        Args:
+            train: Images to learn from: an `ImageDataset`, or an iterable of ``(images, labels)`` batches.
+            val: Images to evaluate after each epoch.
+            test: Further images to evaluate after each epoch.
+            max_epochs: Epochs of the whole run, counting those done before.
+            batch_size: Images a step.
+
+        Yields:
+            A record an epoch.
+
+        Raises:
+            SettingError: If a value is outside its range.
+            NonFiniteLossError: If the loss or a weight becomes NaN or infinite.
+        """
+        plan = self._make_plan(train, val, test, max_epochs=max_epochs, batch_size=batch_size)
+        return (event for event in self._run(plan) if isinstance(event, EpochRecord))
+
+    def _run(self, plan: Plan, *, patience: int | None = None) -> Iterator[int | EpochRecord]:
+        """Train on: an int after each step of an epoch (how many are done), a record after each epoch."""
+        self._begin(plan)
+        while self._epoch < plan.max_epochs and (patience is None or self.selection.epochs_since < patience):
+            with randomness.isolated(self.device, deterministic=self._deterministic):
+                yield from self._train_epoch(plan)
+                record = self._finish_epoch(plan)
+            yield record
+
+    def _train_epoch(self, plan: Plan) -> Iterator[int]:
+        clock = time.perf_counter()
+        for step in self._backend.epoch(
+            plan.train,
+            self._epoch,
+            first_step=self._step,
+            multipliers=plan.epoch_multipliers(self._epoch),
+            sums=self._sums,
+        ):
+            self._step = step
+            self.global_step += 1
+            self._train_s += time.perf_counter() - clock
+            yield step
+            clock = time.perf_counter()
+        check_finite(self._sums, self.model, self.optimizer, f"epoch {self._epoch + 1} in {self.precision.name}")
+        self._train_s += time.perf_counter() - clock
+
+    def _finish_epoch(self, plan: Plan) -> EpochRecord:
+        clock = time.perf_counter()
+        val = None if plan.val is None else self._evaluate(plan.val)
+        test = None if plan.test is None else self._evaluate(plan.test)
+        totals = self._sums.read()
+        record = EpochRecord(
+            epoch=self._epoch + 1,
+            global_step=self.global_step,
+            learning_rate=float(self.optimizer.param_groups[0]["lr"]),
+            train_loss=totals.mean_loss,
+            train_accuracy=totals.accuracy,
+            val_loss=None if val is None else val.loss,
+            val_accuracy=None if val is None else val.accuracy,
+            test_loss=None if test is None else test.loss,
+            test_accuracy=None if test is None else test.accuracy,
+            train_s=self._train_s,
+            eval_s=time.perf_counter() - clock,
+            images_per_s=totals.num_images / self._train_s,
+        )
+        self.history.append(record)
+        self._epoch, self._step, self._train_s = self._epoch + 1, 0, 0.0
+        self._sums = RunningSums(self.device)
+        return record
+
+    def evaluate(self, data: Data) -> Evaluation:
+        """Score the model as it is now, in evaluation mode.
+
+        Args:
+            data: An `ImageDataset`, or an iterable of ``(images, labels)`` batches.
+
+        Returns:
+            Loss and accuracy.
+        """
+        return self._evaluate(open_for_evaluation(data, self.device))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resume needs, as nested dicts of tensors and plain values; the tensors are not copies."""
+        weights = unwrapped_state_dict(self.model) if self._final_weights is None else self._final_weights
+        return {
+            "model": weights,
+            "optimizer": self.optimizer.state_dict(),
+            "position": {
+                "epoch": self._epoch,
+                "step": self._step,
+                "global_step": self.global_step,
+                "train_s": self._train_s,
+            },
+            "sums": self._sums.state_dict(),
+            "history": self.history.to_list(),
+            "selection": self.selection.state_dict(),
+            **self._describe_run(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was taken, given the same settings and data.
+
+        Args:
+            state: What `state_dict` returned, or `Checkpointer.read_last` read.
+
+        Raises:
+            CheckpointMismatchError: If the weights or the optimizer's state do not fit; nothing is changed then.
+            ResumeMismatchError: If the run has another seed, model, optimizer or preprocessing.
+        """
+        own = self.state_dict()
+        if set(state) != set(own):
+            parts = sorted(set(state) ^ set(own))
+            raise CheckpointMismatchError(f"this is not the state of a Trainer: {parts} are missing or unknown")
+        for part in ("seed", "model", "optimizer", "preprocess"):
+            identity.refuse_differences({part: state["run"][part]}, {part: own["run"][part]})
+        load_optimizer(self.optimizer, state["optimizer"])
+        load_weights(self.model, state["model"], source="the checkpoint")
+        position = state["position"]
+        self._epoch, self._step = position["epoch"], position["step"]
+        self.global_step, self._train_s = position["global_step"], position["train_s"]
+        self._sums = RunningSums(self.device)
+        self._sums.load_state_dict(state["sums"])
+        self.history = History.from_list(state["history"])
+        self.selection = Selection.from_state_dict(state["selection"])
+        self._plan, self._loaded, self._final_weights = None, state, None
+
+    def _make_plan(self, train: Data, val: Data | None, test: Data | None, *, max_epochs: int, batch_size: int) -> Plan:
+        return Plan.make(
+            train,
+            val,
+            test,
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            schedule=self._schedule,
+            model=self.model,
+            preprocess=self.transforms.preprocess,
+            precision=self.precision,
+            seed=self.seed,
+        )
+
+    def _begin(self, plan: Plan) -> None:
+        """Make sure that this goes on with the same run, from where it was, not from its best epoch."""
+        if self._plan is not None or self._loaded is not None:
+            before = self._describe_run()
+            self._plan = plan
+            now = self._describe_run()
+            identity.refuse_differences(before["run"], now["run"])
+            identity.warn_of_differences(before["environment"], now["environment"])
+        self._plan = plan
+        if self._final_weights is not None:
+            load_weights(self.model, self._final_weights, source="the last epoch")
+            self._final_weights = None
+
+    def _describe_run(self) -> dict[str, Any]:
+        if self._plan is None and self._loaded is not None:
+            return {"run": self._loaded["run"], "environment": self._loaded["environment"]}
+        run = identity.describe_run(self.model, self.optimizer, self.transforms, self._plan, seed=self.seed)
+        environment = identity.describe_environment(
+            self.transforms,
+            self._schedule,
+            self.precision,
+            self._plan,
+            backend=self._backend.name,
+            deterministic=self._deterministic,
+        )
+        return {"run": run, "environment": environment}
+
+    def _open(self, checkpointer: Checkpointer, resume: bool | str, plan: Plan) -> None:
+        """Load what is to be continued, if anything."""
+        state = open_run(checkpointer, resume)
+        if state is None:
+            return
+        if resume == "weights":
+            load_weights(self.model, state["model"], source=str(checkpointer.last_path))
+            return
+        self.load_state_dict(state)
+        if self.selection.epoch == self._epoch > 0 and self._step == 0:
+            # The weights at hand are the best; the run may have been killed before it wrote them a second time.
+            self.selection.keep(self.model)
+            self._save_best(checkpointer, plan)
+        elif self.selection.epoch:
+            self.selection.weights, _ = checkpointer.read_best()
+
+    def _save_best(self, checkpointer: Checkpointer, plan: Plan) -> None:
+        weights = unwrapped_state_dict(self.model) if self.selection.weights is None else self.selection.weights
+        description = describe_best(
+            self.model, self.transforms.preprocess, self.precision, plan, self.selection, epoch=self._epoch
+        )
+        checkpointer.save_best(weights, description)
+
+    def _put_best_weights(self) -> None:
+        """Load the best weights into the model; what training had reached is kept aside for going on."""
+        if self.selection.weights is not None and self.selection.epoch != self._epoch:
+            self._final_weights = {k: v.clone() for k, v in unwrapped_state_dict(self.model).items()}
+            load_weights(self.model, self.selection.weights, source="the best epoch")
+
+    def _evaluate(self, batches: BatchSource) -> Evaluation:
+        return evaluate(
+            self.model,
+            batches,
+            preprocess=self.transforms.preprocess,
+            loss_fn=self._loss_fn,
+            precision=self.precision,
+        )

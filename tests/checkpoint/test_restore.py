@@ -1,0 +1,359 @@
+"""Loading into a live network and optimizer: all of it or nothing, and training goes on as if unbroken."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from cifarnet.checkpoint import Checkpointer, load_optimizer, load_weights, unwrapped_state_dict
+from cifarnet.errors import CheckpointMismatchError
+
+
+def network(num_classes: int = 10) -> nn.Sequential:
+    head = nn.Linear(8, num_classes)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, num_steps: int, *, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(num_steps):
+        images = torch.randn(4, 3, 8, 8, generator=generator).to(memory_format=torch.channels_last)
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(images), torch.arange(4))
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
+def through_a_file(state: dict[str, Any], directory: Path) -> dict[str, Any]:
+    class Holder:
+        def state_dict(self) -> Mapping[str, Any]:
+            return state
+
+        def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    checkpointer = Checkpointer(directory)
+    checkpointer.save(Holder())
+    read = checkpointer.read_last()
+    assert read is not None
+    return read
+
+
+def bits(model: nn.Module) -> list[bytes]:
+    return [bytes(t.detach().contiguous().view(-1).view(torch.uint8).tolist()) for t in model.state_dict().values()]
+
+
+# Weights
+
+
+def test_loaded_weights_are_equal_and_the_parameters_the_same_objects() -> None:
+    source, model = network(), network().to(memory_format=torch.channels_last)
+    before = {name: (p, p.data_ptr(), p.stride()) for name, p in model.named_parameters()}
+    load_weights(model, source.state_dict(), source="best.safetensors")
+    assert bits(model) == bits(source)
+    for name, parameter in model.named_parameters():
+        assert (parameter, parameter.data_ptr(), parameter.stride()) == before[name]
+        assert parameter.requires_grad
+    conv = model[0]
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+class Wrapped(nn.Module):
+    """What torch.compile makes of a module, as far as names go."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._orig_mod = module
+
+
+class PartCompiled(nn.Module):
+    def __init__(self, *, compiled: bool) -> None:
+        super().__init__()
+        part = nn.Linear(2, 2)
+        self.head = Wrapped(part) if compiled else part
+        self.tail = nn.Linear(2, 2)
+
+
+def really_compiled(model: nn.Module) -> nn.Module:
+    compiled: object = torch.compile(model)
+    assert isinstance(compiled, nn.Module)
+    return compiled
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "plain": lambda model: model,
+    "compiled": Wrapped,
+    "really compiled": really_compiled,
+    "parallel": nn.DataParallel,
+    "averaged": AveragedModel,
+    "compiled parallel": lambda model: Wrapped(nn.DataParallel(model)),
+    "parallel compiled": lambda model: nn.DataParallel(Wrapped(model)),
+    "compiled averaged compiled": lambda model: Wrapped(AveragedModel(Wrapped(model))),
+}
+
+
+@pytest.mark.parametrize("saved", WRAPPERS.values(), ids=WRAPPERS)
+@pytest.mark.parametrize("live", WRAPPERS.values(), ids=WRAPPERS)
+def test_wrappers_on_either_side_do_not_matter(
+    saved: Callable[[nn.Module], nn.Module], live: Callable[[nn.Module], nn.Module]
+) -> None:
+    source, model = nn.Linear(3, 2), nn.Linear(3, 2)
+    wrapped = live(model)
+    load_weights(wrapped, saved(source).state_dict(), source="file")
+    inner = unwrapped_state_dict(wrapped)
+    assert list(inner) == ["weight", "bias"]
+    assert torch.equal(inner["weight"], source.weight)
+    assert inner["weight"].data_ptr() == next(wrapped.parameters()).data_ptr()
+
+
+def test_a_compiled_part_has_the_names_of_the_plain_one() -> None:
+    plain, compiled = PartCompiled(compiled=False), PartCompiled(compiled=True)
+    assert list(unwrapped_state_dict(compiled)) == list(plain.state_dict())
+    load_weights(plain, compiled.state_dict(), source="file")
+    load_weights(compiled, plain.state_dict(), source="file")
+
+
+class OwnModule(nn.Module):
+    """A network with a part that is called module: not a wrapper."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Linear(2, 2)
+        self.weight = nn.Parameter(torch.zeros(1))
+
+
+def test_a_part_called_module_keeps_its_name() -> None:
+    assert list(unwrapped_state_dict(OwnModule())) == ["weight", "module.weight", "module.bias"]
+    load_weights(OwnModule(), nn.DataParallel(OwnModule()).state_dict(), source="file")
+
+
+def test_a_network_without_weights_is_fine() -> None:
+    assert unwrapped_state_dict(nn.ReLU()) == {}
+    load_weights(nn.ReLU(), {}, source="file")
+
+
+def test_another_class_count_is_named_with_the_builder() -> None:
+    with pytest.raises(CheckpointMismatchError) as caught:
+        load_weights(
+            network(100), network(10).state_dict(), source="best.safetensors", built_with="CifarCNN(num_classes=10)"
+        )
+    assert str(caught.value) == (
+        "best.safetensors does not fit the model: 5.weight is 10x8 in the file, 100x8 in the model; "
+        "5.bias is 10 in the file, 100 in the model; built with CifarCNN(num_classes=10)"
+    )
+
+
+DIFFERENCES: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
+    "missing": (lambda weights: weights.pop("0.bias"), r"0\.bias is only in the model"),
+    "more": (lambda weights: weights.update(extra=torch.zeros(1)), "extra is only in the file"),
+    "dtype": (
+        lambda weights: weights.update({"0.bias": torch.zeros(8).half()}),
+        r"0\.bias is float16 in the file, float32",
+    ),
+    "scalar": (lambda weights: weights.update({"0.bias": torch.zeros(())}), r"0\.bias is one number in the file, 8 in"),
+    "wider": (lambda weights: weights.update({"0.bias": torch.zeros(1)}), r"0\.bias is 1 in the file, 8 in"),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), DIFFERENCES.values(), ids=DIFFERENCES)
+def test_whatever_differs_nothing_is_loaded(change: Callable[[dict[str, Tensor]], Any], said: str) -> None:
+    model = network()
+    before = bits(model)
+    weights = dict(network().state_dict())
+    change(weights)
+    with pytest.raises(CheckpointMismatchError, match=said):
+        load_weights(model, weights, source="file")
+    assert bits(model) == before
+
+
+def test_five_differences_are_listed_and_the_others_counted() -> None:
+    with pytest.raises(CheckpointMismatchError) as caught:
+        load_weights(network(), {}, source="file")
+    assert str(caught.value).count("is only in the model") == 5
+    assert "; and 4 more; build the model as the file's was built" in str(caught.value)
+
+
+def test_a_network_without_storage_is_refused_not_skipped() -> None:
+    with torch.device("meta"):
+        model = nn.Linear(2, 2)
+    with pytest.raises(CheckpointMismatchError, match="no storage in the model"):
+        load_weights(model, nn.Linear(2, 2).state_dict(), source="file")
+
+
+# Optimizers
+
+
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "adam": lambda params: torch.optim.Adam(params, weight_decay=1e-4),
+    "adam fused": lambda params: torch.optim.Adam(params, fused=True),
+    "adam amsgrad": lambda params: torch.optim.AdamW(params, amsgrad=True),
+    "adam tensor lr": lambda params: torch.optim.Adam(params, lr=torch.tensor(1e-3)),
+    "sgd": lambda params: torch.optim.SGD(params, lr=0.1),
+    "sgd momentum": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, nesterov=True),
+    "adafactor": lambda params: torch.optim.Adafactor(params),
+}
+
+
+def start(build: Callable[[Any], torch.optim.Optimizer]) -> tuple[nn.Sequential, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = network().to(memory_format=torch.channels_last)
+    return model, build(model.parameters())
+
+
+@pytest.mark.parametrize("build", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_training_goes_on_with_equal_bits(build: Callable[[Any], torch.optim.Optimizer], tmp_path: Path) -> None:
+    model, optimizer = start(build)
+    train(model, optimizer, 3)
+    saved = through_a_file({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path)
+    train(model, optimizer, 3, seed=1)
+
+    resumed, resumed_optimizer = start(build)
+    load_weights(resumed, saved["model"], source="file")
+    load_optimizer(resumed_optimizer, saved["optimizer"])
+    before = copy.deepcopy(saved["optimizer"])
+    train(resumed, resumed_optimizer, 3, seed=1)
+    assert bits(resumed) == bits(model)
+    assert str(saved["optimizer"]) == str(before), "training wrote into the state that was loaded"
+
+    without, fresh_optimizer = start(build)  # the negative control
+    load_weights(without, saved["model"], source="file")
+    train(without, fresh_optimizer, 3, seed=1)
+    has_state = any(isinstance(value, Tensor) for entries in before["state"].values() for value in entries.values())
+    assert (bits(without) != bits(model)) == has_state
+
+
+def test_torch_alone_trains_wrong_with_fused_adam_on_channels_last(tmp_path: Path) -> None:
+    """The negative control: why `load_optimizer` exists."""
+    model, optimizer = start(OPTIMIZERS["adam fused"])
+    train(model, optimizer, 3)
+    saved = through_a_file({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path)
+    train(model, optimizer, 3, seed=1)
+
+    resumed, resumed_optimizer = start(OPTIMIZERS["adam fused"])
+    load_weights(resumed, saved["model"], source="file")
+    resumed_optimizer.load_state_dict(saved["optimizer"])
+    train(resumed, resumed_optimizer, 3, seed=1)
+    conv, expected = resumed[0].weight, model[0].weight
+    assert isinstance(conv, Tensor)
+    assert isinstance(expected, Tensor)
+    assert (conv - expected).abs().max() > 1e-4
+
+
+def test_the_state_takes_the_memory_format_of_the_parameters(tmp_path: Path) -> None:
+    model, optimizer = start(OPTIMIZERS["adam"])
+    train(model, optimizer, 1)
+    saved = through_a_file(optimizer.state_dict(), tmp_path)
+    assert saved["state"][0]["exp_avg"].is_contiguous()
+    load_optimizer(optimizer, saved)
+    for parameter, entries in optimizer.state.items():
+        assert entries["exp_avg"].stride() == parameter.stride()
+        assert entries["exp_avg_sq"].stride() == parameter.stride()
+        assert entries["step"].shape == ()
+        assert entries["step"].dtype == torch.float32
+
+
+def test_a_wide_state_of_narrow_weights_keeps_its_dtype(tmp_path: Path) -> None:
+    """torch casts it to the parameter's dtype: 16 of 24 bits would be lost at each resume."""
+    weight = nn.Parameter(torch.ones(4, 4, dtype=torch.bfloat16))
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    moment = torch.full((4, 4), 1 / 3)
+    optimizer.state[weight]["momentum_buffer"] = moment
+    saved = through_a_file(optimizer.state_dict(), tmp_path)
+    load_optimizer(optimizer, saved)
+    assert torch.equal(optimizer.state[weight]["momentum_buffer"], moment)
+    optimizer.load_state_dict(saved)
+    assert optimizer.state[weight]["momentum_buffer"].dtype == torch.bfloat16, "the negative control"
+
+
+def test_a_weight_of_one_number_keeps_its_step_apart() -> None:
+    weight = nn.Parameter(torch.ones(()))
+    optimizer = torch.optim.Adam([weight])
+    weight.grad = torch.ones(())
+    optimizer.step()
+    load_optimizer(optimizer, copy.deepcopy(optimizer.state_dict()))
+    assert optimizer.state[weight]["step"] == 1
+
+
+def test_a_state_that_is_no_tensor_is_taken_as_it_is() -> None:
+    optimizer = SGD(params((2,)), lr=0.1, momentum=0.9)
+    load_optimizer(optimizer, {**optimizer.state_dict(), "state": {0: {"momentum_buffer": None}}})
+    stepped(optimizer)
+
+
+def params(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
+    return [nn.Parameter(torch.ones(shape)) for shape in shapes]
+
+
+def stepped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return optimizer
+
+
+Adam, SGD = torch.optim.Adam, torch.optim.SGD
+MISMATCHES: dict[str, tuple[torch.optim.Optimizer, str]] = {
+    "fewer groups": (Adam([{"params": params((2, 3))}, {"params": params((4,))}]), "2 parameter groups in the file"),
+    "fewer parameters": (Adam(params((2, 3))), "group 0 has 1 parameters in the file, 2 in the optimizer"),
+    "another optimizer": (SGD(params((2, 3), (4,))), "group 0 has momentum only in the file"),
+    "another shape": (Adam(params((2, 3), (5,))), "exp_avg of parameter 1 is 5 in the file, 4 in the model"),
+    "another rank": (Adam(params((2, 3), (4, 1))), "exp_avg of parameter 1 is 4x1 in the file, 4 in the model"),
+    "named": (
+        Adam([("a", params((2, 3))[0]), ("b", params((4,))[0])]),
+        "group 0 has param_names only in the file",
+    ),
+}
+
+
+@pytest.mark.parametrize(("saved", "said"), MISMATCHES.values(), ids=MISMATCHES)
+def test_an_optimizer_that_does_not_fit_is_refused_untouched(saved: torch.optim.Optimizer, said: str) -> None:
+    optimizer = stepped(Adam(params((2, 3), (4,)), lr=0.5))
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(CheckpointMismatchError, match=rf"not fit the optimizer: .*{said}.*; use the optimizer"):
+        load_optimizer(optimizer, stepped(saved).state_dict())
+    assert str(optimizer.state_dict()) == str(before)
+
+
+def test_parameters_in_another_order_are_refused() -> None:
+    a, b = params((2, 3), (2, 3))
+    saved = stepped(Adam([("a", a), ("b", b)])).state_dict()
+    load_optimizer(Adam([("a", a), ("b", b)]), saved)
+    with pytest.raises(CheckpointMismatchError, match="names its parameters otherwise"):
+        load_optimizer(Adam([("b", b), ("a", a)]), saved)
+
+
+def test_states_of_unknown_parameters_and_empty_states_are_refused() -> None:
+    optimizer = Adam(params((2, 3)))
+    with pytest.raises(CheckpointMismatchError, match="parameter 7 is only in the file"):
+        load_optimizer(optimizer, {**optimizer.state_dict(), "state": {7: {}}})
+    with pytest.raises(CheckpointMismatchError, match="0 parameter groups in the file"):
+        load_optimizer(optimizer, {})
+
+
+def test_the_learning_rate_of_the_file_is_taken(tmp_path: Path) -> None:
+    saved = through_a_file(Adam(params((2,)), lr=0.25, betas=(0.5, 0.6)).state_dict(), tmp_path)
+    optimizer = Adam(params((2,)))
+    load_optimizer(optimizer, saved)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    assert optimizer.param_groups[0]["betas"] == (0.5, 0.6)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_state_from_a_file_goes_to_the_device(capturable: bool, tmp_path: Path) -> None:
+    weight = nn.Parameter(torch.ones(2, 3, 4, 4, device="cuda").to(memory_format=torch.channels_last))
+    optimizer = stepped(Adam([weight], lr=torch.tensor(0.1, device="cuda"), capturable=capturable))
+    load_optimizer(optimizer, through_a_file(optimizer.state_dict(), tmp_path))
+    assert optimizer.state[weight]["exp_avg"].is_cuda
+    assert optimizer.state[weight]["exp_avg"].stride() == weight.stride()
+    assert optimizer.param_groups[0]["lr"].is_cuda
+    stepped(optimizer)

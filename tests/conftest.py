@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from cifarnet import CifarCNN, DatasetSplits, Trainer, build_transforms, load_cifar10, make_synthetic
+from cifarnet.transforms import Transforms
+
+SIZE = 16  # pixels a side of the images of most tests: a quarter of the work
+
+
+@pytest.fixture(scope="session")
+def synthetic() -> DatasetSplits:
+    """300 training and 100 test images of 16x16 in ten classes."""
+    return make_synthetic(num_train=300, num_test=100, seed=0, size=SIZE)
+
+
+@pytest.fixture(scope="session")
+def small_transforms() -> Transforms:
+    """All the augmentation there is."""
+    return build_transforms(crop_padding=2, cutout=4, brightness=0.1, contrast=0.1, size=SIZE)
+
+
+@pytest.fixture
+def make_trainer(small_transforms: Transforms) -> Callable[..., Trainer]:
+    """Builds equal trainers of a small network; keywords go to `Trainer`."""
+
+    def make(
+        *,
+        lr: float = 1e-3,
+        init_seed: int = 0,
+        dropout: float = 0.5,
+        num_classes: int = 10,
+        fused: bool = True,
+        **settings: object,
+    ) -> Trainer:
+        with torch.random.fork_rng():
+            torch.manual_seed(init_seed)
+            model = CifarCNN(num_classes, image_size=SIZE, widths=(8, 16), hidden=32, dropout=dropout)
+        optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=1e-4, fused=fused)
+        settings = {"transforms": small_transforms, "device": "cpu", **settings}
+        return Trainer(model, optimizer, **settings)  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def real_data_root() -> Path:
+    """Where CIFAR-10 lies; tests that ask for it are skipped where it does not."""
+    root = os.environ.get("CIFARNET_TEST_DATA")
+    if not root:
+        pytest.skip("CIFARNET_TEST_DATA does not name a folder with CIFAR-10")
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
+def cifar10(real_data_root: Path) -> DatasetSplits:
+    return load_cifar10(real_data_root, download=False)

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from cifarnet.datasets import ImageDataset, make_synthetic
+from cifarnet.errors import SettingError, SettingTypeError
+
+GOLDEN_TRAIN = "35a2c3963d8c2ab6938e1c4c739b9c59cff1cd2372812b0033078c0958e6e37b"
+GOLDEN_TEST = "cf2e2be59a69e34b8d813a81a1eb927b9e4717559563515fb685da2b90bebc79"
+
+
+def test_classes_are_balanced_and_named() -> None:
+    data = make_synthetic(num_train=95, num_test=10)
+    assert set(data.train.class_counts.values()) == {9, 10}
+    assert set(data.test.class_counts.values()) == {1}
+    assert "circle" in data.train.classes
+    assert len(data.train.classes) == 10
+    assert data.train.images.dtype == torch.uint8
+    assert data.train.images.shape == (95, 3, 32, 32)
+
+
+@settings(max_examples=8, deadline=None)
+@given(num_train=st.integers(1, 1100), seed=st.integers(0, 2**64 - 1), size=st.sampled_from([8, 9, 16]))
+def test_an_image_depends_on_seed_part_and_place_alone(num_train: int, seed: int, size: int) -> None:
+    short = make_synthetic(num_train, 3, seed=seed, size=size)
+    long = make_synthetic(1100, 5, seed=seed, size=size)
+    assert torch.equal(short.train.images, long.train.images[:num_train])
+    assert torch.equal(short.test.images, long.test.images[:3])
+    assert short.train.images.shape[2:] == (size, size)
+
+
+def test_other_seeds_and_the_other_part_give_other_images() -> None:
+    data, other = make_synthetic(20, 20, seed=1), make_synthetic(20, 20, seed=2)
+    assert data.train.fingerprint != data.test.fingerprint
+    assert data.train.fingerprint != other.train.fingerprint
+    assert len({bytes(image.numpy()) for image in data.train.images}) == 20
+
+
+def test_it_is_the_same_in_every_version_and_on_every_platform() -> None:
+    data = make_synthetic(40, 10, seed=3)
+    assert data.train.fingerprint == GOLDEN_TRAIN
+    assert data.test.fingerprint == GOLDEN_TEST
+
+
+def test_torchs_generator_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    make_synthetic(20, 20)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"num_train": 0}, {"num_test": -1}, {"seed": -1}, {"seed": 2**64}, {"size": 7}, {"size": 10_000}]
+)
+def test_a_number_out_of_range_is_refused(setting: dict[str, int]) -> None:
+    (name, value), *_ = setting.items()
+    with pytest.raises(SettingError, match=rf"{name} must be in \[.*\], got {value}"):
+        make_synthetic(**setting)
+
+
+@pytest.mark.parametrize("setting", [{"num_train": 10.0}, {"seed": None}, {"size": True}, {"num_test": "9"}])
+def test_a_number_that_is_none_is_refused(setting: dict[str, Any]) -> None:
+    with pytest.raises(SettingTypeError, match="must be a whole number, got"):
+        make_synthetic(**setting)
+
+
+def accuracy_after_training(model: nn.Module, train: ImageDataset, test: ImageDataset, epochs: int) -> float:
+    inputs = {part: data.images.float() / 127.5 - 1 for part, data in (("train", train), ("test", test))}
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for epoch in range(epochs):
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(epoch))
+        for start in range(0, len(train), 50):
+            rows = order[start : start + 50]
+            loss = F.cross_entropy(model(inputs["train"][rows]), train.labels[rows])
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        return float((model(inputs["test"]).argmax(1) == test.labels).double().mean())
+
+
+def test_a_small_network_learns_it_and_a_linear_one_does_not() -> None:
+    data = make_synthetic(2000, 500)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers: list[nn.Module] = []
+        for width_in, width_out in ((3, 16), (16, 32), (32, 48)):
+            convolution = nn.Conv2d(width_in, width_out, 3, padding=1)
+            layers += [convolution, nn.BatchNorm2d(width_out), nn.ReLU(), nn.MaxPool2d(2)]
+        convolutional = nn.Sequential(*layers, nn.Flatten(), nn.Linear(48 * 16, 10))
+        linear = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
+    assert accuracy_after_training(convolutional, data.train, data.test, epochs=4) > 0.5
+    assert accuracy_after_training(linear, data.train, data.test, epochs=2) < 0.3

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
+
+from cifarnet.errors import SettingError
+from cifarnet.optim import Schedule, constant, cosine, from_torch, linear, one_cycle, tabulate
+
+SCHEDULES = [constant(), linear(), linear(warmup=0.1, end=0.05), cosine(warmup=0.2), one_cycle()]
+
+
+@given(total_steps=st.integers(1, 300), schedule=st.sampled_from(SCHEDULES))
+def test_a_multiplier_is_between_0_and_1_and_the_table_agrees(total_steps: int, schedule: Schedule) -> None:
+    table = tabulate(schedule, total_steps)
+    assert table.shape == (total_steps,)
+    assert bool(((table >= 0) & (table <= 1)).all())
+    assert table.tolist() == [schedule(step, total_steps) for step in range(total_steps)]
+
+
+def test_linear_decay_would_reach_its_end_at_the_step_after_the_last() -> None:
+    assert tabulate(linear(end=0.2), 4).tolist() == pytest.approx([1.0, 0.8, 0.6, 0.4])
+
+
+def test_warm_up_goes_straight_up_to_the_base_rate() -> None:
+    assert tabulate(linear(warmup=0.5, start=0.1), 10).tolist()[:6] == pytest.approx([0.1, 0.28, 0.46, 0.64, 0.82, 1])
+
+
+def test_cosine_equals_torchs() -> None:
+    theirs = from_torch(lambda optimizer, total_steps: CosineAnnealingLR(optimizer, total_steps))
+    torch.testing.assert_close(tabulate(cosine(), 50), tabulate(theirs, 50))
+
+
+def test_one_cycle_peaks_at_its_warm_up() -> None:
+    table = tabulate(one_cycle(warmup=0.25, start=0.1), 100)
+    assert int(table.argmax()) == 25
+    assert float(table.max()) == 1
+    assert float(table[0]) == pytest.approx(0.1)
+
+
+def test_a_torch_scheduler_is_tabulated_as_it_runs() -> None:
+    def build(optimizer: torch.optim.Optimizer, total_steps: int) -> OneCycleLR:
+        return OneCycleLR(optimizer, max_lr=1.0, total_steps=total_steps, cycle_momentum=False)
+
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = build(optimizer, 20)
+    walked = []
+    for _ in range(20):
+        walked.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(walked) < 20:
+            scheduler.step()
+    schedule = from_torch(build)
+    assert tabulate(schedule, 20).tolist() == walked
+    assert schedule(7, 20) == walked[7]
+
+
+def test_a_torch_scheduler_may_know_its_own_milestones() -> None:
+    schedule = from_torch(lambda optimizer, _: MultiStepLR(optimizer, [2, 4], gamma=0.1))
+    assert tabulate(schedule, 6).tolist() == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize("build", [linear, cosine, one_cycle])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"warmup": 1.0}, r"warmup must be in \[0, 1\), a share of all steps, got 1.0"),
+        ({"start": -1.0}, "start must be finite and not negative, got -1.0"),
+        ({"end": math.inf}, "end must be finite and not negative, got inf"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(build: type, settings: dict[str, float], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        build(**settings)
+
+
+def test_one_cycle_needs_a_way_up() -> None:
+    with pytest.raises(SettingError, match="use linear"):
+        one_cycle(warmup=0)
+
+
+@pytest.mark.parametrize("wrong", [-0.5, math.nan, math.inf])
+def test_a_schedule_that_goes_wrong_is_refused_before_training(wrong: float) -> None:
+    def schedule(step: int, total_steps: int) -> float:
+        return wrong if step == 3 else 1.0
+
+    with pytest.raises(SettingError, match="at step 3 of 5"):
+        tabulate(schedule, 5)
+
+
+def test_schedules_print_what_they_are() -> None:
+    assert repr(linear(warmup=0.1)) == repr(linear(warmup=0.1))
+    assert "warmup=0.1" in repr(linear(warmup=0.1))

@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from cifarnet import Checkpointer, CifarCNN, DatasetSplits, Trainer, build_transforms
+from cifarnet.checkpoint import read_checkpoint
+from cifarnet.errors import (
+    CheckpointMismatchError,
+    CheckpointWarning,
+    CifarnetError,
+    ResumeMismatchError,
+)
+from cifarnet.optim import one_cycle
+
+MakeTrainer = Callable[..., Trainer]
+
+
+def tensors_in(directory: Path) -> dict[str, Tensor]:
+    found = {}
+    for name in ("best", "last"):
+        for key, tensor in read_checkpoint(directory / f"{name}.safetensors").tensors.items():
+            found[f"{name}:{key}"] = tensor
+    return found
+
+
+def assert_equal_bytes(one: Path, other: Path) -> None:
+    a, b = tensors_in(one), tensors_in(other)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype
+        assert torch.equal(a[name], b[name]), name
+
+
+def without_times(trainer: Trainer) -> list[tuple[Any, ...]]:
+    return [
+        (r.epoch, r.global_step, r.train_loss, r.train_accuracy, r.val_loss, r.val_accuracy) for r in trainer.history
+    ]
+
+
+SETTINGS = [
+    {"precision": "float32"},
+    {"precision": "bf16", "schedule": one_cycle()},
+    {"precision": "float32", "max_grad_norm": 0.5, "deterministic": True},
+]
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+@pytest.mark.parametrize("settings", SETTINGS, ids=["float32", "bf16-schedule", "clipped"])
+def test_a_run_resumed_after_any_epoch_equals_an_unbroken_one(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, settings: dict[str, Any], stop_after: int
+) -> None:
+    train, val = synthetic.train.split(0.2, seed=0)
+
+    class StoppedError(Exception):
+        pass
+
+    def fit(directory: str, *, stop: int | None = None, resume: bool = False, seed: int = 0) -> Trainer:
+        trainer = make_trainer(seed=seed, **settings)
+
+        class Stopping(Checkpointer):
+            def save(self, source: Any) -> Path:
+                path = super().save(source)
+                if stop is not None and len(trainer.history) == stop:
+                    raise StoppedError
+                return path
+
+        checkpointer = Stopping(tmp_path / directory)
+        trainer.fit(train, val, max_epochs=4, checkpointer=checkpointer, resume=resume, progress=False)
+        return trainer
+
+    unbroken = fit("unbroken")
+    with pytest.raises(StoppedError):  # between `last` and `best`: the worst moment
+        fit("resumed", stop=stop_after)
+    torch.rand(100)
+    resumed = fit("resumed", resume=True)
+    assert_equal_bytes(tmp_path / "unbroken", tmp_path / "resumed")
+    assert without_times(resumed) == without_times(unbroken)
+    other_seed = fit("other-seed", seed=1)
+    assert without_times(other_seed) != without_times(unbroken)
+
+
+@pytest.mark.parametrize("stop_at", range(1, 11))
+def test_a_state_taken_at_any_step_continues_to_the_same_bytes(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, stop_at: int
+) -> None:
+    """A file written in mid-epoch holds the position, the running sums and the time spent."""
+
+    def run(trainer: Trainer, *, stop: int | None = None) -> None:
+        plan = trainer._make_plan(synthetic.train, None, None, max_epochs=2, batch_size=64)
+        for event in trainer._run(plan):
+            if isinstance(event, int) and trainer.global_step == stop:
+                Checkpointer(tmp_path).save(trainer)
+                return
+
+    unbroken, stopped, resumed = (make_trainer(schedule=one_cycle()) for _ in range(3))
+    run(unbroken)
+    run(stopped, stop=stop_at)
+    assert Checkpointer(tmp_path).restore(resumed)
+    assert resumed.global_step == stop_at
+    run(resumed)
+    assert without_times(resumed) == without_times(unbroken)
+    one, other = resumed.state_dict(), unbroken.state_dict()
+    assert all(torch.equal(one["model"][name], other["model"][name]) for name in other["model"])
+    for key, entry in other["optimizer"]["state"].items():
+        assert all(torch.equal(one["optimizer"]["state"][key][name], entry[name]) for name in entry)
+
+
+def test_a_fresh_process_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from cifarnet import Checkpointer, CifarCNN, Trainer, build_transforms, make_synthetic\n"
+        "data = make_synthetic(num_train=200, num_test=50, size=16)\n"
+        "torch.manual_seed(0)\n"
+        "model = CifarCNN(image_size=16, widths=(8, 16), hidden=32)\n"
+        "optimizer = torch.optim.Adam(model.parameters(), fused=True)\n"
+        "trainer = Trainer(model, optimizer, transforms=build_transforms(size=16), precision='bf16', device='cpu')\n"
+        "trainer.fit(data.train, data.test, max_epochs=int(sys.argv[2]), resume=True, progress=False,\n"
+        "            checkpointer=Checkpointer(sys.argv[1]))\n"
+    )
+    for directory, epochs in (("a", 2), ("b", 1), ("b", 2)):
+        subprocess.run([sys.executable, script, tmp_path / directory, str(epochs)], check=True)
+    assert_equal_bytes(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_dataloader_resumes_at_the_end_of_an_epoch(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    loader = DataLoader(synthetic.train, batch_size=64, shuffle=True)
+    unbroken = make_trainer()
+    unbroken.fit(loader, max_epochs=3, progress=False)
+    make_trainer().fit(loader, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
+    resumed = make_trainer()
+    resumed.fit(loader, max_epochs=3, checkpointer=Checkpointer(tmp_path), resume=True, progress=False)
+    assert without_times(resumed) == without_times(unbroken)
+
+
+def test_early_stopping_goes_on_counting(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
+    train, val = synthetic.train.split(0.2, seed=0)
+    unbroken = make_trainer(lr=0.05).fit(train, val, max_epochs=40, patience=2, progress=False)
+    for max_epochs in (*range(1, len(unbroken)), 40, 40):
+        resumed = make_trainer(lr=0.05).fit(
+            train,
+            val,
+            max_epochs=max_epochs,
+            patience=2,
+            checkpointer=Checkpointer(tmp_path),
+            resume=True,
+            progress=False,
+        )
+    assert len(resumed) == len(unbroken)
+
+
+def test_resume_starts_where_there_is_nothing_to_continue(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    history = make_trainer().fit(
+        synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path / "new"), resume=True, progress=False
+    )
+    assert len(history) == 1
+
+
+def test_a_finished_run_is_left_alone_and_says_so(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fit() -> Trainer:
+        trainer = make_trainer()
+        trainer.fit(synthetic.train, synthetic.test, max_epochs=3, checkpointer=Checkpointer(tmp_path), resume=True)
+        return trainer
+
+    first = fit()
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir() if path.name.startswith("last")}
+    capsys.readouterr()
+    second = fit()
+    assert capsys.readouterr().err == "Run already finished (3/3)\n"
+    assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir() if p.name.startswith("last")} == before
+    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))
+
+
+def test_more_epochs_stretch_the_schedule_and_warn_of_it(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"checkpointer": Checkpointer(tmp_path), "resume": True, "progress": False}
+    make_trainer(schedule=one_cycle()).fit(synthetic.train, max_epochs=1, **settings)
+    with pytest.warns(CheckpointWarning, match="over 1 epochs.*in the run, .*over 3 epochs.* now"):
+        history = make_trainer(schedule=one_cycle()).fit(synthetic.train, max_epochs=3, **settings)
+    assert len(history) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 4}, "seed 0 in the run, 4 now"),
+        ({"lr": 0.5}, r"optimizer.groups\[0\].initial_lr 0.001 in the run, 0.5 now"),
+        ({"num_classes": 11}, "model.arguments.num_classes 10 in the run, 11 now"),
+        ({"dropout": 0.25}, "model.arguments.dropout 0.5 in the run, 0.25 now"),
+        ({"transforms": build_transforms(size=16, mean=(0, 0, 0))}, r"preprocess.mean\[0\] 0.4914 in the run, 0 now"),
+        ({"batch_size": 32}, "batch_size 64 in the run, 32 now"),
+        ({"images": 200}, "data.fingerprint"),
+    ],
+)
+def test_another_run_is_not_continued_as_if_it_were_this_one(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    make_trainer().fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    batch_size, images = changes.pop("batch_size", 64), changes.pop("images", 300)
+    trainer = make_trainer(**changes)
+    train = synthetic.train.subset(torch.arange(images))
+    if "num_classes" in changes:
+        with pytest.raises(ResumeMismatchError, match=message):
+            Checkpointer(tmp_path).restore(trainer)
+        return
+    with pytest.raises(ResumeMismatchError, match=message):
+        trainer.fit(
+            train,
+            max_epochs=2,
+            batch_size=batch_size,
+            checkpointer=Checkpointer(tmp_path),
+            resume=True,
+            progress=False,
+        )
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"precision": "bf16"}, "precision 'float32' in the run, 'bf16' now"),
+        ({"deterministic": True}, "deterministic False in the run, True now"),
+        ({"transforms": build_transforms(size=16)}, "augmentation .* in the run"),
+    ],
+)
+def test_what_costs_the_last_bit_is_warned_of_and_named(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    plain = {"precision": "float32"}
+    make_trainer(**plain).fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
+    with pytest.warns(CheckpointWarning, match=message):
+        make_trainer(**{**plain, **changes}).fit(
+            synthetic.train, max_epochs=2, checkpointer=Checkpointer(tmp_path), resume=True, progress=False
+        )
+
+
+def test_weights_alone_start_a_new_run(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
+    first = make_trainer()
+    first.fit(synthetic.train, max_epochs=3, checkpointer=Checkpointer(tmp_path), progress=False)
+    second = make_trainer(lr=1e-9, init_seed=5)
+    history = second.fit(
+        synthetic.train,
+        max_epochs=1,
+        batch_size=30,
+        checkpointer=Checkpointer(tmp_path),
+        resume="weights",
+        progress=False,
+    )
+    assert [record.epoch for record in history] == [1]
+    torch.testing.assert_close(list(second.model.parameters()), list(first.model.parameters()), rtol=0, atol=1e-6)
+
+
+def test_the_state_of_something_else_is_refused(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(CheckpointMismatchError, match="not the state of a Trainer"):
+        make_trainer().load_state_dict({"model": {}})
+
+
+def test_another_optimizer_is_refused(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
+    make_trainer().fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
+    model = CifarCNN(image_size=16, widths=(8, 16), hidden=32)
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=1e-3), transforms=build_transforms(size=16))
+    with pytest.raises(CifarnetError, match=r"optimizer\.name 'Adam' in the run, 'SGD' now"):
+        Checkpointer(tmp_path).restore(trainer)
+
+
+def test_moments_keep_the_memory_format_of_their_weights(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    make_trainer().fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
+    trainer = make_trainer()
+    Checkpointer(tmp_path).restore(trainer)
+    for parameter in trainer.model.parameters():
+        state = trainer.optimizer.state[parameter]
+        assert state["exp_avg"].stride() == parameter.stride()
+    assert isinstance(trainer.model.conv2, nn.Conv2d)
+    assert trainer.model.conv2.weight.is_contiguous(memory_format=torch.channels_last)

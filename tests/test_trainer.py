@@ -1,0 +1,343 @@
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from cifarnet import Checkpointer, CifarCNN, Classifier, DatasetSplits, EpochRecord, Trainer, build_transforms
+from cifarnet.errors import NonFiniteLossError, RunExistsError, SettingError, SettingTypeError
+from cifarnet.optim import linear
+
+MakeTrainer = Callable[..., Trainer]
+
+
+def weights_of(trainer: Trainer) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_network_overfits_32_images(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    few = synthetic.train.subset(torch.arange(32))
+    trainer = make_trainer(lr=1e-2, dropout=0.0, transforms=build_transforms(crop_padding=0, flip="none", size=16))
+    history = trainer.fit(few, max_epochs=30, batch_size=32, progress=False)
+    assert history[-1].train_accuracy == 1.0
+    assert trainer.evaluate(few).accuracy == 1.0
+
+
+def test_a_step_moves_every_parameter(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    trainer = make_trainer()
+    before = weights_of(trainer)
+    trainer.fit(synthetic.train, max_epochs=1, batch_size=300, progress=False)
+    assert trainer.global_step == 1
+    for name, parameter in trainer.model.named_parameters():
+        assert not torch.equal(before[name], parameter.detach()), name
+
+
+def test_a_run_is_a_function_of_its_seed(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    runs = []
+    for seed, noise in ((1, 0), (1, 5), (2, 0)):
+        torch.manual_seed(noise)  # the caller's own state has no say
+        trainer = make_trainer(seed=seed)
+        trainer.fit(synthetic.train, max_epochs=2, progress=False)
+        runs.append(weights_of(trainer))
+    assert equal(runs[0], runs[1])
+    assert not equal(runs[0], runs[2])
+
+
+def test_the_callers_random_state_is_untouched_between_records(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits
+) -> None:
+    torch.manual_seed(11)
+    random.seed(11)
+    expected = torch.rand(4)
+    torch.manual_seed(11)
+    python, numpy_state = random.getstate(), np.random.get_state()[1].copy()  # type: ignore[index]
+    drawn = [torch.rand(1) for _ in make_trainer().epochs(synthetic.train, max_epochs=4)]
+    assert torch.equal(torch.cat(drawn), expected)
+    assert random.getstate() == python
+    assert bool((np.random.get_state()[1] == numpy_state).all())  # type: ignore[index]
+
+
+def test_epochs_is_a_loop_that_break_ends(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    trainer = make_trainer()
+    train, val = synthetic.train.split(0.2, seed=0)
+    for record in trainer.epochs(train, val, max_epochs=10):
+        assert isinstance(record, EpochRecord)
+        if record.epoch == 2:
+            break
+    assert [record.epoch for record in trainer.history] == [1, 2]
+    # The rest of the run, where it is wanted after all.
+    rest = list(trainer.epochs(train, val, max_epochs=3))
+    assert [record.epoch for record in rest] == [3]
+
+    unbroken = make_trainer()
+    list(unbroken.epochs(train, val, max_epochs=3))
+    assert equal(weights_of(trainer), weights_of(unbroken))
+
+
+def test_a_record_says_what_was_measured(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    train, val = synthetic.train.split(0.2, seed=0)
+    trainer = make_trainer()
+    record = next(iter(trainer.epochs(train, val, test=synthetic.test, max_epochs=1)))
+    assert record.global_step == trainer.global_step == 4
+    assert record.val_accuracy == trainer.evaluate(val).accuracy
+    assert record.test_loss == trainer.evaluate(synthetic.test).loss
+    assert record.images_per_s == pytest.approx(240 / record.train_s)
+    assert record.learning_rate == 1e-3
+    assert 0 < record.train_accuracy < 1
+    without = next(iter(make_trainer().epochs(train, max_epochs=1)))
+    assert without.val_loss is without.test_accuracy is None
+    assert without.train_loss == record.train_loss  # looking at images does not change what is learnt
+
+
+def test_fit_ends_with_the_best_weights_and_goes_on_from_the_last(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits
+) -> None:
+    train, val = synthetic.train.split(0.3, seed=0)
+    plain = make_trainer(lr=0.02)
+    by_epoch = [weights_of(plain) for _ in plain.epochs(train, val, max_epochs=8)]
+    trainer = make_trainer(lr=0.02)
+    history = trainer.fit(train, val, max_epochs=5, progress=False)
+    best = history.best()
+    assert best is not None
+    assert trainer.selection.epoch == best.epoch
+    assert equal(weights_of(trainer), by_epoch[best.epoch - 1])
+    assert trainer.evaluate(val).accuracy == best.val_accuracy
+    assert equal(trainer.state_dict()["model"], by_epoch[4])  # a save keeps what training had reached
+    trainer.fit(train, val, max_epochs=8, progress=False)
+    assert [r.val_accuracy for r in history] == [r.val_accuracy for r in plain.history]
+    assert equal(trainer.state_dict()["model"], by_epoch[7])
+
+
+def test_without_validation_the_last_epoch_is_the_best_and_says_so(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    trainer = make_trainer()
+    trainer.fit(synthetic.train, test=synthetic.test, max_epochs=2, checkpointer=Checkpointer(tmp_path), progress=False)
+    classifier = Classifier.load(tmp_path, device="cpu")
+    assert classifier.selected_by == {"monitor": "final", "epoch": 2, "value": None}
+    assert equal({**classifier.model.state_dict()}, weights_of(trainer))
+
+
+@pytest.mark.parametrize("monitor", ["val_accuracy", "val_loss"])
+def test_early_stopping_waits_for_patience_epochs(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, monitor: str
+) -> None:
+    train, val = synthetic.train.split(0.2, seed=0)
+    history = make_trainer(lr=0.05).fit(train, val, max_epochs=40, monitor=monitor, patience=2, progress=False)
+    best = history.best(monitor)
+    assert best is not None
+    assert len(history) == min(best.epoch + 2, 40) < 40
+
+
+def test_a_schedule_sets_the_rate_of_every_step(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    trainer = make_trainer(schedule=linear(), lr=0.1)
+    history = trainer.fit(synthetic.train, max_epochs=3, batch_size=100, progress=False)
+    assert history.column("learning_rate") == pytest.approx([0.1 * (1 - step / 9) for step in (2, 5, 8)])
+
+
+def test_dropping_in_a_dataloader_trains_the_same_network_type(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits
+) -> None:
+    trainers = [make_trainer(), make_trainer()]
+    for trainer, noise in zip(trainers, (0, 9), strict=True):
+        torch.manual_seed(noise)
+        loader = DataLoader(synthetic.train, batch_size=64, shuffle=True)
+        trainer.fit(loader, DataLoader(synthetic.test, batch_size=50), max_epochs=2, progress=False)
+    assert equal(weights_of(trainers[0]), weights_of(trainers[1]))  # its shuffling is seeded too
+    assert trainers[0].history[0].train_loss != trainers[0].history[1].train_loss
+    assert trainers[0].global_step == 10
+
+
+def test_floating_batches_are_taken_as_they_are(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    trainer = make_trainer()
+    images = trainer.transforms.preprocess(synthetic.test.images)
+    assert trainer.evaluate([(images, synthetic.test.labels)]) == trainer.evaluate(
+        [(synthetic.test.images, synthetic.test.labels)]
+    )
+
+
+def test_a_generator_that_is_used_up_is_refused_in_the_second_epoch(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits
+) -> None:
+    once = ((synthetic.train.images[i : i + 50], synthetic.train.labels[i : i + 50]) for i in (0, 50))
+    trainer = make_trainer()
+    with pytest.raises(ValueError, match="used up after an epoch"):
+        trainer.fit(once, max_epochs=2, progress=False)
+    assert len(trainer.history) == 1
+
+
+def test_a_schedule_needs_to_know_the_number_of_steps(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    endless = itertools.repeat((synthetic.train.images[:8], synthetic.train.labels[:8]))
+    with pytest.raises(SettingError, match="the iterable of batches has no length"):
+        make_trainer(schedule=linear()).fit(endless, max_epochs=1, progress=False)
+
+
+def test_label_smoothing_and_clipping_change_the_run(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    losses = [
+        make_trainer(**settings).fit(synthetic.train, max_epochs=2, progress=False)[-1].train_loss
+        for settings in ({}, {"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.2)}, {"max_grad_norm": 0.1})
+    ]
+    assert len(set(losses)) == 3
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_its_files_alone(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    good, checkpointer = make_trainer(), Checkpointer(tmp_path)
+    good.fit(synthetic.train, max_epochs=1, checkpointer=checkpointer, progress=False)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    class Explodes(nn.Module):
+        def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(logits, labels) * (math.nan if len(labels) == 44 else 1)
+
+    trainer = make_trainer(loss_fn=Explodes())
+    with pytest.raises(NonFiniteLossError, match=r"first at step 5 of epoch 2 .*learning rate 0.001.*Try a tenth"):
+        trainer.fit(synthetic.train, max_epochs=2, checkpointer=checkpointer, resume=True, progress=False)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert len(trainer.history) == 1
+
+
+def test_weights_that_explode_in_the_last_step_are_not_saved(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    """The loss of the only step is finite; the gradient of its square root at 0 is not."""
+
+    def loss_fn(logits: Tensor, labels: Tensor) -> Tensor:
+        return (logits - logits).sum().sqrt() + 1
+
+    trainer = make_trainer(loss_fn=loss_fn)
+    with pytest.raises(NonFiniteLossError, match="a weight is not finite of epoch 1"):
+        trainer.fit(synthetic.train, max_epochs=1, batch_size=300, checkpointer=Checkpointer(tmp_path), progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_validation_that_is_nan_never_becomes_the_best(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    def loss_fn(logits: Tensor, labels: Tensor) -> Tensor:
+        loss = nn.functional.cross_entropy(logits, labels)
+        return loss if logits.requires_grad else loss * math.nan
+
+    trainer = make_trainer(loss_fn=loss_fn)
+    with pytest.warns(UserWarning, match="val_loss is NaN at epoch 1; it cannot become the best"):
+        trainer.fit(synthetic.train, synthetic.test, max_epochs=1, monitor="val_loss", progress=False)
+    assert trainer.selection.epoch == 0
+
+
+def test_float64_trains_in_float64(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    trainer = make_trainer(precision="float64")
+    trainer.fit(synthetic.train, max_epochs=1, progress=False)
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float64}
+
+
+def test_bf16_and_float32_give_close_gradients_from_the_same_weights(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits
+) -> None:
+    gradients = []
+    for precision in ("float32", "bf16"):
+        trainer = make_trainer(precision=precision, dropout=0.0)
+        trainer.fit(synthetic.train, max_epochs=1, batch_size=300, progress=False)
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]))
+    # 8 bits an operation; and where two activations agree in those, ReLU and pooling choose another way.
+    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 0.15
+    assert not torch.equal(gradients[0], gradients[1])
+
+
+class TestRefusals:
+    """Everything wrong is told before anything is trained or written."""
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"max_epochs": 0}, "max_epochs must be at least 1, got 0"),
+            ({"max_epochs": 1, "batch_size": 0}, "batch_size must be at least 1, got 0; 64"),
+            ({"max_epochs": 1, "batch_size": -5}, "batch_size must be at least 1, got -5"),
+            ({"max_epochs": 1, "patience": 0}, "patience must be at least 1, got 0"),
+            ({"max_epochs": 1, "patience": 1}, "patience needs validation images"),
+            ({"max_epochs": 1, "monitor": "val_acuracy"}, 'monitor "val_acuracy" is unknown; did you mean "val_acc'),
+            ({"max_epochs": 1, "monitor": "test_accuracy"}, "The test set chooses nothing"),
+            ({"max_epochs": 1, "resume": "yes"}, "resume must be True, False or"),
+        ],
+    )
+    def test_of_fit(
+        self,
+        make_trainer: MakeTrainer,
+        synthetic: DatasetSplits,
+        tmp_path: Path,
+        settings: dict[str, object],
+        message: str,
+    ) -> None:
+        trainer = make_trainer()
+        before = weights_of(trainer)
+        with pytest.raises(SettingError, match=message):
+            trainer.fit(synthetic.train, checkpointer=Checkpointer(tmp_path / "run"), **settings)  # type: ignore[arg-type]
+        assert equal(before, weights_of(trainer))
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize(
+        ("settings", "error", "message"),
+        [
+            ({"seed": -1}, SettingError, "seed must be at least 0, got -1"),
+            ({"seed": 0.5}, SettingTypeError, "seed must be a whole number, got 0.5"),
+            ({"max_grad_norm": 0.0}, SettingError, "max_grad_norm must be above 0, got 0.0"),
+            ({"precision": "fp16"}, SettingError, 'precision "fp16" is unknown'),
+            ({"device": "tpu9"}, SettingError, 'device "tpu9" cannot be used'),
+        ],
+    )
+    def test_of_trainer(
+        self, make_trainer: MakeTrainer, settings: dict[str, object], error: type[Exception], message: str
+    ) -> None:
+        with pytest.raises(error, match=message):
+            make_trainer(**settings)
+
+    def test_of_counts_that_are_no_whole_numbers(self, make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+        for value in (2.0, True, "3"):
+            with pytest.raises(SettingTypeError, match="max_epochs must be a whole number"):
+                make_trainer().fit(synthetic.train, max_epochs=value)  # type: ignore[arg-type]
+
+    def test_of_an_optimizer_of_another_model(self) -> None:
+        model, other = CifarCNN(image_size=8), CifarCNN(image_size=8)
+        with pytest.raises(SettingError, match="parameters that are not the model's"):
+            Trainer(model, torch.optim.SGD(other.parameters(), lr=0.1))
+
+    def test_of_a_negative_learning_rate(self) -> None:
+        model = CifarCNN(image_size=8)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer.param_groups[0]["lr"] = -0.1  # torch itself refuses it in the constructor only
+        with pytest.raises(SettingError, match=r"learning rate must not be negative, got -0.1; 1e-3 suits Adam"):
+            Trainer(model, optimizer)
+
+    def test_of_a_network_for_other_classes(self, make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+        with pytest.raises(SettingError, match=r"logits of shape \(1, 7\) for one image.*num_classes=10"):
+            make_trainer(num_classes=7).fit(synthetic.train, max_epochs=1)
+
+    def test_of_a_network_for_other_images(self, make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+        with pytest.raises(SettingError, match=r"CifarCNN cannot take the images of .*prepared to 32 pixels"):
+            make_trainer(transforms=build_transforms()).fit(synthetic.train, max_epochs=1)
+
+    def test_of_a_directory_that_holds_a_run(
+        self, make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+    ) -> None:
+        make_trainer().fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        with pytest.raises(RunExistsError, match="holds a run already; continue it with resume=True"):
+            make_trainer().fit(synthetic.train, max_epochs=2, checkpointer=Checkpointer(tmp_path))
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_training_warns_of_nothing(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_trainer(deterministic=True).fit(synthetic.train, synthetic.test, max_epochs=1, progress=False)
