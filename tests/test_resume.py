@@ -291,3 +291,38 @@ def test_moments_keep_the_memory_format_of_their_weights(
         assert state["exp_avg"].stride() == parameter.stride()
     assert isinstance(trainer.model.conv2, nn.Conv2d)
     assert trainer.model.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_state_that_does_not_fit_changes_nothing(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    trained, fresh = make_trainer(), make_trainer()
+    trained.fit(synthetic.train, max_epochs=1, progress=False)
+    state = trained.state_dict()
+    state["model"] = {name: tensor for name, tensor in state["model"].items() if name != "fc2.bias"}
+    before = {name: tensor.clone() for name, tensor in fresh.model.state_dict().items()}
+    with pytest.raises(CheckpointMismatchError, match=r"fc2\.bias is only in the model"):
+        fresh.load_state_dict(state)
+    assert all(torch.equal(before[name], tensor) for name, tensor in fresh.model.state_dict().items())
+    assert not fresh.optimizer.state
+    assert fresh.global_step == 0
+
+
+def test_a_setting_that_a_newer_torch_brought_is_no_difference(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits
+) -> None:
+    old, new = make_trainer(), make_trainer()
+    old.fit(synthetic.train, max_epochs=1, progress=False)
+    state = old.state_dict()
+    for group in (*state["optimizer"]["param_groups"], *state["run"]["optimizer"]["groups"]):
+        del group["decoupled_weight_decay"]
+    new.load_state_dict(state)
+    assert new.optimizer.param_groups[0]["decoupled_weight_decay"] is False
+    assert new.global_step == old.global_step
+
+
+def test_a_run_keeps_to_what_it_is_selected_by(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"checkpointer": Checkpointer(tmp_path), "resume": True, "progress": False}
+    make_trainer().fit(synthetic.train, synthetic.test, max_epochs=1, **settings)
+    with pytest.raises(ResumeMismatchError, match="selected by val_accuracy, not by val_loss"):
+        make_trainer().fit(synthetic.train, synthetic.test, max_epochs=2, monitor="val_loss", **settings)

@@ -15,6 +15,7 @@ from cifarnet.engine import Precision, evaluate, resolve_device, resolve_precisi
 from cifarnet.errors import CheckpointCorruptError, CheckpointMismatchError, InputError
 from cifarnet.metrics import Evaluation
 from cifarnet.models import build_model
+from cifarnet.randomness import isolated
 from cifarnet.trainer.plan import Data, open_for_evaluation
 from cifarnet.transforms import Preprocess
 
@@ -95,7 +96,8 @@ class Classifier:
                     f"{path} holds a {architecture['name']}, which is not one of the library's networks; build it and "
                     "give it as model="
                 )
-            model = build_model(architecture["name"], architecture["arguments"])
+            with isolated(torch.device("cpu")):  # its first weights are drawn, and then replaced
+                model = build_model(architecture["name"], architecture["arguments"])
         load_weights(model, weights, source=str(path), built_with=_constructor_call(architecture))
         return cls(
             model,

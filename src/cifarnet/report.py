@@ -1,4 +1,4 @@
-"""`report.json`: what a run was, where it ran, and what came of it; and the tables made from such files."""
+"""``report.json``: what a run was, where it ran, and what came of it; and the tables made from such files."""
 
 from __future__ import annotations
 

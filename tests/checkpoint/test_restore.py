@@ -272,13 +272,14 @@ def test_a_wide_state_of_narrow_weights_keeps_its_dtype(tmp_path: Path) -> None:
     assert optimizer.state[weight]["momentum_buffer"].dtype == torch.bfloat16, "the negative control"
 
 
-def test_a_weight_of_one_number_keeps_its_step_apart() -> None:
-    weight = nn.Parameter(torch.ones(()))
+def test_the_step_of_a_weight_of_one_number_does_not_follow_it_to_its_device() -> None:
+    """Both have the shape of one number, but torch keeps a step on the CPU. The meta device stands for CUDA."""
+    weight = nn.Parameter(torch.ones((), device="meta"))
     optimizer = torch.optim.Adam([weight])
-    weight.grad = torch.ones(())
-    optimizer.step()
-    load_optimizer(optimizer, copy.deepcopy(optimizer.state_dict()))
-    assert optimizer.state[weight]["step"] == 1
+    moments = {"exp_avg": torch.ones(()), "exp_avg_sq": torch.ones(())}
+    load_optimizer(optimizer, {**optimizer.state_dict(), "state": {0: {"step": torch.tensor(3.0), **moments}}})
+    assert optimizer.state[weight]["step"] == 3
+    assert optimizer.state[weight]["exp_avg"].is_meta
 
 
 def test_a_state_that_is_no_tensor_is_taken_as_it_is() -> None:

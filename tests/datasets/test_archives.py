@@ -77,13 +77,19 @@ def test_a_member_too_many_is_refused(path: Path, extra: tuple[tarfile.TarInfo, 
         member(BATCH, type=tarfile.CHRTYPE),
         member(BATCH, type=tarfile.DIRTYPE),
         member(BATCH, bytes(4 * 3073 + 1)),
-        member(BATCH, pax_headers={"GNU.sparse.major": "0", "GNU.sparse.map": "0,1", "GNU.sparse.size": "99999999999"}),
+        member(BATCH, pax_headers={"GNU.sparse.major": "0", "GNU.sparse.map": "0,1", "GNU.sparse.size": "12292"}),
     ],
     ids=["symlink", "hardlink", "fifo", "device", "folder", "too large", "sparse"],
 )
 def test_a_batch_that_is_no_regular_file_of_its_size_is_refused(path: Path, new: tuple[tarfile.TarInfo, bytes]) -> None:
     with pytest.raises(DatasetIntegrityError, match=r"data_batch_3.bin.* is not as in the official archive"):
         read(path, replaced(new))
+
+
+@pytest.mark.parametrize("folder", ["other", f"{FOLDER}/../{FOLDER}", f"/{FOLDER}", f"./{FOLDER}", f"{FOLDER}/"])
+def test_a_batch_in_another_folder_is_refused(path: Path, folder: str) -> None:
+    with pytest.raises(DatasetIntegrityError, match=r"member .* is not as in the official archive"):
+        read(path, replaced(member(f"{folder}/data_batch_3.bin", bytes(4 * 3073))))
 
 
 def test_a_batch_that_is_too_short_is_refused(path: Path) -> None:

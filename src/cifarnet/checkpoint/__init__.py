@@ -2,11 +2,12 @@
 
 from cifarnet.checkpoint.checkpointer import Checkpointer, Stateful
 from cifarnet.checkpoint.reading import load_best, read_checkpoint
-from cifarnet.checkpoint.restore import load_optimizer, load_weights, unwrapped_state_dict
+from cifarnet.checkpoint.restore import check_weights, load_optimizer, load_weights, unwrapped_state_dict
 
 __all__ = [
     "Checkpointer",
     "Stateful",
+    "check_weights",
     "load_best",
     "load_optimizer",
     "load_weights",

@@ -52,7 +52,7 @@ class Checkpoint:
     Attributes:
         kind: ``"best"`` or ``"last"``.
         tensors: On the CPU, contiguous, by name.
-        values: The rest, as `cifarnet.checkpoint.codec.flatten` gave it.
+        values: The rest, as ``codec.flatten`` gave it.
     """
 
     kind: str
@@ -77,7 +77,7 @@ def encode(tensors: Mapping[str, Tensor], values: Json, *, kind: str) -> bytes:
 
     Args:
         tensors: By name.
-        values: A JSON value without NaN, as `cifarnet.checkpoint.codec.flatten` gives it.
+        values: A JSON value without NaN, as ``codec.flatten`` gives it.
         kind: ``"best"`` or ``"last"``.
 
     Returns:

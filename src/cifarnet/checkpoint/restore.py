@@ -69,13 +69,18 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str
         >>> model(torch.ones(1, 2)).tolist()
         [[2.0, 2.0, 2.0]]
     """
-    targets = unwrapped_state_dict(model)
+    check_weights(model, weights, source=source, built_with=built_with)
     saved = _unwrap(weights)
-    remedy = f"built with {built_with}" if built_with else "build the model as the file's was built"
-    _refuse(_weight_differences(saved, targets), f"{source} does not fit the model", remedy)
     with torch.no_grad():
-        for name, target in targets.items():
+        for name, target in unwrapped_state_dict(model).items():
             target.copy_(saved[name])
+
+
+def check_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str, built_with: str = "") -> None:
+    """Refuse weights that `load_weights` would refuse; its arguments and errors."""
+    remedy = f"built with {built_with}" if built_with else "build the model as the file's was built"
+    differences = _weight_differences(_unwrap(weights), unwrapped_state_dict(model))
+    _refuse(differences, f"{source} does not fit the model", remedy)
 
 
 def _weight_differences(saved: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Iterator[str]:
@@ -113,19 +118,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
         0.1
     """
     what, remedy = "the file does not fit the optimizer", "use the optimizer that the run was started with"
-    groups, own_groups = state.get("param_groups", []), optimizer.state_dict()["param_groups"]
-    _refuse(_group_differences(groups, own_groups), what, remedy)
-    saved_ids = chain.from_iterable(group["params"] for group in groups)
-    params = dict(zip(saved_ids, chain.from_iterable(g["params"] for g in optimizer.param_groups), strict=True))
-    saved = state.get("state", {})
+    groups, saved, live_groups = state.get("param_groups", []), state.get("state", {}), optimizer.param_groups
+    _refuse(_group_differences(groups, live_groups), what, remedy)
+    indices = chain.from_iterable(group["params"] for group in groups)
+    params = dict(zip(indices, chain.from_iterable(group["params"] for group in live_groups), strict=True))
     _refuse(_state_differences(saved, params), what, remedy)
 
     placed = {i: {key: _placed(value, params[i]) for key, value in entries.items()} for i, entries in saved.items()}
-    for group, live in zip(groups := [dict(group) for group in groups], optimizer.param_groups, strict=True):
-        for key, value in live.items():
-            if isinstance(value, Tensor) and isinstance(group[key], Tensor):  # a learning rate on the device
-                group[key] = group[key].to(value.device)
-    optimizer.load_state_dict({"state": placed, "param_groups": groups})
+    settings = [_on_device_of(live, group) for group, live in zip(groups, live_groups, strict=True)]
+    optimizer.load_state_dict({"state": placed, "param_groups": settings})
     for i, entries in placed.items():
         for key, value in entries.items():
             # torch has cast every state but "step" to the parameter's dtype: float32 moments lose 16 bits there.
@@ -142,7 +143,6 @@ def _group_differences(saved: Sequence[Mapping[str, Any]], own: Sequence[Mapping
         if size != own_size:
             yield f"group {index} has {size} parameters in the file, {own_size} in the optimizer"
         yield from (f"group {index} has {key} only in the file" for key in group if key not in own_group)
-        yield from (f"group {index} has {key} only in the optimizer" for key in own_group if key not in group)
         if group.get("param_names") != own_group.get("param_names"):
             yield f"group {index} names its parameters otherwise, or in another order"
 
@@ -170,6 +170,17 @@ def _placed(value: Any, param: Tensor) -> Any:
     if value.dim() == 0 or value.shape != param.shape:
         return value.clone()  # "step": torch decides where it lies
     return torch.empty_like(param, dtype=value.dtype, memory_format=torch.preserve_format).copy_(value)
+
+
+def _on_device_of(live: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a group, with a learning rate that is a tensor where the optimizer's own lies.
+
+    A setting that the file does not know, because a newer torch brought it, stays the optimizer's own.
+    """
+    return dict(live) | {
+        key: value.to(live[key].device) if isinstance(value, Tensor) and isinstance(live[key], Tensor) else value
+        for key, value in group.items()
+    }
 
 
 def _refuse(differences: Iterator[str], what: str, remedy: str) -> None:

@@ -63,10 +63,11 @@ def download_archive(path: Path, sha256: str, *, addresses: Sequence[str], progr
         except (OSError, http.client.HTTPException, RuntimeError, ValueError) as error:
             reasons.append(f"{address}: {error}")  # RuntimeError: another hash
             if isinstance(error, HTTPError):
-                error.close()
+                error.close()  # newer Pythons warn of one that is left open
         else:
             return
     raise DatasetDownloadError(
         f"tried {len(reasons)} {'address' if len(reasons) == 1 else 'addresses'} ({'; '.join(reasons)}). "
-        f"Put {path.name} in {path.parent} and run again, or try without it on make_synthetic() (--data synthetic)"
+        f"Put {path.name} in {path.parent} and run again; or name a folder that has CIFAR-10 (--data DIR, or the "
+        "variable CIFARNET_DATA); or try without it on make_synthetic() (--data synthetic)"
     )

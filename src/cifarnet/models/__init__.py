@@ -12,7 +12,7 @@ from cifarnet.models.cifar_cnn import CifarCNN
 
 __all__ = ["MODELS", "CifarCNN", "build_model", "describe_model"]
 
-#: Every network that a recipe or a checkpoint can name: a closed list, so that a file never chooses code.
+#: Every network that a recipe or a checkpoint can name; a closed list, so that a file never chooses code.
 MODELS: dict[str, type[nn.Module]] = {"CifarCNN": CifarCNN}
 
 

@@ -97,7 +97,7 @@ def warn_of_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Non
 def _differences(saved: Any, now: Any, name: str = "") -> Iterator[str]:
     """``weight_decay 0.0001 in the run, 0.0005 now``, however deep it lies."""
     if isinstance(saved, Mapping) and isinstance(now, Mapping):
-        for key in sorted({*saved, *now}, key=str):
+        for key in sorted(saved, key=str):  # what the file does not know, such as a newer torch's setting, is as it was
             yield from _differences(saved.get(key), now.get(key), str(key) if not name else f"{name}.{key}")
     elif isinstance(saved, list | tuple) and isinstance(now, list | tuple) and len(saved) == len(now):
         for i, (one, other) in enumerate(zip(saved, now, strict=True)):

@@ -10,12 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from cifarnet import randomness
-from cifarnet.checkpoint import Checkpointer, load_optimizer, load_weights, unwrapped_state_dict
-from cifarnet.engine import BatchSource, EagerBackend, RunningSums, evaluate, resolve_device, resolve_precision
-from cifarnet.errors import (
-    CheckpointMismatchError,
-    SettingError,
-)
+from cifarnet.checkpoint import Checkpointer, load_weights, unwrapped_state_dict
+from cifarnet.engine import BatchSource, EagerBackend, evaluate, resolve_device, resolve_precision
+from cifarnet.errors import CheckpointMismatchError, ResumeMismatchError, SettingError
 from cifarnet.history import EpochRecord, History
 from cifarnet.metrics import Evaluation
 from cifarnet.optim import Schedule, constant
@@ -24,6 +21,7 @@ from cifarnet.trainer.plan import Data, Plan, check_count, check_finite, check_o
 from cifarnet.trainer.progress import Progress
 from cifarnet.trainer.saving import describe_best, open_run
 from cifarnet.trainer.selection import Selection
+from cifarnet.trainer.state import RunState
 from cifarnet.transforms import Transforms, build_transforms
 
 __all__ = ["Trainer"]
@@ -87,10 +85,6 @@ class Trainer:
             group.setdefault("initial_lr", float(group["lr"]))
         self.transforms = build_transforms() if transforms is None else transforms
         self.seed = seed
-        #: What was done so far; kept when training is interrupted.
-        self.history = History()
-        #: The best validation so far, as `fit` found it.
-        self.selection = Selection()
         self._loss_fn = nn.CrossEntropyLoss() if loss_fn is None else loss_fn
         self._schedule = constant() if schedule is None else schedule
         self._deterministic = deterministic
@@ -103,12 +97,23 @@ class Trainer:
             max_grad_norm=max_grad_norm,
             seed=seed,
         )
-        self._epoch = self._step = self.global_step = 0  # whole epochs, steps of the one begun, steps in all
-        self._train_s = 0.0  # of the epoch begun
-        self._sums = RunningSums(self.device)
-        self._plan: Plan | None = None  # of the latest fit
-        self._loaded: Mapping[str, Any] | None = None  # what load_state_dict was told about the run
-        self._final_weights: dict[str, Tensor] | None = None  # kept aside while the model holds the best ones
+        self._state = RunState(model, optimizer, self.device)
+        self._facts: dict[str, Any] | None = None  # of the run that was begun or loaded: what it is, where it runs
+
+    @property
+    def history(self) -> History:
+        """What was done so far; kept when training is interrupted."""
+        return self._state.history
+
+    @property
+    def selection(self) -> Selection:
+        """The best validation so far, as `fit` found it."""
+        return self._state.selection
+
+    @property
+    def global_step(self) -> int:
+        """How many optimizer steps were done."""
+        return self._state.global_step
 
     def fit(
         self,
@@ -160,26 +165,29 @@ class Trainer:
         plan = self._make_plan(train, val, test, max_epochs=max_epochs, batch_size=batch_size)
         if checkpointer is not None:
             self._open(checkpointer, resume, plan)
-        if not self.selection.epoch:
-            self.selection = selection
-        was_finished = self._epoch >= max_epochs
-        with Progress(plan, epoch=self._epoch, step=self._step, enabled=progress) as bar:
+        state = self._state
+        if not state.selection.epoch:
+            state.selection = selection
+        elif state.selection.monitor != monitor:
+            raise ResumeMismatchError(f"the run is selected by {state.selection.monitor}, not by {monitor}; keep to it")
+        was_finished = state.epoch >= max_epochs
+        with Progress(plan, epoch=state.epoch, step=state.step, enabled=progress) as bar:
             if was_finished:
-                bar.show_line(f"Run already finished ({self._epoch}/{max_epochs})")
+                bar.show_line(f"Run already finished ({state.epoch}/{max_epochs})")
             for event in self._run(plan, patience=patience):
                 if isinstance(event, int):
-                    bar.show_step(self._epoch, event, self._sums, self._train_s)
+                    bar.show_step(state.epoch, event, state.sums, state.train_s)
                     continue
                 bar.show_epoch(event)
-                improved = val is not None and self.selection.update(event, self.model)
+                improved = val is not None and state.selection.update(event, self.model)
                 if checkpointer is not None:
                     checkpointer.save(self)  # first, so that a best epoch on disk is never ahead of its run
                     if improved:
                         self._save_best(checkpointer, plan)
-        if checkpointer is not None and not self.selection.epoch and not was_finished:
+        if checkpointer is not None and not state.selection.epoch and not was_finished:
             self._save_best(checkpointer, plan)
-        self._put_best_weights()
-        return self.history
+        state.put_best_weights()
+        return state.history
 
     def epochs(
         self,
@@ -214,37 +222,41 @@ class Trainer:
     def _run(self, plan: Plan, *, patience: int | None = None) -> Iterator[int | EpochRecord]:
         """Train on: an int after each step of an epoch (how many are done), a record after each epoch."""
         self._begin(plan)
-        while self._epoch < plan.max_epochs and (patience is None or self.selection.epochs_since < patience):
+        state = self._state
+        while state.epoch < plan.max_epochs and (patience is None or state.selection.epochs_since < patience):
             with randomness.isolated(self.device, deterministic=self._deterministic):
                 yield from self._train_epoch(plan)
                 record = self._finish_epoch(plan)
             yield record
 
     def _train_epoch(self, plan: Plan) -> Iterator[int]:
+        state = self._state
         clock = time.perf_counter()
         for step in self._backend.epoch(
             plan.train,
-            self._epoch,
-            first_step=self._step,
-            multipliers=plan.epoch_multipliers(self._epoch),
-            sums=self._sums,
+            state.epoch,
+            first_step=state.step,
+            multipliers=plan.epoch_multipliers(state.epoch),
+            sums=state.sums,
         ):
-            self._step = step
-            self.global_step += 1
-            self._train_s += time.perf_counter() - clock
+            state.step = step
+            state.global_step += 1
+            state.train_s += time.perf_counter() - clock
             yield step
             clock = time.perf_counter()
-        check_finite(self._sums, self.model, self.optimizer, f"epoch {self._epoch + 1} in {self.precision.name}")
-        self._train_s += time.perf_counter() - clock
+        # Waits for the device: once an epoch.
+        check_finite(state.sums, self.model, self.optimizer, f"epoch {state.epoch + 1} in {self.precision.name}")
+        state.train_s += time.perf_counter() - clock
 
     def _finish_epoch(self, plan: Plan) -> EpochRecord:
         clock = time.perf_counter()
         val = None if plan.val is None else self._evaluate(plan.val)
         test = None if plan.test is None else self._evaluate(plan.test)
-        totals = self._sums.read()
+        state = self._state
+        totals = state.sums.read()
         record = EpochRecord(
-            epoch=self._epoch + 1,
-            global_step=self.global_step,
+            epoch=state.epoch + 1,
+            global_step=state.global_step,
             learning_rate=float(self.optimizer.param_groups[0]["lr"]),
             train_loss=totals.mean_loss,
             train_accuracy=totals.accuracy,
@@ -252,13 +264,12 @@ class Trainer:
             val_accuracy=None if val is None else val.accuracy,
             test_loss=None if test is None else test.loss,
             test_accuracy=None if test is None else test.accuracy,
-            train_s=self._train_s,
+            train_s=state.train_s,
             eval_s=time.perf_counter() - clock,
-            images_per_s=totals.num_images / self._train_s,
+            images_per_s=totals.num_images / state.train_s,
         )
-        self.history.append(record)
-        self._epoch, self._step, self._train_s = self._epoch + 1, 0, 0.0
-        self._sums = RunningSums(self.device)
+        state.history.append(record)
+        state.finish_epoch()
         return record
 
     def evaluate(self, data: Data) -> Evaluation:
@@ -274,21 +285,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resume needs, as nested dicts of tensors and plain values; the tensors are not copies."""
-        weights = unwrapped_state_dict(self.model) if self._final_weights is None else self._final_weights
-        return {
-            "model": weights,
-            "optimizer": self.optimizer.state_dict(),
-            "position": {
-                "epoch": self._epoch,
-                "step": self._step,
-                "global_step": self.global_step,
-                "train_s": self._train_s,
-            },
-            "sums": self._sums.state_dict(),
-            "history": self.history.to_list(),
-            "selection": self.selection.state_dict(),
-            **self._describe_run(),
-        }
+        return {**self._state.state_dict(), **(self._facts or self._describe(None))}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state_dict` was taken, given the same settings and data.
@@ -306,16 +303,8 @@ class Trainer:
             raise CheckpointMismatchError(f"this is not the state of a Trainer: {parts} are missing or unknown")
         for part in ("seed", "model", "optimizer", "preprocess"):
             identity.refuse_differences({part: state["run"][part]}, {part: own["run"][part]})
-        load_optimizer(self.optimizer, state["optimizer"])
-        load_weights(self.model, state["model"], source="the checkpoint")
-        position = state["position"]
-        self._epoch, self._step = position["epoch"], position["step"]
-        self.global_step, self._train_s = position["global_step"], position["train_s"]
-        self._sums = RunningSums(self.device)
-        self._sums.load_state_dict(state["sums"])
-        self.history = History.from_list(state["history"])
-        self.selection = Selection.from_state_dict(state["selection"])
-        self._plan, self._loaded, self._final_weights = None, state, None
+        self._state.load_state_dict(state)
+        self._facts = {"run": state["run"], "environment": state["environment"]}
 
     def _make_plan(self, train: Data, val: Data | None, test: Data | None, *, max_epochs: int, batch_size: int) -> Plan:
         return Plan.make(
@@ -333,26 +322,20 @@ class Trainer:
 
     def _begin(self, plan: Plan) -> None:
         """Make sure that this goes on with the same run, from where it was, not from its best epoch."""
-        if self._plan is not None or self._loaded is not None:
-            before = self._describe_run()
-            self._plan = plan
-            now = self._describe_run()
-            identity.refuse_differences(before["run"], now["run"])
-            identity.warn_of_differences(before["environment"], now["environment"])
-        self._plan = plan
-        if self._final_weights is not None:
-            load_weights(self.model, self._final_weights, source="the last epoch")
-            self._final_weights = None
+        facts = self._describe(plan)
+        if self._facts is not None:
+            identity.refuse_differences(self._facts["run"], facts["run"])
+            identity.warn_of_differences(self._facts["environment"], facts["environment"])
+        self._facts = facts
+        self._state.put_last_weights()
 
-    def _describe_run(self) -> dict[str, Any]:
-        if self._plan is None and self._loaded is not None:
-            return {"run": self._loaded["run"], "environment": self._loaded["environment"]}
-        run = identity.describe_run(self.model, self.optimizer, self.transforms, self._plan, seed=self.seed)
+    def _describe(self, plan: Plan | None) -> dict[str, Any]:
+        run = identity.describe_run(self.model, self.optimizer, self.transforms, plan, seed=self.seed)
         environment = identity.describe_environment(
             self.transforms,
             self._schedule,
             self.precision,
-            self._plan,
+            plan,
             backend=self._backend.name,
             deterministic=self._deterministic,
         )
@@ -367,25 +350,21 @@ class Trainer:
             load_weights(self.model, state["model"], source=str(checkpointer.last_path))
             return
         self.load_state_dict(state)
-        if self.selection.epoch == self._epoch > 0 and self._step == 0:
+        selection = self.selection
+        if selection.epoch == self._state.epoch > 0 and self._state.step == 0:
             # The weights at hand are the best; the run may have been killed before it wrote them a second time.
-            self.selection.keep(self.model)
+            selection.keep(self.model)
             self._save_best(checkpointer, plan)
-        elif self.selection.epoch:
-            self.selection.weights, _ = checkpointer.read_best()
+        elif selection.epoch:
+            selection.weights, _ = checkpointer.read_best()
 
     def _save_best(self, checkpointer: Checkpointer, plan: Plan) -> None:
         weights = unwrapped_state_dict(self.model) if self.selection.weights is None else self.selection.weights
+        epoch = self._state.epoch
         description = describe_best(
-            self.model, self.transforms.preprocess, self.precision, plan, self.selection, epoch=self._epoch
+            self.model, self.transforms.preprocess, self.precision, plan, self.selection, epoch=epoch
         )
         checkpointer.save_best(weights, description)
-
-    def _put_best_weights(self) -> None:
-        """Load the best weights into the model; what training had reached is kept aside for going on."""
-        if self.selection.weights is not None and self.selection.epoch != self._epoch:
-            self._final_weights = {k: v.clone() for k, v in unwrapped_state_dict(self.model).items()}
-            load_weights(self.model, self.selection.weights, source="the best epoch")
 
     def _evaluate(self, batches: BatchSource) -> Evaluation:
         return evaluate(

@@ -1,0 +1,67 @@
+"""Write the tables of README and docs from the committed reports.
+
+python docs/make_tables.py            # rewrites what stands between the markers
+python docs/make_tables.py --check    # exits with 1 where a table differs from its reports
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from cifarnet.report import results_table
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "docs/results/reference.md")
+
+
+def augmentation_table(path: Path) -> str:
+    """Validation accuracy of every augmentation that was tried for the reference recipe."""
+    report = json.loads(path.read_text())
+    lines = ["| augmentation | training | validation |", "| --- | --- | --- |"]
+    lines += [
+        f"| {c['augmentation']} | {c['train_accuracy'][-1]:.2%} | {c['val_accuracy'][-1]:.2%} |"
+        for c in report["candidates"]
+    ]
+    lines += [
+        "",
+        f"Accuracy after epoch {report['epochs']}, one seed ({report['seed']}), {report['train_images']:,} images to "
+        f"learn from and {report['val_images']:,} to judge by. {report['data']}. {report['hardware']}, "
+        f"{report['precision']}, torch {report['torch']}.",
+    ]
+    return "\n".join(lines)
+
+
+def tables() -> dict[str, str]:
+    """Every generated table by the name in its markers."""
+    results = ROOT / "docs" / "results" / "reference-cpu"
+    return {
+        "reference-cpu": results_table(results),
+        "reference-augmentation": augmentation_table(results / "augmentation.json"),
+    }
+
+
+def filled(text: str) -> str:
+    """A page with the tables of the reports between its markers."""
+    for name, table in tables().items():
+        pattern = rf"(<!-- table {name} -->\n).*?(<!-- end -->)"
+        text = re.sub(pattern, lambda match, table=table: f"{match[1]}\n{table}\n\n{match[2]}", text, flags=re.DOTALL)
+    return text
+
+
+def main() -> int:
+    """Write or check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    stale = [page for page in PAGES if filled((ROOT / page).read_text()) != (ROOT / page).read_text()]
+    for page in stale:
+        if not args.check:
+            (ROOT / page).write_text(filled((ROOT / page).read_text()))
+        print(f"{page}: {'differs from its reports' if args.check else 'written'}")
+    return 1 if args.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""Augmentation drawn per image, and the preprocessing that travels with weights.
+
+Inside `cifarnet.randomness.scope` the draws are a hash of (seed, epoch, image id); outside one they come from
+torch's generator.
+"""
+
+from __future__ import annotations
+
+from cifarnet.transforms.augment import BrightnessContrast, Cutout, RandomCrop, RandomFlip
+from cifarnet.transforms.build import Transforms, build_transforms
+from cifarnet.transforms.preprocess import CIFAR10_MEAN, CIFAR10_STD, Preprocess
+
+__all__ = [
+    "CIFAR10_MEAN",
+    "CIFAR10_STD",
+    "BrightnessContrast",
+    "Cutout",
+    "Preprocess",
+    "RandomCrop",
+    "RandomFlip",
+    "Transforms",
+    "build_transforms",
+]

@@ -1,0 +1,91 @@
+"""Augmentation and preprocessing put together: the two pipelines of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torchvision.transforms import v2
+
+from cifarnet.errors import SettingError
+from cifarnet.transforms.augment import BrightnessContrast, Cutout, RandomCrop, RandomFlip, check_choice
+from cifarnet.transforms.preprocess import CIFAR10_MEAN, CIFAR10_STD, Preprocess, Preprocessing
+
+__all__ = ["Transforms", "build_transforms"]
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """What happens to images on their way into a network, in training and otherwise.
+
+    Args:
+        augment: Draws and changes, uint8 to uint8; for training only.
+        preprocess: What a trained network always needs.
+    """
+
+    augment: v2.Transform
+    preprocess: Preprocess
+
+    @property
+    def train(self) -> v2.Compose:
+        """``augment``, then ``preprocess``: what any ``DataLoader`` loop can apply to its batches."""
+        return v2.Compose([self.augment, Preprocessing(self.preprocess)])
+
+    @property
+    def eval(self) -> v2.Compose:
+        """``preprocess`` alone."""
+        return v2.Compose([Preprocessing(self.preprocess)])
+
+
+def build_transforms(
+    *,
+    crop_padding: int = 2,
+    crop_mode: Literal["reflect", "zero"] = "reflect",
+    flip: Literal["random", "alternating", "none"] = "random",
+    cutout: int = 0,
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+    size: int = 32,
+    mean: Sequence[float] = CIFAR10_MEAN,
+    std: Sequence[float] = CIFAR10_STD,
+) -> Transforms:
+    """The usual augmentation of CIFAR-10, and its normalisation.
+
+    Args:
+        crop_padding: Pixels of padding around a random crop; 0 leaves it out.
+        crop_mode: What the padding shows, see `RandomCrop`.
+        flip: Mirroring, see `RandomFlip`; ``"none"`` leaves it out.
+        cutout: Side of the square of `Cutout` in pixels, filled with ``mean``; 0 leaves it out.
+        brightness: Largest relative change of brightness in ``[0, 1]``; see `BrightnessContrast`.
+        contrast: Largest relative change of contrast in ``[0, 1]``.
+        size: Side in pixels that the network takes.
+        mean: Mean of each channel on a scale of 0 to 1.
+        std: Standard deviation of each channel on a scale of 0 to 1.
+
+    Returns:
+        Both pipelines in one object; ``.train`` and ``.eval`` are each a `torchvision.transforms.v2.Compose`.
+
+    Raises:
+        SettingError: If a value is outside its range.
+
+    Example:
+        >>> transforms = build_transforms(crop_padding=4, flip="alternating")
+        >>> transforms.train(torch.zeros(8, 3, 32, 32, dtype=torch.uint8)).shape
+        torch.Size([8, 3, 32, 32])
+    """
+    check_choice("flip", flip, ("random", "alternating", "none"))
+    for key, value in (("crop_padding", crop_padding), ("cutout", cutout)):
+        if value < 0:
+            raise SettingError(f"{key} must be 0 or more pixels, got {value}; 0 leaves it out")
+    steps: list[v2.Transform] = []
+    if crop_padding:
+        steps.append(RandomCrop(crop_padding, mode=crop_mode))
+    if flip != "none":
+        steps.append(RandomFlip(flip))
+    if brightness or contrast:
+        steps.append(BrightnessContrast(brightness, contrast))
+    if cutout:
+        steps.append(Cutout(cutout, fill=[round(255 * value) for value in mean]))
+    augment = v2.Compose(steps) if steps else v2.Identity()
+    return Transforms(augment, Preprocess(size, tuple(mean), tuple(std)))

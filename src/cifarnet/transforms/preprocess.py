@@ -1,0 +1,98 @@
+"""The preprocessing that travels with a network's weights."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from cifarnet._types import Images
+from cifarnet.errors import InputError, SettingError
+
+__all__ = ["CIFAR10_MEAN", "CIFAR10_STD", "Preprocess", "Preprocessing", "channel_constant"]
+
+#: Channel means of the 50,000 training images, on a scale of 0 to 1.
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+#: Channel standard deviations over all pixels of the 50,000 training images, on a scale of 0 to 1.
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """From images in memory to the input of a network: the three values that travel with its weights.
+
+    Args:
+        size: Side in pixels that the network takes; other images are resized (bilinear, antialiased).
+        mean: Mean of each channel on a scale of 0 to 1.
+        std: Standard deviation of each channel on the same scale, above 0.
+
+    Raises:
+        SettingError: If a value is outside its range.
+
+    Example:
+        >>> Preprocess(32)(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).dtype
+        torch.float32
+    """
+
+    size: int = 32
+    mean: tuple[float, ...] = CIFAR10_MEAN
+    std: tuple[float, ...] = CIFAR10_STD
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise SettingError(f"size must be at least 1 pixel, got {self.size}; CIFAR-10 has 32")
+        if len(self.mean) != len(self.std):
+            raise SettingError(f"mean has {len(self.mean)} values, std {len(self.std)}; give one of each a channel")
+        if not all(value > 0 for value in self.std):
+            raise SettingError(f"std must be above 0, got {self.std}; use 1.0 for a channel that does not vary")
+
+    def __call__(self, images: Images) -> Images:
+        """Resize where needed, scale to 0..1, normalise.
+
+        Args:
+            images: uint8 in ``[0, 255]`` or floating in ``[0, 1]``, shape ``(N, C, H, W)`` or ``(C, H, W)``.
+
+        Returns:
+            float32 (float64 stays), shape ``(N, C, size, size)`` or ``(C, size, size)``.
+
+        Raises:
+            InputError: If the number of channels is not that of ``mean``.
+        """
+        if images.shape[-3] != len(self.mean):
+            raise InputError(
+                f"the images have {images.shape[-3]} channels (shape {tuple(images.shape)}), the preprocessing "
+                f"{len(self.mean)}; convert them, or build the transforms with one mean and std a channel"
+            )
+        if images.shape[-2:] != (self.size, self.size):
+            images = v2.functional.resize(images, [self.size, self.size], antialias=True)
+        dtype = images.dtype if images.is_floating_point() else torch.float32
+        scale = 255.0 if images.dtype == torch.uint8 else 1.0
+        factor = channel_constant(tuple(1 / (scale * std) for std in self.std), images.device, dtype)
+        shift = channel_constant(tuple(-m / s for m, s in zip(self.mean, self.std, strict=True)), images.device, dtype)
+        return torch.addcmul(shift, images.to(dtype), factor)  # (x / scale - mean) / std in one pass
+
+
+class Preprocessing(v2.Transform):
+    """`Preprocess` as a step of a pipeline."""
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.preprocess = preprocess
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Tensor:
+        """Called by ``forward`` for each image or batch."""
+        return self.preprocess(inpt.as_subclass(Tensor))
+
+    def extra_repr(self) -> str:
+        """What stands between the parentheses of its ``repr``."""
+        return repr(self.preprocess)
+
+
+@functools.lru_cache(maxsize=64)
+def channel_constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """One value a channel, shape ``(C, 1, 1)``, kept on the device: making it anew would wait for the GPU."""
+    return torch.tensor(values, device=device, dtype=dtype).view(-1, 1, 1)

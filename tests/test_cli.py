@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cifarnet import Checkpointer, Classifier, History, cli, make_synthetic, recipes
+from cifarnet.checkpoint import read_checkpoint
+from cifarnet.errors import CifarnetError
+from cifarnet.report import load_report
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Run a command in an empty directory, on a machine without CIFAR-10; exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CIFARNET_DATA", raising=False)
+    small = make_synthetic(num_train=200, num_test=60, seed=0)
+    monkeypatch.setattr(cli, "make_synthetic", lambda: small)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        try:
+            code = cli.main(arguments)
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_train_writes_a_run_that_evaluate_finds_again(run: Run, tmp_path: Path) -> None:
+    code, out, err = run(
+        "train", "--data", "synthetic", "--epochs", "2", "--val-fraction", "0.25", "--out", "runs/a", "--json"
+    )
+    assert code == 0, err
+    report = json.loads(out)
+    assert report == load_report(tmp_path / "runs/a/report.json")
+    assert sorted(path.name for path in (tmp_path / "runs/a").iterdir()) == [
+        "best.safetensors",
+        "history.csv",
+        "last.previous.safetensors",
+        "last.safetensors",
+        "report.json",
+    ]
+    assert report["recipe"]["max_epochs"] == 2
+    assert report["data"]["val"]["num_images"] == 50
+    assert report["command"].startswith("cifarnet train --data synthetic --epochs 2")
+    history = History.load_csv(tmp_path / "runs/a/history.csv")
+    assert history == History.from_list(report["history"])
+    best = history.best()
+    assert best is not None
+    assert report["selected_by"] == {"monitor": "val_accuracy", "epoch": best.epoch, "value": best.val_accuracy}
+    assert err.count("epoch ") == 2  # plain lines without a terminal
+
+    code, out, err = run("evaluate", "runs/a", "--data", "synthetic", "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["accuracy"] == report["metrics"]["test_accuracy"]
+    assert document["loss"] == report["metrics"]["test_loss"]
+    assert document["selected_by"] == report["selected_by"]
+    code, out, _ = run("evaluate", "runs/a/best.safetensors", "--data", "synthetic")
+    assert f"accuracy {document['accuracy']:.2%}" in out
+
+
+def test_resume_after_a_kill_gives_the_bytes_of_an_unbroken_run(run: Run, tmp_path: Path) -> None:
+    options = ("train", "--data", "synthetic", "--epochs", "3", "--precision", "bf16")
+    assert run(*options, "--out", "a")[0] == 0
+    script = (
+        "import os, signal, sys\n"
+        "from cifarnet import Checkpointer, cli, make_synthetic\n"
+        "cli.make_synthetic = lambda: make_synthetic(num_train=200, num_test=60, seed=0)\n"
+        "save = Checkpointer.save\n"
+        "def save_and_die(self, source):\n"
+        "    save(self, source)\n"
+        "    if len(source.history) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Checkpointer.save = save_and_die\n"
+        "cli.main(sys.argv[1:])\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, *options, "--out", "b"], capture_output=True, check=False)
+    assert killed.returncode == -9
+    code, _, err = run(*options, "--out", "b", "--resume")
+    assert code == 0, err
+    assert "(3/3)" in err
+    assert "(2/3)" not in err
+    for name in ("best", "last"):
+        one, other = (read_checkpoint(tmp_path / d / f"{name}.safetensors").tensors for d in ("a", "b"))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_the_reference_watches_the_test_images_and_selects_nothing_by_them(run: Run) -> None:
+    code, out, _ = run("train", "--data", "synthetic", "--epochs", "2", "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert report["selected_by"] == {"monitor": "final", "epoch": 2, "value": None}
+    assert report["test_watched"].endswith("nothing was selected by it")
+    assert report["metrics"]["test_accuracy"] == report["history"][-1]["test_accuracy"]
+    assert report["data"]["val"] is None
+    assert Path("runs/reference/report.json").exists()
+
+
+def test_a_finished_run_can_be_asked_for_again(run: Run) -> None:
+    options = ("train", "--data", "synthetic", "--epochs", "1", "--resume")
+    assert run(*options)[0] == 0
+    code, out, err = run(*options)
+    assert code == 0
+    assert "Run already finished (1/1)" in err
+    assert "test accuracy" in out
+
+
+def test_info_tells_where_things_are(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("info", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert document["torch"] == str(torch.__version__)
+    assert document["cifar10"] is None
+    assert "reference" in document["recipes"]
+    code, out, _ = run("info")
+    assert code == 0
+    assert "reference" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--recipe", "refrence"), 'unknown recipe "refrence"; did you mean "reference"?'),
+        (("train", "--batch-size", "0"), "batch_size must be at least 1, got 0"),
+        (("train", "--epochs", "-1"), "max_epochs must be at least 1, got -1"),
+        (("train", "--precision", "fp8"), 'precision "fp8" is unknown'),
+        (("train", "--device", "gpu"), 'device "gpu" cannot be used'),
+        (("train", "--data", "synthetic", "--val-fraction", "1.5"), "val_fraction must be in (0, 1), got 1.5"),
+        (("train", "--data", "synthetic", "--seed", "-1"), "seed must be at least 0, got -1"),
+        (("train", "--epochs", "many"), "argument --epochs: invalid int value: 'many'"),
+        (("trian",), "invalid choice: 'trian'"),
+        ((), "the following arguments are required: COMMAND"),
+    ],
+)
+def test_wrong_use_exits_2_with_one_line_and_writes_nothing(
+    run: Run, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_exits_1_with_one_line(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("evaluate", "nowhere", "--data", "synthetic")
+    assert (code, out) == (1, "")
+    assert err.startswith("cifarnet: error: ")
+    assert "nowhere" in err
+    assert err.count("\n") == 1
+    with pytest.raises(CifarnetError):
+        run("evaluate", "nowhere", "--data", "synthetic", "--debug")
+
+
+def test_a_directory_that_holds_a_run_is_refused(run: Run) -> None:
+    options = ("train", "--data", "synthetic", "--epochs", "1")
+    assert run(*options)[0] == 0
+    code, _, err = run(*options)
+    assert code == 1
+    assert "runs/reference holds a run already; continue it with resume=True (--resume)" in err
+
+
+def test_a_directory_that_cannot_be_written_is_refused_before_training(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = run("train", "--data", "synthetic", "--epochs", "1", "--out", "file/run")
+    assert code == 1
+    assert "cannot write to" in err
+    assert "epoch" not in err
+
+
+def test_a_missing_data_set_is_told_with_its_remedies(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("cifarnet.datasets.cifar10.download_addresses", lambda: ("http://127.0.0.1:9/x.tar.gz",))
+    code, _, err = run("train", "--data", str(tmp_path / "data"))
+    assert code == 1
+    for remedy in ("--data", "CIFARNET_DATA", "cifar-10-binary.tar.gz", "synthetic"):
+        assert remedy in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_checkpoint_of_another_architecture_is_refused(run: Run, tmp_path: Path) -> None:
+    assert run("train", "--data", "synthetic", "--epochs", "1")[0] == 0
+    best = tmp_path / "runs/reference/best.safetensors"
+    checkpointer = Checkpointer(best.parent)
+    weights, description = checkpointer.read_best()
+    weights["fc2.weight"] = weights["fc2.weight"][:7].clone()
+    checkpointer.save_best(weights, description)
+    code, _, err = run("evaluate", "runs/reference", "--data", "synthetic")
+    assert code == 1
+    assert "fc2.weight is 7x512 in the file, 10x512 in the model" in err
+    assert "built with CifarCNN(" in err
+    assert "num_classes=10" in err
+
+
+def test_an_image_folder_trains_a_network_for_its_classes(run: Run, tmp_path: Path) -> None:
+    from PIL import Image
+
+    data = make_synthetic(num_train=40, num_test=20, seed=1)
+    for split, images in (("train", data.train), ("test", data.test)):
+        for i, (image, label) in enumerate(zip(images.images, images.labels.tolist(), strict=True)):
+            if label < 3:
+                folder = tmp_path / "photos" / split / f"class-{label}"
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+    code, _, err = run("train", "--data", "photos", "--epochs", "1", "--out", "runs/photos")
+    assert code == 0, err
+    assert Classifier.load("runs/photos").classes == ("class-0", "class-1", "class-2")
+
+
+def test_ctrl_c_ends_with_a_line_and_the_shells_code(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "build_trainer", interrupt)
+    code, _, err = run("train", "--data", "synthetic")
+    assert code == 130
+    assert err == "cifarnet: error: interrupted; go on with --resume\n"
+
+
+def test_the_module_and_the_console_script_are_one_program(tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-m", "cifarnet", "train", "--recipe", "x"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr == 'cifarnet: error: unknown recipe "x"; choose one of "reference"\n'
+
+
+def test_a_warning_is_one_line_on_stderr(run: Run) -> None:
+    options = ("train", "--data", "synthetic", "--resume", "--out", "r")
+    assert run(*options, "--epochs", "1", "--precision", "float32")[0] == 0
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        code, _, err = run(*options, "--epochs", "2", "--precision", "bf16")
+    assert code == 0
+    assert err.startswith("warning: precision 'float32' in the run, 'bf16' now")
+
+
+def test_every_command_helps_with_examples(run: Run) -> None:
+    for command in ("train", "evaluate"):
+        code, out, _ = run(command, "--help")
+        assert code == 0
+        assert "examples:" in out
+        assert all(name in out for name in recipes.RECIPES) or command != "train"

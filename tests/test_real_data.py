@@ -1,0 +1,48 @@
+"""What only real CIFAR-10 can show. Set CIFARNET_TEST_DATA to a folder that holds it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cifarnet import CifarCNN, DatasetSplits, Trainer
+from cifarnet.recipes import build_trainer, get_recipe
+from cifarnet.transforms import CIFAR10_MEAN, CIFAR10_STD
+
+pytestmark = pytest.mark.real_data
+
+
+def test_the_statistics_are_the_published_ones(cifar10: DatasetSplits) -> None:
+    assert (len(cifar10.train), len(cifar10.test)) == (50_000, 10_000)
+    assert cifar10.train.labels.bincount().tolist() == [5_000] * 10
+    assert cifar10.test.labels.bincount().tolist() == [1_000] * 10
+    images = cifar10.train.images.double() / 255
+    assert images.mean(dim=(0, 2, 3)).tolist() == pytest.approx(CIFAR10_MEAN, abs=1e-4)
+    assert images.std(dim=(0, 2, 3)).tolist() == pytest.approx(CIFAR10_STD, abs=1e-4)
+
+
+def test_a_tenth_held_out_is_500_images_a_class(cifar10: DatasetSplits) -> None:
+    train, val = cifar10.train.split(0.1, seed=0)
+    assert train.labels.bincount().tolist() == [4_500] * 10
+    assert val.labels.bincount().tolist() == [500] * 10
+    assert not set(train.ids.tolist()) & set(val.ids.tolist())
+
+
+def test_one_epoch_on_a_tenth_of_the_images_learns(cifar10: DatasetSplits) -> None:
+    recipe = get_recipe("reference")
+    trainer = build_trainer(recipe, cifar10.train, device="cpu")
+    few, val = cifar10.train.subset(torch.arange(5_000)), cifar10.test.subset(torch.arange(1_000))
+    history = trainer.fit(few, val, max_epochs=1, batch_size=recipe.batch_size, progress=False)
+    accuracy = history[-1].val_accuracy
+    assert accuracy is not None
+    assert accuracy > 0.35  # chance is 0.1; seen: about 0.47
+    assert history[-1].train_loss < 2.303
+
+
+def test_the_network_overfits_32_images(cifar10: DatasetSplits) -> None:
+    torch.manual_seed(0)
+    model = CifarCNN(dropout=0.0)
+    few = cifar10.train.subset(torch.arange(32))
+    trainer = Trainer(model, torch.optim.Adam(model.parameters(), lr=1e-3, fused=True), device="cpu")
+    trainer.fit(few, max_epochs=40, batch_size=32, progress=False)
+    assert trainer.evaluate(few).accuracy == 1.0
