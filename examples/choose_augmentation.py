@@ -8,6 +8,8 @@ are the usual ones. About six minutes for each on two CPU cores.
 
 import argparse
 import json
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,9 @@ from cifarnet.engine import describe_device
 from cifarnet.recipes import build_trainer, get_recipe
 
 CANDIDATES: dict[str, dict[str, Any]] = {
-    "flip": {"crop_padding": 0},
-    "flip, crop 1 (reflect)": {"crop_padding": 1},
-    "flip, crop 2 (reflect)": {"crop_padding": 2},
+    "flip": {"crop_padding": 0, "crop_mode": "reflect"},
+    "flip, crop 1 (reflect)": {"crop_padding": 1, "crop_mode": "reflect"},
+    "flip, crop 2 (reflect)": {"crop_padding": 2, "crop_mode": "reflect"},
     "flip, crop 2 (zero)": {"crop_padding": 2, "crop_mode": "zero"},
     "flip, crop 4 (zero)": {"crop_padding": 4, "crop_mode": "zero"},
 }
@@ -37,7 +39,7 @@ def main() -> None:
 
     train, val = load_cifar10(args.data).train.split(0.1, seed=args.seed)
     report: dict[str, Any] = {
-        "command": "python examples/choose_augmentation.py --data DIR --out OUT",
+        "command": shlex.join(["python", *sys.argv]),
         "data": train.name,
         "train_images": len(train),
         "val_images": len(val),

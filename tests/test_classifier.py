@@ -89,3 +89,15 @@ def test_what_cannot_be_loaded_says_why(trained: tuple[Trainer, Path], tmp_path:
     checkpointer.save_best(weights, description)
     with pytest.raises(CheckpointCorruptError, match="does not describe its weights: KeyError"):
         Classifier.load(trained[1])
+
+
+@pytest.mark.parametrize("precision", ["float64", "bf16"])
+def test_a_run_of_any_precision_can_be_loaded_in_any(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, precision: str
+) -> None:
+    trainer = make_trainer(precision=precision)
+    trainer.fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
+    own = Classifier.load(tmp_path, device="cpu").evaluate(synthetic.test)
+    assert own == trainer.evaluate(synthetic.test)
+    other = Classifier.load(tmp_path, device="cpu", precision="float32").evaluate(synthetic.test)
+    assert abs(other.loss - own.loss) < 0.02

@@ -193,6 +193,20 @@ def test_a_missing_data_set_is_told_with_its_remedies(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_misspelt_synthetic_is_told_and_not_downloaded_to(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("train", "--data", "syntetic")
+    assert code == 2
+    assert 'did you mean "synthetic"?' in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_something_else_is_not_downloaded_to(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "photos" / "Train").mkdir(parents=True)
+    code, _, err = run("train", "--data", "photos")
+    assert code == 1
+    assert "photos: the folder holds neither CIFAR-10 nor train/CLASS/" in err
+
+
 def test_the_checkpoint_of_another_architecture_is_refused(run: Run, tmp_path: Path) -> None:
     assert run("train", "--data", "synthetic", "--epochs", "1")[0] == 0
     best = tmp_path / "runs/reference/best.safetensors"
@@ -229,7 +243,7 @@ def test_ctrl_c_ends_with_a_line_and_the_shells_code(run: Run, monkeypatch: pyte
     monkeypatch.setattr(cli, "build_trainer", interrupt)
     code, _, err = run("train", "--data", "synthetic")
     assert code == 130
-    assert err == "cifarnet: error: interrupted; go on with --resume\n"
+    assert err == "cifarnet: interrupted; a run that was begun goes on with --resume\n"
 
 
 def test_the_module_and_the_console_script_are_one_program(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from cifarnet import Checkpointer, DatasetSplits, Trainer, Transforms
+from cifarnet import Checkpointer, DatasetSplits, Trainer, Transforms, build_transforms
 from cifarnet.randomness import permutation, scope
 
 pytestmark = [
@@ -62,3 +62,16 @@ def test_a_run_of_the_gpu_goes_on_on_a_cpu_with_a_warning(
         make_trainer(device="cpu").fit(
             synthetic.train, max_epochs=2, checkpointer=Checkpointer(tmp_path), resume=True, progress=False
         )
+
+
+def test_no_step_waits_for_the_gpu(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    trainer = make_trainer(device="cuda", transforms=build_transforms(flip="alternating", cutout=4, size=16))
+    list(trainer.epochs(synthetic.train, max_epochs=1))  # kernels are loaded, constants are made
+    plan = trainer._make_plan(synthetic.train, None, None, max_epochs=2, batch_size=64)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for event in trainer._run(plan):
+            if event == plan.train.num_steps:
+                break
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import subprocess
@@ -68,9 +69,14 @@ def test_train_cifar10_trains_and_goes_on_where_it_stopped(
 def test_choose_augmentation_ranks_its_candidates(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    run_example("choose_augmentation.py", "--out", "report.json", "--epochs", "1", monkeypatch=monkeypatch)
+    names = run_example("choose_augmentation.py", "--out", "report.json", "--epochs", "1", monkeypatch=monkeypatch)
     assert "flip, crop 2 (reflect)" in capsys.readouterr().out
-    assert (tmp_path / "report.json").exists()
+    report = json.loads((tmp_path / "report.json").read_text())
+    committed = json.loads((ROOT / "docs/results/reference-cpu/augmentation.json").read_text())
+    # The committed table is of these candidates, no two of them alike, whatever the recipe says by now.
+    pairs = [(c["augmentation"], c["settings"]) for c in report["candidates"]]
+    assert pairs == [(c["augmentation"], c["settings"]) for c in committed["candidates"]]
+    assert len({json.dumps(settings, sort_keys=True) for settings in names["CANDIDATES"].values()}) == len(pairs)
 
 
 def test_the_tables_agree_with_the_committed_reports() -> None:

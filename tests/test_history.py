@@ -130,3 +130,13 @@ def test_a_row_with_a_value_of_the_wrong_type_is_refused(field: str, value: obje
     row = {**dataclasses.asdict(record()), field: value}
     with pytest.raises(InputError, match=f"epoch 1: {field} is"):
         History.from_list([row])
+
+
+def test_a_result_that_is_nan_survives_the_files(tmp_path: Path) -> None:
+    history = History([record(val_loss=math.nan, test_loss=math.inf, test_accuracy=-math.inf)])
+    history.save_json(tmp_path / "history.json")
+    history.save_csv(tmp_path / "history.csv")
+    assert "NaN" not in (tmp_path / "history.json").read_text()
+    for loaded in (History.load_json(tmp_path / "history.json"), History.load_csv(tmp_path / "history.csv")):
+        assert math.isnan(loaded[0].val_loss or 0)
+        assert (loaded[0].test_loss, loaded[0].test_accuracy) == (math.inf, -math.inf)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -178,11 +179,11 @@ def test_a_finished_run_is_left_alone_and_says_so(
         return trainer
 
     first = fit()
-    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir() if path.name.startswith("last")}
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     capsys.readouterr()
     second = fit()
     assert capsys.readouterr().err == "Run already finished (3/3)\n"
-    assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir() if p.name.startswith("last")} == before
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
     assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))
 
 
@@ -205,31 +206,44 @@ def test_more_epochs_stretch_the_schedule_and_warn_of_it(
         ({"dropout": 0.25}, "model.arguments.dropout 0.5 in the run, 0.25 now"),
         ({"transforms": build_transforms(size=16, mean=(0, 0, 0))}, r"preprocess.mean\[0\] 0.4914 in the run, 0 now"),
         ({"batch_size": 32}, "batch_size 64 in the run, 32 now"),
+        ({"transforms": build_transforms(size=16)}, "(?s)augmentation .* in the run"),
+        ({"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.1)}, r"label_smoothing.: 0\.0.* in the run, .*: 0\.1.* now"),
+        ({"max_grad_norm": 1.0}, "max_grad_norm None in the run, 1.0 now"),
+        ({"schedule": one_cycle()}, "schedule .* in the run, .*warmup=0.3.* now"),
+        ({"val": "other"}, "val_data.fingerprint"),
+        ({"val": None}, "val_data .* in the run, None now"),
         ({"images": 200}, "data.fingerprint"),
     ],
 )
 def test_another_run_is_not_continued_as_if_it_were_this_one(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    make_trainer().fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
+    """Refused before a file or a weight is changed, also where the best epoch is the last one."""
+    val = synthetic.test.subset(torch.arange(50))
+    make_trainer().fit(synthetic.train, val, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    changes = dict(changes)
     batch_size, images = changes.pop("batch_size", 64), changes.pop("images", 300)
+    other_val = {"same": val, "other": synthetic.test, None: None}[changes.pop("val", "same")]
     trainer = make_trainer(**changes)
+    weights = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     train = synthetic.train.subset(torch.arange(images))
     if "num_classes" in changes:
         with pytest.raises(ResumeMismatchError, match=message):
             Checkpointer(tmp_path).restore(trainer)
-        return
-    with pytest.raises(ResumeMismatchError, match=message):
-        trainer.fit(
-            train,
-            max_epochs=2,
-            batch_size=batch_size,
-            checkpointer=Checkpointer(tmp_path),
-            resume=True,
-            progress=False,
-        )
+    else:
+        with pytest.raises(ResumeMismatchError, match=message):
+            trainer.fit(
+                train,
+                other_val,
+                max_epochs=2,
+                batch_size=batch_size,
+                checkpointer=Checkpointer(tmp_path),
+                resume=True,
+                progress=False,
+            )
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert all(torch.equal(weights[name], tensor) for name, tensor in trainer.model.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -237,7 +251,7 @@ def test_another_run_is_not_continued_as_if_it_were_this_one(
     [
         ({"precision": "bf16"}, "precision 'float32' in the run, 'bf16' now"),
         ({"deterministic": True}, "deterministic False in the run, True now"),
-        ({"transforms": build_transforms(size=16)}, "augmentation .* in the run"),
+        ({"fused": False}, r"optimizer\[0\].fused True in the run, False now"),
     ],
 )
 def test_what_costs_the_last_bit_is_warned_of_and_named(
@@ -326,3 +340,121 @@ def test_a_run_keeps_to_what_it_is_selected_by(
     make_trainer().fit(synthetic.train, synthetic.test, max_epochs=1, **settings)
     with pytest.raises(ResumeMismatchError, match="selected by val_accuracy, not by val_loss"):
         make_trainer().fit(synthetic.train, synthetic.test, max_epochs=2, monitor="val_loss", **settings)
+
+
+def test_a_run_without_validation_that_was_killed_before_its_last_word_gets_its_best(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"checkpointer": Checkpointer(tmp_path), "resume": True, "progress": False}
+    make_trainer().fit(synthetic.train, max_epochs=2, **settings)
+    whole = (tmp_path / "best.safetensors").read_bytes()
+    (tmp_path / "best.safetensors").unlink()
+    make_trainer().fit(synthetic.train, max_epochs=2, **settings)
+    assert (tmp_path / "best.safetensors").read_bytes() == whole
+    make_trainer().fit(synthetic.train, max_epochs=3, **settings)
+    assert Checkpointer(tmp_path).read_best()[1]["selected_by"]["epoch"] == 3
+
+
+def test_a_new_checkpointer_gets_a_best_that_was_found_before(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    trainer = make_trainer(lr=0.05)
+    history = trainer.fit(synthetic.train, synthetic.test, max_epochs=4, progress=False)
+    trainer.fit(synthetic.train, synthetic.test, max_epochs=5, checkpointer=Checkpointer(tmp_path), progress=False)
+    best = history.best()
+    assert best is not None
+    assert Checkpointer(tmp_path).read_best()[1]["selected_by"]["epoch"] == best.epoch
+
+
+def test_best_weights_that_are_lost_are_told_and_not_made_up(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    trainer = make_trainer(lr=0.05)
+    history = trainer.fit(
+        synthetic.train, synthetic.test, max_epochs=6, checkpointer=Checkpointer(tmp_path), progress=False
+    )
+    best = history.best()
+    assert best is not None
+    assert best.epoch < 6
+    (tmp_path / "best.safetensors").unlink()
+    resumed = make_trainer(lr=0.05)
+    with pytest.warns(CheckpointWarning, match=f"the weights of epoch {best.epoch}, the best so far, are not at hand"):
+        resumed.fit(
+            synthetic.train,
+            synthetic.test,
+            max_epochs=7,
+            checkpointer=Checkpointer(tmp_path),
+            resume=True,
+            progress=False,
+        )
+    assert resumed.selection.epoch == 7
+    assert Checkpointer(tmp_path).read_best()[1]["selected_by"]["epoch"] == 7
+
+
+def test_weights_alone_may_come_from_best_alone(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    make_trainer().fit(synthetic.train, max_epochs=2, checkpointer=Checkpointer(tmp_path), progress=False)
+    for name in ("last", "last.previous"):
+        (tmp_path / f"{name}.safetensors").unlink()
+    settings: dict[str, Any] = {"checkpointer": Checkpointer(tmp_path), "progress": False}
+    with pytest.raises(CifarnetError, match=r"best\.safetensors but no last\.safetensors to continue from"):
+        make_trainer().fit(synthetic.train, max_epochs=1, resume=True, **settings)
+    weights, _ = Checkpointer(tmp_path).read_best()
+    trainer = make_trainer(lr=1e-9, init_seed=3)
+    trainer.fit(synthetic.train, max_epochs=1, resume="weights", **settings)
+    torch.testing.assert_close(trainer.model.state_dict()["fc1.weight"], weights["fc1.weight"], rtol=0, atol=1e-6)
+
+
+def test_the_state_of_a_fresh_trainer_can_be_gone_back_to(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    trainer = make_trainer()
+    start = copy.deepcopy(trainer.state_dict())
+    first = [r.train_loss for r in trainer.fit(synthetic.train, max_epochs=2, progress=False)]
+    trainer.load_state_dict(start)
+    assert [r.train_loss for r in trainer.fit(synthetic.train, max_epochs=2, progress=False)] == first
+
+
+@pytest.mark.parametrize("tensor_lr", [False, True])
+def test_parameter_groups_and_rates_that_are_tensors_resume_too(
+    synthetic: DatasetSplits, tmp_path: Path, tensor_lr: bool
+) -> None:
+    def make() -> Trainer:
+        torch.manual_seed(0)
+        model = CifarCNN(image_size=16, widths=(4, 8), hidden=16)
+        groups = [
+            {"params": [p for p in model.parameters() if p.ndim > 1], "lr": torch.tensor(1e-3) if tensor_lr else 1e-3},
+            {"params": [p for p in model.parameters() if p.ndim == 1], "lr": torch.tensor(1e-2) if tensor_lr else 1e-2},
+        ]
+        optimizer = torch.optim.Adam(groups, fused=True)
+        return Trainer(model, optimizer, transforms=build_transforms(size=16), schedule=one_cycle(), device="cpu")
+
+    def fit(trainer: Trainer, **settings: Any) -> None:
+        trainer.fit(synthetic.train, max_epochs=3, progress=False, **settings)
+
+    unbroken, stopped, resumed = make(), make(), make()
+    fit(unbroken)
+    for _ in stopped.epochs(synthetic.train, max_epochs=3):
+        Checkpointer(tmp_path).save(stopped)
+        break
+    fit(resumed, checkpointer=Checkpointer(tmp_path), resume=True)
+    for one, other in zip(unbroken.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert [float(g["lr"]) for g in unbroken.optimizer.param_groups] == [
+        float(g["lr"]) for g in resumed.optimizer.param_groups
+    ]
+
+
+def test_a_compiled_networks_run_goes_on_uncompiled(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    def compiled() -> Trainer:
+        model = make_trainer().model
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
+        wrapped = torch.compile(model, backend="eager")
+        return Trainer(wrapped, optimizer, transforms=make_trainer().transforms, device="cpu")  # type: ignore[arg-type]
+
+    compiled().fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
+    assert "conv1.weight" in Checkpointer(tmp_path).read_best()[0]
+    plain = make_trainer()
+    plain.fit(synthetic.train, max_epochs=2, checkpointer=Checkpointer(tmp_path), resume=True, progress=False)
+    assert len(plain.history) == 2

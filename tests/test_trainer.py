@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from cifarnet import Checkpointer, CifarCNN, Classifier, DatasetSplits, EpochRecord, Trainer, build_transforms
-from cifarnet.errors import NonFiniteLossError, RunExistsError, SettingError, SettingTypeError
+from cifarnet.errors import InputError, NonFiniteLossError, RunExistsError, SettingError, SettingTypeError
 from cifarnet.optim import linear
 
 MakeTrainer = Callable[..., Trainer]
@@ -148,15 +148,13 @@ def test_a_schedule_sets_the_rate_of_every_step(make_trainer: MakeTrainer, synth
     assert history.column("learning_rate") == pytest.approx([0.1 * (1 - step / 9) for step in (2, 5, 8)])
 
 
-def test_dropping_in_a_dataloader_trains_the_same_network_type(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits
-) -> None:
+def test_a_dataloaders_shuffling_is_seeded_too(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
     trainers = [make_trainer(), make_trainer()]
     for trainer, noise in zip(trainers, (0, 9), strict=True):
         torch.manual_seed(noise)
         loader = DataLoader(synthetic.train, batch_size=64, shuffle=True)
         trainer.fit(loader, DataLoader(synthetic.test, batch_size=50), max_epochs=2, progress=False)
-    assert equal(weights_of(trainers[0]), weights_of(trainers[1]))  # its shuffling is seeded too
+    assert equal(weights_of(trainers[0]), weights_of(trainers[1]))
     assert trainers[0].history[0].train_loss != trainers[0].history[1].train_loss
     assert trainers[0].global_step == 10
 
@@ -196,16 +194,20 @@ def test_label_smoothing_and_clipping_change_the_run(make_trainer: MakeTrainer, 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_its_files_alone(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
 ) -> None:
-    good, checkpointer = make_trainer(), Checkpointer(tmp_path)
+    class Explodes(nn.Module):
+        def __init__(self, at_step: int) -> None:
+            super().__init__()
+            self.countdown = [at_step]
+
+        def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+            self.countdown[0] -= 1
+            return nn.functional.cross_entropy(logits, labels) * (math.nan if self.countdown[0] == 0 else 1)
+
+    good, checkpointer = make_trainer(loss_fn=Explodes(-1)), Checkpointer(tmp_path)
     good.fit(synthetic.train, max_epochs=1, checkpointer=checkpointer, progress=False)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-
-    class Explodes(nn.Module):
-        def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-            return nn.functional.cross_entropy(logits, labels) * (math.nan if len(labels) == 44 else 1)
-
-    trainer = make_trainer(loss_fn=Explodes())
-    with pytest.raises(NonFiniteLossError, match=r"first at step 5 of epoch 2 .*learning rate 0.001.*Try a tenth"):
+    trainer = make_trainer(loss_fn=Explodes(4))
+    with pytest.raises(NonFiniteLossError, match=r"first at step 4 of epoch 2 .*learning rate 0.001.*Try a tenth"):
         trainer.fit(synthetic.train, max_epochs=2, checkpointer=checkpointer, resume=True, progress=False)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert len(trainer.history) == 1
@@ -220,7 +222,7 @@ def test_weights_that_explode_in_the_last_step_are_not_saved(
         return (logits - logits).sum().sqrt() + 1
 
     trainer = make_trainer(loss_fn=loss_fn)
-    with pytest.raises(NonFiniteLossError, match="a weight is not finite of epoch 1"):
+    with pytest.raises(NonFiniteLossError, match="a weight was not finite after epoch 1"):
         trainer.fit(synthetic.train, max_epochs=1, batch_size=300, checkpointer=Checkpointer(tmp_path), progress=False)
     assert list(tmp_path.iterdir()) == []
 
@@ -341,3 +343,88 @@ def test_training_warns_of_nothing(make_trainer: MakeTrainer, synthetic: Dataset
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_trainer(deterministic=True).fit(synthetic.train, synthetic.test, max_epochs=1, progress=False)
+
+
+def test_a_tail_batch_of_one_image_is_trained_on(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    history = make_trainer().fit(synthetic.train.subset(torch.arange(65)), max_epochs=1, batch_size=64, progress=False)
+    assert history[-1].global_step == 2
+
+
+def test_modules_that_come_frozen_stay_frozen(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    donor = make_trainer()
+    model = donor.model
+    assert isinstance(model, CifarCNN)
+    model.bn1.eval()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    trainer = Trainer(model, optimizer, transforms=donor.transforms, device="cpu")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer.fit(synthetic.train, synthetic.test, max_epochs=1, progress=False)
+    assert torch.equal(model.state_dict()["bn1.running_mean"], before["bn1.running_mean"])
+    assert not torch.equal(model.state_dict()["bn2.running_mean"], before["bn2.running_mean"])
+    trainer.evaluate(synthetic.test)
+    assert not model.bn1.training
+    assert model.bn2.training
+
+
+def test_an_optimizer_with_moments_goes_on_as_if_the_weights_had_not_moved(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits
+) -> None:
+    """Contiguous moments beside channels-last weights: fused Adam reads them in the wrong order."""
+    results = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        model = CifarCNN(image_size=16, widths=(8, 16), hidden=32, dropout=0.0)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
+        images = torch.rand(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        nn.functional.cross_entropy(model(images), torch.arange(32) % 10).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        trainer = Trainer(model, optimizer, transforms=make_trainer().transforms, device="cpu", precision="float64")
+        trainer.fit(synthetic.train, max_epochs=1, progress=False)
+        results.append(weights_of(trainer))
+    for name, tensor in results[0].items():
+        torch.testing.assert_close(tensor, results[1][name], rtol=0, atol=1e-6)
+
+
+def test_a_learning_rate_set_before_a_second_trainer_is_its_base_rate(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits
+) -> None:
+    first = make_trainer(schedule=linear())
+    first.fit(synthetic.train, max_epochs=1, progress=False)
+    first.optimizer.param_groups[0]["lr"] = 5e-4
+    second = Trainer(first.model, first.optimizer, transforms=first.transforms, device="cpu")
+    assert second.fit(synthetic.train, max_epochs=1, progress=False)[-1].learning_rate == 5e-4
+
+
+def test_an_error_in_the_bar_gives_generator_and_flags_back(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("cifarnet.trainer.progress.Progress.show_step", fail)
+    before = torch.get_rng_state()
+    with pytest.raises(ZeroDivisionError) as caught:
+        make_trainer(deterministic=True).fit(synthetic.train, max_epochs=1)
+    assert caught.traceback  # the frames are still alive here
+    assert torch.equal(before, torch.get_rng_state())
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_data_with_other_classes_is_refused(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    permuted = type(synthetic.test)(synthetic.test.images, synthetic.test.labels, synthetic.test.classes[::-1])
+    with pytest.raises(SettingError, match="give images with the same classes in the same order"):
+        make_trainer().fit(synthetic.train, permuted, max_epochs=1)
+    more = type(permuted)(permuted.images, permuted.labels, (*permuted.classes, "eleventh"))
+    with pytest.raises(SettingError, match="build it with num_classes=11"):
+        make_trainer().evaluate(more)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.bool])
+def test_images_of_another_integer_type_are_refused(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, dtype: torch.dtype
+) -> None:
+    batches = [(synthetic.train.images.to(dtype), synthetic.train.labels)]
+    with pytest.raises(InputError, match=f"expected uint8 images, or floating ones .*, got {dtype}"):
+        make_trainer().fit(batches, max_epochs=1, progress=False)
+    with pytest.raises(InputError, match=f"got {dtype}"):
+        make_trainer().transforms.preprocess(batches[0][0])

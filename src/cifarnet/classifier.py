@@ -98,6 +98,7 @@ class Classifier:
                 )
             with isolated(torch.device("cpu")):  # its first weights are drawn, and then replaced
                 model = build_model(architecture["name"], architecture["arguments"])
+        model.to(resolve_precision(trained_in, torch.device("cpu")).weights)
         load_weights(model, weights, source=str(path), built_with=_constructor_call(architecture))
         return cls(
             model,
@@ -115,7 +116,7 @@ class Classifier:
             data: An `ImageDataset` with the same classes, or an iterable of ``(images, labels)`` batches.
 
         Returns:
-            Accuracy and cross-entropy.
+            Accuracy and cross-entropy, whatever loss the network was trained with.
 
         Raises:
             InputError: If the classes differ.

@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from cifarnet.checkpoint import Checkpointer
 from cifarnet.classifier import Classifier
 from cifarnet.datasets import DatasetSplits, find_cifar10, load_cifar10, load_image_folder, make_synthetic
 from cifarnet.engine import describe_device, resolve_device, resolve_precision
-from cifarnet.errors import CifarnetError, SettingError
+from cifarnet.errors import CifarnetError, DatasetNotFoundError, SettingError
 from cifarnet.recipes import RECIPES, build_trainer, get_recipe
 from cifarnet.report import build_report, save_report
 
@@ -66,8 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 2, debug=args.debug)
     except (CifarnetError, OSError) as error:
         return _fail(error, 1, debug=args.debug)
-    except KeyboardInterrupt as error:
-        return _fail(error, 130, debug=args.debug)  # 128 + SIGINT, as shells count
+    except KeyboardInterrupt:
+        print("cifarnet: interrupted; a run that was begun goes on with --resume", file=sys.stderr)
+        return 130  # 128 + SIGINT, as shells count
     print(json.dumps(document, indent=1) if args.json else text)
     return 0
 
@@ -91,6 +93,7 @@ def _build_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--precision", default="auto", metavar="P", help="auto, bf16, float32 or float64 (default: auto)"
     )
+    train.add_argument("--deterministic", action="store_true", help="on CUDA: equal bits on every run, and slower")
     train.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     train.add_argument("--out", type=Path, metavar="DIR", help="the run's directory (default: runs/RECIPE)")
     train.add_argument("--resume", action="store_true", help="go on with the run in --out; start it if there is none")
@@ -131,7 +134,14 @@ def _train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]
     train, val = data.train, None
     if args.val_fraction is not None:
         train, val = train.split(args.val_fraction, seed=args.seed)
-    trainer = build_trainer(recipe, train, seed=args.seed, device=args.device, precision=args.precision)
+    trainer = build_trainer(
+        recipe,
+        train,
+        seed=args.seed,
+        device=args.device,
+        precision=args.precision,
+        deterministic=args.deterministic,
+    )
     trainer.fit(
         train,
         val,
@@ -199,11 +209,22 @@ def _info(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
 
 
 def _load_data(source: str | None) -> DatasetSplits:
-    """What ``--data`` names."""
+    """What ``--data`` names. A folder that holds something else is not taken for a place to download to."""
     if source == "synthetic":
         return make_synthetic()
+    if source is not None and not Path(source).exists() and get_close_matches(source, ["synthetic"]):
+        raise SettingError(f'--data {source}: there is no such folder; did you mean "synthetic"?')
     if source is not None and (Path(source) / "train").is_dir():
         return load_image_folder(source)
+    found = find_cifar10(source)
+    elsewhere = source is not None and (found is None or not found.resolve().is_relative_to(Path(source).resolve()))
+    if source is not None and elsewhere and Path(source).is_dir() and any(Path(source).iterdir()):
+        raise DatasetNotFoundError(
+            f"--data {source}: the folder holds neither CIFAR-10 nor train/CLASS/ and test/CLASS/; name the folder "
+            'that does, a new one to download CIFAR-10 to, or "synthetic"'
+        )
+    if found is not None:
+        print(f"CIFAR-10 from {found}", file=sys.stderr)
     return load_cifar10(source)
 
 
@@ -211,9 +232,8 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
-def _fail(error: BaseException, code: int, *, debug: bool) -> int:
+def _fail(error: Exception, code: int, *, debug: bool) -> int:
     if debug:
         raise error
-    text = "interrupted; go on with --resume" if isinstance(error, KeyboardInterrupt) else str(error)
-    print(f"cifarnet: error: {text}", file=sys.stderr)
+    print(f"cifarnet: error: {error}", file=sys.stderr)
     return code

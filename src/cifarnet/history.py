@@ -16,7 +16,7 @@ from cifarnet._files import write_atomic
 from cifarnet._types import Json
 from cifarnet.errors import InputError, SettingError, did_you_mean
 
-__all__ = ["MONITORS", "EpochRecord", "History", "is_better"]
+__all__ = ["MONITORS", "EpochRecord", "History", "finite_json", "is_better"]
 
 #: What a run can be selected by, and whether more of it is better. The test set is not among them.
 MONITORS = {"val_accuracy": True, "val_loss": False}
@@ -67,6 +67,7 @@ class EpochRecord:
 
 
 _FIELDS = {field.name: field for field in dataclasses.fields(EpochRecord)}
+_WORDS = ("nan", "inf", "-inf")
 _INTEGERS = ("epoch", "global_step")
 _OPTIONAL = ("val_loss", "val_accuracy", "test_loss", "test_accuracy")
 
@@ -159,7 +160,7 @@ class History(Sequence[EpochRecord]):
         Raises:
             InputError: If a row lacks a field, has one too many, or a value of the wrong type.
         """
-        return cls(_record(row, f"epoch {number}") for number, row in enumerate(rows, 1))
+        return cls(_record(_without_words(row), f"epoch {number}") for number, row in enumerate(rows, 1))
 
     def save_csv(self, path: str | Path) -> None:
         """Write a header and a line an epoch; numbers with all their digits.
@@ -188,12 +189,12 @@ class History(Sequence[EpochRecord]):
         return cls(_record(_numbers(row, str(path)), f"{path}, line {line}") for line, row in enumerate(rows, 2))
 
     def save_json(self, path: str | Path) -> None:
-        """Write a JSON list with an object an epoch.
+        """Write a JSON list with an object an epoch; JSON has no NaN, so one is written as ``"nan"``.
 
         Args:
             path: Replaced whole, or left as it was.
         """
-        write_atomic(Path(path), (json.dumps(self.to_list(), indent=1) + "\n").encode())
+        write_atomic(Path(path), (json.dumps(finite_json(self.to_list()), indent=1) + "\n").encode())
 
     @classmethod
     def load_json(cls, path: str | Path) -> History:
@@ -236,6 +237,27 @@ def is_better(monitor: str, value: float | None, than: float | None) -> bool:
     if than is None:
         return True
     return value > than if MONITORS[monitor] else value < than
+
+
+def finite_json(value: Any) -> Any:
+    """The same value with ``"nan"``, ``"inf"`` and ``"-inf"`` for the numbers that JSON does not have.
+
+    Args:
+        value: Numbers, texts, lists and dicts.
+
+    Example:
+        >>> finite_json({"val_loss": [float("nan"), 0.5]})
+        {'val_loss': ['nan', 0.5]}
+    """
+    if isinstance(value, dict):
+        return {key: finite_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_json(item) for item in value]
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _without_words(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: float(value) if value in _WORDS else value for key, value in row.items()}
 
 
 def _numbers(row: Mapping[str, Any], path: str) -> dict[str, Any]:

@@ -165,32 +165,43 @@ def seed_torch(value: int, device: torch.device) -> None:
 
 
 @contextmanager
-def isolated(device: torch.device, *, deterministic: bool = False) -> Iterator[None]:
+def isolated(device: torch.device, *, deterministic: bool = False, autotune: bool = True) -> Iterator[None]:
     """Lend the block torch's global generators and kernel choices; put the caller's back at its end.
 
     Args:
         device: Where the training runs.
-        deterministic: Refuse kernels whose result changes from run to run. Otherwise cuDNN may time its
-            kernels and take the fastest.
+        deterministic: Refuse kernels whose result changes from run to run. On CUDA this sets
+            ``CUBLAS_WORKSPACE_CONFIG`` for the rest of the process, where it is not set.
+        autotune: Let cuDNN time its kernels and take the fastest, unless ``deterministic``.
     """
     generators = torch.get_rng_state()
-    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    on_device = _device_state(device)
     algorithms = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
     try:
-        if deterministic:
+        if deterministic and device.type == "cuda":
             # cuBLAS needs a fixed workspace to be reproducible; it reads this when its handle is made.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        if deterministic:
             torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = not deterministic
+        torch.backends.cudnn.benchmark = autotune and not deterministic
         yield
     finally:
         torch.backends.cudnn.benchmark = benchmark
         torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
         torch.set_rng_state(generators)
-        if on_device is not None:
+        if on_device is not None and device.type == "cuda":
             torch.cuda.set_rng_state(on_device, device)
+        elif on_device is not None:
+            torch.mps.set_rng_state(on_device)
+
+
+def _device_state(device: torch.device) -> Tensor | None:
+    """State of the device's own generator; the CPU has none besides the global one."""
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.mps.get_rng_state() if device.type == "mps" else None
 
 
 def _hash(seed: int, epoch: int | Tensor, ids: Tensor, name: str, columns: int) -> Tensor:

@@ -20,6 +20,7 @@ from cifarnet._files import write_atomic
 from cifarnet.datasets import ImageDataset
 from cifarnet.engine import describe_device
 from cifarnet.errors import InputError
+from cifarnet.history import finite_json
 from cifarnet.metrics import Evaluation
 from cifarnet.recipes import Recipe
 from cifarnet.trainer import Trainer
@@ -55,7 +56,7 @@ def build_report(
     """
     records = list(trainer.history)
     selected = trainer.selection.describe(last_epoch=len(records))
-    return {
+    report = {
         "format": 1,
         "recipe": asdict(recipe),
         "seed": trainer.seed,
@@ -99,6 +100,7 @@ def build_report(
         },
         "history": trainer.history.to_list(),
     }
+    return dict(finite_json(report))
 
 
 def save_report(report: Mapping[str, Any], path: str | Path) -> None:
@@ -145,13 +147,14 @@ def results_table(directory: str | Path) -> str:
     if not reports:
         raise InputError(f"{directory} holds no seed-*.json; run the recipe first")
     first = reports[0]
-    for key in ("recipe", "data", "hardware", "precision"):
+    for key in ("recipe", "data", "hardware", "precision", "versions", "selected_by"):
         if any(report[key] != first[key] for report in reports):
             raise InputError(f"the reports in {directory} differ in {key}; a mean over them means nothing")
     rows = [
         ("test accuracy", "77.63 %", _percent([report["metrics"]["test_accuracy"] for report in reports])),
         ("training accuracy", "77.14 %", _percent([report["metrics"]["train_accuracy"] for report in reports])),
         ("training time", "~20 min", _minutes([sum(report["durations"].values()) for report in reports])),
+        ("peak memory", "", f"{max(report['peak_memory_mb'] for report in reports) / 1e3:.2f} GB"),
         ("parameters", "~6.4M", f"{first['num_parameters']:,}"),
         ("size of the weights", "~25 MB", f"{first['num_parameters'] * 4 / 1e6:.1f} MB"),
     ]

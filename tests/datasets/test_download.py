@@ -43,6 +43,9 @@ class Server:
         if kind == "404":
             request.send_error(404)
             return
+        if kind == "silent":
+            self.release.wait(timeout=30)
+            return
         if kind == "together":  # until both processes have asked
             if len(self.asked) == 2:
                 self.release.set()
@@ -112,6 +115,16 @@ def test_the_last_failure_says_what_was_tried_and_what_to_do(
     assert message.startswith(f"tried 1 address ({server.address(kind)}: ")
     assert f"Put {NAME} in {tmp_path / 'new' / 'folder'} and run again" in message
     assert list((tmp_path / "new" / "folder").iterdir()) == []
+
+
+def test_a_silent_host_is_left_for_the_next(
+    server: Server, download: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cifarnet.datasets.download.SILENCE_S", 0.3)
+    before = socket.getdefaulttimeout()
+    assert download(server.address("silent"), server.address("good")).read_bytes() == CONTENT
+    assert socket.getdefaulttimeout() == before
+    server.release.set()
 
 
 def test_offline_each_address_has_its_reason(download: Callable[..., Path], tmp_path: Path) -> None:

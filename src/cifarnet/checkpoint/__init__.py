@@ -2,12 +2,21 @@
 
 from cifarnet.checkpoint.checkpointer import Checkpointer, Stateful
 from cifarnet.checkpoint.reading import load_best, read_checkpoint
-from cifarnet.checkpoint.restore import check_weights, load_optimizer, load_weights, unwrapped_state_dict
+from cifarnet.checkpoint.restore import (
+    OPTIMIZER_FLAGS,
+    check_weights,
+    follow_weights,
+    load_optimizer,
+    load_weights,
+    unwrapped_state_dict,
+)
 
 __all__ = [
+    "OPTIMIZER_FLAGS",
     "Checkpointer",
     "Stateful",
     "check_weights",
+    "follow_weights",
     "load_best",
     "load_optimizer",
     "load_weights",

@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 from cifarnet.errors import CheckpointMismatchError
 
-__all__ = ["load_optimizer", "load_weights", "unwrapped_state_dict"]
+__all__ = [
+    "OPTIMIZER_FLAGS",
+    "check_weights",
+    "follow_weights",
+    "load_optimizer",
+    "load_weights",
+    "unwrapped_state_dict",
+]
+
+#: Entries of a parameter group that say how the update is computed, not what it is.
+OPTIMIZER_FLAGS = ("capturable", "differentiable", "foreach", "fused")
 
 #: How many differences a message lists; the first ones tell what happened.
 MAX_NAMED = 5
@@ -134,6 +144,25 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
                 optimizer.state[params[i]][key] = value.to(params[i].device)
 
 
+def follow_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Bring an optimizer's state to the device, dtype and memory format that its parameters were moved to.
+
+    Args:
+        optimizer: Perhaps with moments from training before the move.
+    """
+    state = optimizer.state_dict()
+    params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
+    cast = {
+        index: {
+            key: value.to(params[index].dtype) if isinstance(value, Tensor) and value.dim() else value
+            for key, value in entries.items()
+        }
+        for index, entries in state["state"].items()
+    }
+    if cast:
+        load_optimizer(optimizer, {**state, "state": cast})
+
+
 def _group_differences(saved: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if len(saved) != len(own):
         yield f"{len(saved)} parameter groups in the file, {len(own)} in the optimizer"
@@ -175,11 +204,13 @@ def _placed(value: Any, param: Tensor) -> Any:
 def _on_device_of(live: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a group, with a learning rate that is a tensor where the optimizer's own lies.
 
-    A setting that the file does not know, because a newer torch brought it, stays the optimizer's own.
+    A setting that the file does not know, because a newer torch brought it, stays the optimizer's own; so does how
+    the update is computed, which depends on the machine.
     """
     return dict(live) | {
         key: value.to(live[key].device) if isinstance(value, Tensor) and isinstance(live[key], Tensor) else value
         for key, value in group.items()
+        if key not in OPTIMIZER_FLAGS
     }
 
 

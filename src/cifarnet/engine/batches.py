@@ -136,6 +136,11 @@ def _check(item: Any) -> tuple[Images, Labels]:
     if not (isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(x, Tensor) for x in item)):
         raise InputError(f"expected batches of (images, labels) tensors, got {type(item).__name__}")
     images, labels = item
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise InputError(
+            f"expected uint8 images, or floating ones that are ready for the network, got {images.dtype}; "
+            "images.to(torch.uint8) suits values in [0, 255]"
+        )
     if images.ndim != 4 or labels.shape != images.shape[:1] or labels.is_floating_point():
         raise InputError(
             f"expected images (N, C, H, W) and integer labels (N,), got {tuple(images.shape)} {images.dtype} and "

@@ -20,7 +20,8 @@ class EagerBackend:
     """Forward, loss, backward, optimizer: one batch at a time.
 
     Args:
-        model: On the device already, in the precision's dtype.
+        model: On the device already, in the precision's dtype. Modules that are in evaluation mode while it is in
+            training mode are taken for frozen, and stay so.
         optimizer: Holds the model's parameters; a group's ``initial_lr`` is its base learning rate.
         loss_fn: ``(logits, labels) -> mean loss``.
         transforms: For uint8 batches; floating ones are taken as they are.
@@ -50,6 +51,7 @@ class EagerBackend:
         self._precision = precision
         self._max_grad_norm = max_grad_norm
         self._seed = seed
+        self._frozen = [module for module in model.modules() if model.training and not module.training]
 
     def epoch(
         self, batches: BatchSource, epoch: int, *, first_step: int, multipliers: Sequence[float], sums: RunningSums
@@ -68,6 +70,8 @@ class EagerBackend:
         """
         device = self._precision.device
         self._model.train()
+        for module in self._frozen:
+            module.training = False
         randomness.seed_torch(randomness.step_seed(self._seed, epoch, -1), device)  # a foreign sampler draws now
         for step, batch in enumerate(batches.epoch(epoch, first_step), first_step):
             randomness.seed_torch(randomness.step_seed(self._seed, epoch, step), device)

@@ -54,6 +54,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
         >>> describe_model(nn.Linear(2, 2))
         {'name': 'Linear', 'arguments': None}
     """
+    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper hides what it wraps
     name = type(model).__name__
     known = MODELS.get(name) is type(model)
     return {"name": name, "arguments": dict(model.arguments) if known else None}  # type: ignore[arg-type]

@@ -40,6 +40,7 @@ class CifarCNN(nn.Module):
         SettingError: If a value is outside its range.
 
     Example:
+        >>> import torch
         >>> CifarCNN()(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
         >>> sum(p.numel() for p in CifarCNN().parameters())

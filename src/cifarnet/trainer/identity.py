@@ -10,31 +10,47 @@ from typing import Any
 import torch
 from torch import nn
 
+from cifarnet.checkpoint import OPTIMIZER_FLAGS
 from cifarnet.engine import Precision
 from cifarnet.errors import CheckpointWarning, ResumeMismatchError
 from cifarnet.models import describe_model
 from cifarnet.optim import Schedule
-from cifarnet.trainer.plan import Plan
+from cifarnet.trainer.plan import Plan, describe_data
 from cifarnet.transforms import Transforms
 
 __all__ = ["describe_environment", "describe_run", "optimizer_settings", "refuse_differences", "warn_of_differences"]
 
-#: Group entries that say how the update is computed, not what it is, or that change in the course of a run.
-_NOT_SETTINGS = {"params", "lr", "foreach", "fused", "capturable", "differentiable"}
+#: Group entries that are no settings: they change in the course of a run, or say how it is computed.
+_NOT_SETTINGS = {"params", "lr", *OPTIMIZER_FLAGS}
 
 
 def describe_run(
-    model: nn.Module, optimizer: torch.optim.Optimizer, transforms: Transforms, plan: Plan | None, *, seed: int
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    transforms: Transforms,
+    loss_fn: object,
+    schedule: Schedule,
+    plan: Plan | None,
+    *,
+    seed: int,
+    max_grad_norm: float | None,
 ) -> dict[str, Any]:
-    """What must agree: another value would be another run."""
-    return {
+    """What must agree: another value would be another run. What is not known yet is left out."""
+    facts: dict[str, Any] = {
         "seed": seed,
         "model": describe_model(model),
         "optimizer": {"name": type(optimizer).__name__, "groups": optimizer_settings(optimizer)},
         "preprocess": asdict(transforms.preprocess),
-        "batch_size": None if plan is None else plan.batch_size,
-        "data": None if plan is None else plan.describe_data(),
+        "augmentation": _describe(transforms.augment),
+        "loss": _describe(loss_fn),
+        "max_grad_norm": max_grad_norm,
+        "schedule": _describe(schedule),
     }
+    if plan is not None:
+        facts["batch_size"] = plan.batch_size
+        facts["data"] = describe_data(plan.data)
+        facts["val_data"] = describe_data(plan.val_data)
+    return facts
 
 
 def optimizer_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
@@ -46,27 +62,25 @@ def optimizer_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]
 
 
 def describe_environment(
-    transforms: Transforms,
-    schedule: Schedule,
-    precision: Precision,
-    plan: Plan | None,
-    *,
-    backend: str,
-    deterministic: bool,
+    optimizer: torch.optim.Optimizer, precision: Precision, plan: Plan | None, *, backend: str, deterministic: bool
 ) -> dict[str, Any]:
     """What should agree: with another value the resumed run is a good run, but not equal to the last bit."""
-    return {
-        "augmentation": repr(transforms.augment),
+    facts: dict[str, Any] = {
         "backend": backend,
         "deterministic": deterministic,
         "device": precision.device.type,
+        "optimizer": [
+            {key: group.get(key) for key in OPTIMIZER_FLAGS if key in group} for group in optimizer.param_groups
+        ],
         "precision": precision.name,
-        "schedule": _describe_schedule(schedule, plan),
         "steps_per_graph": 1,
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "world_size": 1,
     }
+    if plan is not None and len(set(plan.multipliers)) > 1:
+        facts["schedule"] = f"over {plan.max_epochs} epochs"  # it is a function of the number of steps in all
+    return facts
 
 
 def refuse_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -110,7 +124,13 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
-def _describe_schedule(schedule: Schedule, plan: Plan | None) -> str:
-    """A schedule is a function of the number of steps in all, unless it is constant."""
-    name = "a function" if " at 0x" in repr(schedule) else repr(schedule)  # an address says nothing
-    return name if plan is None or len(set(plan.multipliers)) == 1 else f"{name} over {plan.max_epochs} epochs"
+def _describe(thing: object) -> str:
+    """A setting in words that are the same in every process."""
+    if isinstance(thing, nn.Module) and not list(thing.children()):
+        # Many modules keep silent about their settings: repr(CrossEntropyLoss(label_smoothing=0.1)) has no 0.1.
+        plain = {key: value for key, value in vars(thing).items() if isinstance(value, bool | int | float | str)}
+        settings = {key: value for key, value in sorted(plain.items()) if key[0] != "_" and key != "training"}
+        name = f"{thing!r}{settings}" if settings else repr(thing)
+    else:
+        name = repr(thing)
+    return f"a {type(thing).__name__}" if " at 0x" in name else name  # an address says nothing

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cifarnet._types import Json
 from cifarnet.datasets import ImageDataset
-from cifarnet.engine import EVAL_BATCH_SIZE, Batches, BatchSource, ForeignBatches, Precision, RunningSums
-from cifarnet.errors import NonFiniteLossError, SettingError, SettingTypeError
-from cifarnet.optim import Schedule, tabulate
+from cifarnet.engine import EVAL_BATCH_SIZE, Batches, BatchSource, ForeignBatches, Precision, evaluation_mode
+from cifarnet.errors import SettingError, SettingTypeError
+from cifarnet.optim import Schedule, constant, tabulate
 from cifarnet.transforms import Preprocess
 
-__all__ = ["Data", "Plan", "check_count", "check_finite", "check_optimizer", "open_for_evaluation"]
+__all__ = ["Data", "Plan", "check_count", "check_data", "check_optimizer", "describe_data", "open_for_evaluation"]
 
 #: An `ImageDataset`, or any iterable of ``(images, labels)`` batches.
 Data = ImageDataset | Iterable[tuple[Tensor, Tensor]]
@@ -34,6 +33,7 @@ class Plan:
         batch_size: Images a step; of a foreign iterable, nobody knows.
         multipliers: Of the learning rate, for every step of the run; a single one where it is constant.
         data: The training images as they were given.
+        val_data: The validation images as they were given.
     """
 
     train: BatchSource
@@ -43,6 +43,7 @@ class Plan:
     batch_size: int | None
     multipliers: list[float]
     data: Data
+    val_data: Data | None
 
     @classmethod
     def make(
@@ -65,7 +66,12 @@ class Plan:
         check_count("batch_size", batch_size, "64 is the reference's")
         for data in (train, val, test):
             if isinstance(data, ImageDataset):
-                _check_data(model, data, preprocess, precision)
+                check_data(model, data, preprocess, precision)
+                if isinstance(train, ImageDataset) and data.classes != train.classes:
+                    raise SettingError(
+                        f"{data.name} has the classes {', '.join(data.classes)}, the training images have "
+                        f"{', '.join(train.classes)}; give images with the same classes in the same order"
+                    )
         source: BatchSource
         if isinstance(train, ImageDataset):
             source = Batches(train.images, train.labels, train.ids, batch_size=batch_size, device=device, seed=seed)
@@ -79,6 +85,7 @@ class Plan:
             batch_size if isinstance(train, ImageDataset) else None,
             _tabulate(schedule, max_epochs, source.num_steps),
             train,
+            val,
         )
 
     def epoch_multipliers(self, epoch: int) -> list[float]:
@@ -93,11 +100,12 @@ class Plan:
         """Names of the classes; none where nobody knows them."""
         return list(self.data.classes) if isinstance(self.data, ImageDataset) else []
 
-    def describe_data(self) -> dict[str, Any] | None:
-        """Name, size and fingerprint of the training images; ``None`` for a foreign iterable."""
-        if not isinstance(self.data, ImageDataset):
-            return None
-        return {"name": self.data.name, "num_images": len(self.data), "fingerprint": self.data.fingerprint}
+
+def describe_data(data: Data | None) -> dict[str, Json] | None:
+    """Name, size and fingerprint of images; ``None`` for a foreign iterable."""
+    if not isinstance(data, ImageDataset):
+        return None
+    return {"name": data.name, "num_images": len(data), "fingerprint": data.fingerprint}
 
 
 def open_for_evaluation(data: Data, device: torch.device) -> BatchSource:
@@ -116,7 +124,7 @@ def check_count(key: str, value: object, remedy: str, *, least: int = 1) -> None
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Refuse an optimizer that would not train the model, or away from it."""
+    """Refuse an optimizer over anything but parameters of the model, or one that would climb."""
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     own = {id(parameter) for parameter in model.parameters()}
     if not all(id(parameter) in own for parameter in held):
@@ -129,34 +137,19 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
             raise SettingError(f"the learning rate must not be negative, got {float(group['lr'])}; 1e-3 suits Adam")
 
 
-def check_finite(sums: RunningSums, model: nn.Module, optimizer: torch.optim.Optimizer, where: str) -> None:
-    """Wait for the device and refuse what is NaN or infinite, before anything of it is recorded or saved."""
-    bad_step = sums.read().first_bad_step
-    if bad_step < 0 and all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
-        return
-    what = f"the loss was not finite first at step {bad_step + 1}" if bad_step >= 0 else "a weight is not finite"
-    rate = float(optimizer.param_groups[0]["lr"])
-    raise NonFiniteLossError(
-        f"{what} of {where} (learning rate {rate:g}); nothing was saved since. Try a tenth of the learning rate, "
-        "max_grad_norm=1.0, or float32"
-    )
-
-
 @torch.no_grad()
-def _check_data(model: nn.Module, data: ImageDataset, preprocess: Preprocess, precision: Precision) -> None:
+def check_data(model: nn.Module, data: ImageDataset, preprocess: Preprocess, precision: Precision) -> None:
     """Send one image through the network, and compare its logits with the classes."""
-    was_training = model.training
-    model.eval()
     try:
-        with precision.autocast():
+        with evaluation_mode(model), precision.autocast():
             logits = model(precision.prepare(preprocess(data.images[:1].to(precision.device))))
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise SettingError(
             f"{type(model).__name__} cannot take the images of {data.name} ({tuple(data.images.shape[1:])}, prepared "
             f"to {preprocess.size} pixels): {str(error).splitlines()[0]}; build it for that size and those channels"
         ) from error
-    finally:
-        model.train(was_training)
     if logits.shape != (1, len(data.classes)):
         raise SettingError(
             f"{type(model).__name__} gives logits of shape {tuple(logits.shape)} for one image, and {data.name} has "
@@ -168,9 +161,9 @@ def _tabulate(schedule: Schedule, max_epochs: int, num_steps: int | None) -> lis
     if num_steps is not None:
         multipliers: list[float] = tabulate(schedule, max_epochs * num_steps).tolist()
         return multipliers
-    if schedule(0, 2) != schedule(1, 2):
+    if schedule != constant():
         raise SettingError(
             "a schedule needs the number of steps, and the iterable of batches has no length; give it a __len__, or "
             "train with a constant learning rate"
         )
-    return [float(schedule(0, 1))]
+    return [1.0]

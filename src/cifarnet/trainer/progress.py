@@ -79,6 +79,8 @@ class Progress:
 
     def show_epoch(self, record: EpochRecord) -> None:
         """Leave a line about an epoch that is done."""
+        if self._bar is not None and self._num_steps is not None:
+            self._bar.n = record.epoch * self._num_steps
         self.show_line(f"{record} ({record.epoch}/{self._max_epochs})")
 
     def show_line(self, line: str) -> None:

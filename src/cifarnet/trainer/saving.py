@@ -8,16 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from cifarnet._types import Json
 from cifarnet.checkpoint import Checkpointer
 from cifarnet.engine import Precision
-from cifarnet.errors import RunExistsError, SettingError
+from cifarnet.errors import CheckpointCorruptError, CheckpointNotFoundError, RunExistsError, SettingError
 from cifarnet.models import describe_model
-from cifarnet.trainer.plan import Plan
+from cifarnet.trainer.plan import Plan, describe_data
 from cifarnet.trainer.selection import Selection
 from cifarnet.transforms import Preprocess
 
-__all__ = ["describe_best", "open_run"]
+__all__ = ["describe_best", "holds_best", "open_run"]
 
 
 def open_run(checkpointer: Checkpointer, resume: bool | str) -> Mapping[str, Any] | None:
@@ -28,7 +27,7 @@ def open_run(checkpointer: Checkpointer, resume: bool | str) -> Mapping[str, Any
         resume: Whether to continue the run that is there: ``True``, ``False`` or ``"weights"``.
 
     Returns:
-        The state to continue from; ``None`` where there is none.
+        The state to continue from, or the weights alone; ``None`` where there is no run yet.
 
     Raises:
         SettingError: If ``resume`` is something else.
@@ -45,12 +44,30 @@ def open_run(checkpointer: Checkpointer, resume: bool | str) -> Mapping[str, Any
             f"{checkpointer.directory} holds a run already; continue it with resume=True (--resume), or choose "
             "another directory"
         )
-    return checkpointer.read_last()
+    state = checkpointer.read_last()
+    if state is None and resume == "weights":
+        weights, _ = checkpointer.read_best()
+        return {"model": weights}
+    if state is None:
+        raise CheckpointNotFoundError(
+            f"{checkpointer.directory} holds a best.safetensors but no last.safetensors to continue from; "
+            'resume="weights" starts a new run from its weights'
+        )
+    return state
+
+
+def holds_best(checkpointer: Checkpointer, selected_by: Mapping[str, Any]) -> bool:
+    """Whether ``best`` on the disk is the one selected so: a run can be killed before it writes it."""
+    try:
+        _, description = checkpointer.read_best()
+    except (CheckpointNotFoundError, CheckpointCorruptError):
+        return False
+    return bool(description.get("selected_by") == selected_by)
 
 
 def describe_best(
     model: nn.Module, preprocess: Preprocess, precision: Precision, plan: Plan, selection: Selection, *, epoch: int
-) -> dict[str, Json]:
+) -> dict[str, Any]:
     """What makes weights usable by others: architecture, preprocessing, class names, how they were chosen."""
     return {
         "model": describe_model(model),
@@ -58,5 +75,5 @@ def describe_best(
         "classes": plan.classes,
         "precision": precision.name,
         "selected_by": selection.describe(last_epoch=epoch),
-        "data": plan.describe_data(),
+        "data": describe_data(plan.data),
     }

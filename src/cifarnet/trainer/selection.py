@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cifarnet.checkpoint import unwrapped_state_dict
-from cifarnet.errors import SettingError, did_you_mean
+from cifarnet.checkpoint import Checkpointer, unwrapped_state_dict
+from cifarnet.errors import CheckpointNotFoundError, SettingError, did_you_mean
 from cifarnet.history import MONITORS, EpochRecord, is_better
 
 __all__ = ["Selection"]
@@ -54,6 +54,24 @@ class Selection:
     def keep(self, model: nn.Module) -> None:
         """Copy the weights of ``model``, which are those of the best epoch."""
         self.weights = {name: tensor.clone() for name, tensor in unwrapped_state_dict(model).items()}
+
+    def read(self, checkpointer: Checkpointer) -> bool:
+        """Read the weights of the best epoch from its file; whether it was of this epoch, or of a better later one.
+
+        A later one is there when the newest ``last`` was damaged and the one before it has to serve.
+        """
+        try:
+            weights, description = checkpointer.read_best()
+        except CheckpointNotFoundError:
+            return False
+        chosen = description.get("selected_by", {})
+        same = chosen == self.describe(last_epoch=0)
+        if not same and not (
+            chosen.get("monitor") == self.monitor and is_better(self.monitor, chosen["value"], self.value)
+        ):
+            return False
+        self.weights, self.epoch, self.value = weights, chosen["epoch"], chosen["value"]
+        return True
 
     def describe(self, *, last_epoch: int) -> dict[str, Any]:
         """How the weights of ``best`` were chosen; without validation they are those of the last epoch."""

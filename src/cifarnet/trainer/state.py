@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cifarnet.checkpoint import check_weights, load_optimizer, load_weights, unwrapped_state_dict
-from cifarnet.engine import RunningSums
+from cifarnet.checkpoint import Checkpointer, check_weights, load_optimizer, load_weights, unwrapped_state_dict
+from cifarnet.engine import Precision, RunningSums
+from cifarnet.errors import CheckpointWarning, NonFiniteLossError, ResumeMismatchError
 from cifarnet.history import History
+from cifarnet.trainer.plan import Plan
 from cifarnet.trainer.selection import Selection
 
-__all__ = ["RunState"]
+__all__ = ["RunState", "check_finite"]
 
 
 class RunState:
@@ -44,6 +47,38 @@ class RunState:
         """Stand at the beginning of the next epoch."""
         self.epoch, self.step, self.train_s = self.epoch + 1, 0, 0.0
         self.sums = RunningSums(self._device)
+
+    def take_up_selection(self, selection: Selection, checkpointer: Checkpointer | None) -> None:
+        """Go on judging epochs as before, with the best weights at hand, or begin with a new ``selection``.
+
+        Args:
+            selection: For a run that has selected nothing yet.
+            checkpointer: Where the best weights of a loaded run lie.
+
+        Raises:
+            ResumeMismatchError: If the run is selected by something else.
+
+        Warns:
+            CheckpointWarning: If the best weights are lost; the best is then chosen among the epochs to come.
+        """
+        own = self.selection
+        if not own.epoch:
+            self.selection = selection
+            return
+        if own.monitor != selection.monitor:
+            raise ResumeMismatchError(f"the run is selected by {own.monitor}, not by {selection.monitor}; keep to it")
+        if own.weights is not None:
+            return
+        if own.epoch == self.epoch and self.step == 0:
+            own.keep(self.model)  # the weights at hand are the best
+        elif checkpointer is None or not own.read(checkpointer):
+            warnings.warn(
+                f"the weights of epoch {own.epoch}, the best so far, are not at hand; the best will be chosen among "
+                "the epochs to come",
+                CheckpointWarning,
+                stacklevel=3,
+            )
+            self.selection = selection
 
     def put_best_weights(self) -> None:
         """Load the best weights into the model, and keep the last ones aside."""
@@ -90,3 +125,19 @@ class RunState:
         self.history = History.from_list(state["history"])
         self.selection = Selection.from_state_dict(state["selection"])
         self._last_weights = None
+
+
+def check_finite(model: nn.Module, state: RunState, plan: Plan, precision: Precision) -> None:
+    """Wait for the device and refuse what is NaN or infinite, before anything of the epoch is recorded or saved."""
+    bad_step = state.sums.read().first_bad_step
+    if bad_step < 0 and all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        return
+    multipliers = plan.epoch_multipliers(state.epoch)
+    rate = state.optimizer.param_groups[0]["initial_lr"] * multipliers[min(bad_step, len(multipliers) - 1)]
+    what = (
+        f"the loss was not finite first at step {bad_step + 1} of" if bad_step >= 0 else "a weight was not finite after"
+    )
+    raise NonFiniteLossError(
+        f"{what} epoch {state.epoch + 1} (learning rate {rate:g}, {precision.name}); nothing was saved since. Try a "
+        "tenth of the learning rate, max_grad_norm=1.0, or float32"
+    )

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from cifarnet import randomness
-from cifarnet.checkpoint import Checkpointer, load_weights, unwrapped_state_dict
+from cifarnet.checkpoint import Checkpointer, follow_weights, load_weights, unwrapped_state_dict
+from cifarnet.datasets import ImageDataset
 from cifarnet.engine import BatchSource, EagerBackend, evaluate, resolve_device, resolve_precision
-from cifarnet.errors import CheckpointMismatchError, ResumeMismatchError, SettingError
+from cifarnet.errors import CheckpointMismatchError, SettingError
 from cifarnet.history import EpochRecord, History
 from cifarnet.metrics import Evaluation
 from cifarnet.optim import Schedule, constant
 from cifarnet.trainer import identity
-from cifarnet.trainer.plan import Data, Plan, check_count, check_finite, check_optimizer, open_for_evaluation
+from cifarnet.trainer.plan import Data, Plan, check_count, check_data, check_optimizer, open_for_evaluation
 from cifarnet.trainer.progress import Progress
-from cifarnet.trainer.saving import describe_best, open_run
+from cifarnet.trainer.saving import describe_best, holds_best, open_run
 from cifarnet.trainer.selection import Selection
-from cifarnet.trainer.state import RunState
+from cifarnet.trainer.state import RunState, check_finite
 from cifarnet.transforms import Transforms, build_transforms
 
 __all__ = ["Trainer"]
@@ -30,11 +32,13 @@ __all__ = ["Trainer"]
 class Trainer:
     """Trains one network; a run is a function of its settings, its seed and its data.
 
-    The model is moved to the device, its weights to channels-last memory, in place.
+    The model is moved to the device, its weights to channels-last memory, in place. It is trained in training
+    mode; modules that come in evaluation mode while it is in training mode, such as frozen batch norms, stay so.
 
     Args:
         model: Any module from images ``(N, C, H, W)`` to logits ``(N, K)``.
-        optimizer: Over the model's parameters; the learning rates it comes with are the base ones.
+        optimizer: Over parameters of the model. The learning rates it comes with are the base ones, which
+            ``schedule`` multiplies at each step.
         transforms: For uint8 images; ``None`` takes the defaults of `build_transforms`. Floating batches of a
             foreign iterable are taken as they are.
         loss_fn: ``(logits, labels) -> mean loss``; give ``nn.CrossEntropyLoss(label_smoothing=0.1)`` to smooth.
@@ -81,13 +85,15 @@ class Trainer:
         self.precision = resolve_precision(precision, self.device)
         self.model = model.to(self.device, self.precision.weights).to(memory_format=torch.channels_last)
         self.optimizer = optimizer
+        follow_weights(optimizer)
         for group in optimizer.param_groups:
-            group.setdefault("initial_lr", float(group["lr"]))
+            group["initial_lr"] = float(group["lr"])
         self.transforms = build_transforms() if transforms is None else transforms
         self.seed = seed
         self._loss_fn = nn.CrossEntropyLoss() if loss_fn is None else loss_fn
         self._schedule = constant() if schedule is None else schedule
         self._deterministic = deterministic
+        self._max_grad_norm = max_grad_norm
         self._backend = EagerBackend(
             model,
             optimizer,
@@ -165,16 +171,16 @@ class Trainer:
         plan = self._make_plan(train, val, test, max_epochs=max_epochs, batch_size=batch_size)
         if checkpointer is not None:
             self._open(checkpointer, resume, plan)
-        state = self._state
-        if not state.selection.epoch:
-            state.selection = selection
-        elif state.selection.monitor != monitor:
-            raise ResumeMismatchError(f"the run is selected by {state.selection.monitor}, not by {monitor}; keep to it")
-        was_finished = state.epoch >= max_epochs
-        with Progress(plan, epoch=state.epoch, step=state.step, enabled=progress) as bar:
-            if was_finished:
+        self._check_same_run(plan)
+        self._state.take_up_selection(selection, checkpointer)
+        state, improved = self._state, False
+        with (
+            Progress(plan, epoch=state.epoch, step=state.step, enabled=progress) as bar,
+            closing(self._run(plan, patience=patience)) as events,
+        ):
+            if state.epoch >= max_epochs:
                 bar.show_line(f"Run already finished ({state.epoch}/{max_epochs})")
-            for event in self._run(plan, patience=patience):
+            for event in events:
                 if isinstance(event, int):
                     bar.show_step(state.epoch, event, state.sums, state.train_s)
                     continue
@@ -184,9 +190,9 @@ class Trainer:
                     checkpointer.save(self)  # first, so that a best epoch on disk is never ahead of its run
                     if improved:
                         self._save_best(checkpointer, plan)
-        if checkpointer is not None and not state.selection.epoch and not was_finished:
-            self._save_best(checkpointer, plan)
         state.put_best_weights()
+        if checkpointer is not None and not improved:
+            self._save_best(checkpointer, plan, unless_there=True)
         return state.history
 
     def epochs(
@@ -219,10 +225,11 @@ class Trainer:
         plan = self._make_plan(train, val, test, max_epochs=max_epochs, batch_size=batch_size)
         return (event for event in self._run(plan) if isinstance(event, EpochRecord))
 
-    def _run(self, plan: Plan, *, patience: int | None = None) -> Iterator[int | EpochRecord]:
+    def _run(self, plan: Plan, *, patience: int | None = None) -> Generator[int | EpochRecord, None, None]:
         """Train on: an int after each step of an epoch (how many are done), a record after each epoch."""
-        self._begin(plan)
+        self._check_same_run(plan)
         state = self._state
+        state.put_last_weights()
         while state.epoch < plan.max_epochs and (patience is None or state.selection.epochs_since < patience):
             with randomness.isolated(self.device, deterministic=self._deterministic):
                 yield from self._train_epoch(plan)
@@ -231,7 +238,7 @@ class Trainer:
 
     def _train_epoch(self, plan: Plan) -> Iterator[int]:
         state = self._state
-        clock = time.perf_counter()
+        started = time.perf_counter() - state.train_s
         for step in self._backend.epoch(
             plan.train,
             state.epoch,
@@ -241,12 +248,11 @@ class Trainer:
         ):
             state.step = step
             state.global_step += 1
-            state.train_s += time.perf_counter() - clock
+            # The clock runs on at the yield: to show the sums there waits for steps that are under way.
+            state.train_s = time.perf_counter() - started
             yield step
-            clock = time.perf_counter()
-        # Waits for the device: once an epoch.
-        check_finite(state.sums, self.model, self.optimizer, f"epoch {state.epoch + 1} in {self.precision.name}")
-        state.train_s += time.perf_counter() - clock
+        check_finite(self.model, state, plan, self.precision)  # waits for the device: once an epoch
+        state.train_s = time.perf_counter() - started
 
     def _finish_epoch(self, plan: Plan) -> EpochRecord:
         clock = time.perf_counter()
@@ -279,8 +285,13 @@ class Trainer:
             data: An `ImageDataset`, or an iterable of ``(images, labels)`` batches.
 
         Returns:
-            Loss and accuracy.
+            Accuracy, and the loss that the run is trained with.
+
+        Raises:
+            SettingError: If the network does not fit the images or their number of classes.
         """
+        if isinstance(data, ImageDataset):
+            check_data(self.model, data, self.transforms.preprocess, self.precision)
         return self._evaluate(open_for_evaluation(data, self.device))
 
     def state_dict(self) -> dict[str, Any]:
@@ -304,7 +315,7 @@ class Trainer:
         for part in ("seed", "model", "optimizer", "preprocess"):
             identity.refuse_differences({part: state["run"][part]}, {part: own["run"][part]})
         self._state.load_state_dict(state)
-        self._facts = {"run": state["run"], "environment": state["environment"]}
+        self._facts = {"run": dict(state["run"]), "environment": dict(state["environment"])}
 
     def _make_plan(self, train: Data, val: Data | None, test: Data | None, *, max_epochs: int, batch_size: int) -> Plan:
         return Plan.make(
@@ -320,51 +331,48 @@ class Trainer:
             seed=self.seed,
         )
 
-    def _begin(self, plan: Plan) -> None:
-        """Make sure that this goes on with the same run, from where it was, not from its best epoch."""
+    def _check_same_run(self, plan: Plan) -> None:
+        """Make sure that what was begun or loaded goes on as the same run."""
         facts = self._describe(plan)
         if self._facts is not None:
             identity.refuse_differences(self._facts["run"], facts["run"])
             identity.warn_of_differences(self._facts["environment"], facts["environment"])
         self._facts = facts
-        self._state.put_last_weights()
 
     def _describe(self, plan: Plan | None) -> dict[str, Any]:
-        run = identity.describe_run(self.model, self.optimizer, self.transforms, plan, seed=self.seed)
-        environment = identity.describe_environment(
+        run = identity.describe_run(
+            self.model,
+            self.optimizer,
             self.transforms,
+            self._loss_fn,
             self._schedule,
-            self.precision,
             plan,
-            backend=self._backend.name,
-            deterministic=self._deterministic,
+            seed=self.seed,
+            max_grad_norm=self._max_grad_norm,
+        )
+        environment = identity.describe_environment(
+            self.optimizer, self.precision, plan, backend=self._backend.name, deterministic=self._deterministic
         )
         return {"run": run, "environment": environment}
 
     def _open(self, checkpointer: Checkpointer, resume: bool | str, plan: Plan) -> None:
         """Load what is to be continued, if anything."""
         state = open_run(checkpointer, resume)
-        if state is None:
-            return
-        if resume == "weights":
-            load_weights(self.model, state["model"], source=str(checkpointer.last_path))
-            return
-        self.load_state_dict(state)
-        selection = self.selection
-        if selection.epoch == self._state.epoch > 0 and self._state.step == 0:
-            # The weights at hand are the best; the run may have been killed before it wrote them a second time.
-            selection.keep(self.model)
-            self._save_best(checkpointer, plan)
-        elif selection.epoch:
-            selection.weights, _ = checkpointer.read_best()
+        if resume == "weights" and state is not None:
+            load_weights(self.model, state["model"], source=str(checkpointer.directory))
+        elif state is not None:
+            # Before anything is changed: a run that cannot go on is left as it was.
+            identity.refuse_differences(state["run"], self._describe(plan)["run"])
+            self.load_state_dict(state)
 
-    def _save_best(self, checkpointer: Checkpointer, plan: Plan) -> None:
-        weights = unwrapped_state_dict(self.model) if self.selection.weights is None else self.selection.weights
-        epoch = self._state.epoch
+    def _save_best(self, checkpointer: Checkpointer, plan: Plan, *, unless_there: bool = False) -> None:
+        selection, state = self.selection, self._state
+        weights = unwrapped_state_dict(self.model) if selection.weights is None else selection.weights
         description = describe_best(
-            self.model, self.transforms.preprocess, self.precision, plan, self.selection, epoch=epoch
+            self.model, self.transforms.preprocess, self.precision, plan, selection, epoch=state.epoch
         )
-        checkpointer.save_best(weights, description)
+        if not (unless_there and holds_best(checkpointer, description["selected_by"])):
+            checkpointer.save_best(weights, description)
 
     def _evaluate(self, batches: BatchSource) -> Evaluation:
         return evaluate(

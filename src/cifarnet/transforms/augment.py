@@ -36,33 +36,33 @@ class _PerImage(v2.Transform):
         super().__init__()
         self.name = name
 
-    def check_inputs(self, flat_inputs: list[Any]) -> None:
-        images = [x for x, chosen in zip(flat_inputs, self._needs_transform_list(flat_inputs), strict=True) if chosen]
-        for image in images:
-            known = isinstance(image, Tensor) and (type(image) in (Tensor, tv_tensors.Image))
-            if not known:
-                raise InputError(
-                    f"{type(self).__name__} takes a tensor, got {type(image).__name__}; put v2.PILToTensor() before it"
-                )
-            if image.ndim not in (3, 4):
-                raise InputError(
-                    f"{type(self).__name__} takes (C, H, W) or (N, C, H, W), got shape {tuple(image.shape)}; "
-                    "reshape the images first"
-                )
-
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw for every image; v2 passes what of its inputs is to be transformed."""
+        for image in flat_inputs:
+            self._check(image)
         images = flat_inputs[0]
-        num_images = 1 if images.ndim == 3 else images.shape[0]
         draws = randomness.draw(
             self.name,
-            num_images=num_images,
+            num_images=1 if images.ndim == 3 else images.shape[0],
             columns=self.columns,
             device=images.device,
             every_epoch=self.every_epoch,
         )
         return {"draws": draws}
 
+    def _check(self, image: Any) -> None:
+        if type(image) not in (Tensor, tv_tensors.Image):
+            raise InputError(
+                f"{type(self).__name__} takes a tensor, got {type(image).__name__}; put v2.PILToTensor() before it"
+            )
+        if image.ndim not in (3, 4):
+            raise InputError(
+                f"{type(self).__name__} takes (C, H, W) or (N, C, H, W), got shape {tuple(image.shape)}; "
+                "reshape the images first"
+            )
+
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Apply what was drawn to one image or batch."""
         batch = inpt if inpt.ndim == 4 else inpt[None]
         output = self._augment(batch.as_subclass(Tensor), params["draws"])
         output = output if inpt.ndim == 4 else output[0]
@@ -108,7 +108,7 @@ class RandomCrop(_PerImage):
         shift = (draws * (2 * self.padding + 1)).long() - self.padding  # (N, 2)
         rows = shift[:, :1] + torch.arange(height, device=images.device)  # (N, H)
         columns = shift[:, 1:] + torch.arange(width, device=images.device)  # (N, W)
-        # One gather from the unpadded images: a padded copy and two indexings cost 5 times as much.
+        # One gather from the unpadded images spares a padded copy and two indexings.
         source = _reflect(rows, height)[:, :, None] * width + _reflect(columns, width)[:, None, :]  # (N, H, W)
         flat = source.view(num_images, 1, height * width).expand(-1, channels, -1)
         output = images.reshape(num_images, channels, height * width).gather(2, flat).view(images.shape)
@@ -124,7 +124,8 @@ class RandomFlip(_PerImage):
     Args:
         mode: ``"random"``: each image with chance 1/2 in every epoch. ``"alternating"``: drawn once for each
             image, then mirrored every other epoch, so that two epochs show both sides (Jordan, 2024,
-            arXiv:2404.00498, section 3.6). Outside a scope there is no epoch, and both are the same.
+            arXiv:2404.00498, section 3.6). It needs to know images again: outside a scope, and for a foreign
+            iterable that shuffles, it is as good as random.
         name: Names the draw.
 
     Raises:
@@ -146,7 +147,8 @@ class RandomFlip(_PerImage):
         flipped = draws[:, 0] < 0.5  # (N,)
         epoch = randomness.current_epoch()
         if self.mode == "alternating" and epoch is not None:
-            flipped = flipped ^ torch.as_tensor(epoch % 2 == 1, device=images.device)
+            # An int stays on the host: making a tensor of it would wait for the GPU.
+            flipped = flipped ^ (epoch % 2 == 1)
         return torch.where(flipped[:, None, None, None], images.flip(-1), images)
 
 

@@ -70,6 +70,7 @@ def build_transforms(
         SettingError: If a value is outside its range.
 
     Example:
+        >>> import torch
         >>> transforms = build_transforms(crop_padding=4, flip="alternating")
         >>> transforms.train(torch.zeros(8, 3, 32, 32, dtype=torch.uint8)).shape
         torch.Size([8, 3, 32, 32])

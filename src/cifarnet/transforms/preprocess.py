@@ -26,7 +26,8 @@ class Preprocess:
     """From images in memory to the input of a network: the three values that travel with its weights.
 
     Args:
-        size: Side in pixels that the network takes; other images are resized (bilinear, antialiased).
+        size: Side in pixels that the network takes; other images are resized (bilinear, antialiased), and
+            stretched where they are not square.
         mean: Mean of each channel on a scale of 0 to 1.
         std: Standard deviation of each channel on the same scale, above 0.
 
@@ -60,8 +61,13 @@ class Preprocess:
             float32 (float64 stays), shape ``(N, C, size, size)`` or ``(C, size, size)``.
 
         Raises:
-            InputError: If the number of channels is not that of ``mean``.
+            InputError: If the number of channels is not that of ``mean``, or the dtype is another integer.
         """
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise InputError(
+                f"expected uint8 images, or floating ones in [0, 1], got {images.dtype}; "
+                "images.to(torch.uint8) suits values in [0, 255]"
+            )
         if images.shape[-3] != len(self.mean):
             raise InputError(
                 f"the images have {images.shape[-3]} channels (shape {tuple(images.shape)}), the preprocessing "
