@@ -458,3 +458,52 @@ def test_a_compiled_networks_run_goes_on_uncompiled(
     plain = make_trainer()
     plain.fit(synthetic.train, max_epochs=2, checkpointer=Checkpointer(tmp_path), resume=True, progress=False)
     assert len(plain.history) == 2
+
+
+def test_a_best_that_a_kill_kept_from_the_disk_is_written_before_training_goes_on(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    class StoppedError(Exception):
+        pass
+
+    class Stopping(Checkpointer):
+        def save(self, source: Any) -> Path:
+            super().save(source)
+            raise StoppedError
+
+    checkpointer = Stopping(tmp_path)
+    for killed_after in (1, 2):
+        trainer = make_trainer()
+        with pytest.raises(StoppedError):
+            trainer.fit(
+                synthetic.train, synthetic.test, max_epochs=9, checkpointer=checkpointer, resume=True, progress=False
+            )
+        # Each time it dies between `last` and `best`; the second time it has made up for the first.
+        assert (tmp_path / "best.safetensors").exists() == (killed_after == 2)
+    assert checkpointer.read_best()[1]["selected_by"]["epoch"] == 1
+
+
+def test_a_damaged_last_goes_on_from_the_one_before_with_the_better_best(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    def fit(max_epochs: int) -> Trainer:
+        trainer = make_trainer()
+        trainer.fit(
+            synthetic.train,
+            synthetic.test,
+            max_epochs=max_epochs,
+            monitor="val_loss",
+            checkpointer=Checkpointer(tmp_path),
+            resume=True,
+            progress=False,
+        )
+        return trainer
+
+    best = fit(4).selection.epoch
+    assert best == 4  # val_loss falls in every epoch of so short a run
+    last = tmp_path / "last.safetensors"
+    last.write_bytes(last.read_bytes()[:-100])
+    with pytest.warns(CheckpointWarning, match=r"resuming from last\.previous\.safetensors"):
+        resumed = fit(4)
+    assert [record.epoch for record in resumed.history] == [1, 2, 3, 4]
+    assert resumed.selection.epoch == 4

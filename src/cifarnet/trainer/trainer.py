@@ -172,8 +172,10 @@ class Trainer:
         if checkpointer is not None:
             self._open(checkpointer, resume, plan)
         self._check_same_run(plan)
-        self._state.take_up_selection(selection, checkpointer)
         state, improved = self._state, False
+        state.take_up_selection(selection, checkpointer)
+        if checkpointer is not None and state.selection.weights is not None:
+            self._save_best(checkpointer, plan, unless_there=True)  # the run may have been killed before it did
         with (
             Progress(plan, epoch=state.epoch, step=state.step, enabled=progress) as bar,
             closing(self._run(plan, patience=patience)) as events,
