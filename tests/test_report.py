@@ -33,8 +33,8 @@ def test_a_table_has_mean_and_standard_deviation(tmp_path: Path) -> None:
     for seed, accuracy in enumerate([0.78, 0.79, 0.80]):
         save_report(report(seed, accuracy), tmp_path / f"seed-{seed}.json")
     table = results_table(tmp_path)
-    assert "| test accuracy | 77.63 % | 79.00 +- 1.00 % |" in table
-    assert "| training time | ~20 min | 10.0 +- 0.0 min |" in table
+    assert "| test accuracy | 77.63 % | 79.00 ± 1.00 % |" in table
+    assert "| training time | ~20 min | 10.0 ± 0.0 min |" in table
     assert "| parameters | ~6.4M | 6,447,754 |" in table
     assert "3 runs (seeds 0, 1, 2), 10 epochs" in table
 

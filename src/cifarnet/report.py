@@ -163,7 +163,7 @@ def results_table(directory: str | Path) -> str:
     seeds = ", ".join(str(report["seed"]) for report in reports)
     lines += [
         "",
-        f"Mean +- standard deviation over {len(reports)} runs (seeds {seeds}), {first['recipe']['max_epochs']} epochs, "
+        f"Mean ± standard deviation over {len(reports)} runs (seeds {seeds}), {first['recipe']['max_epochs']} epochs, "
         f"after the last one; time with an evaluation of the test images after each epoch. {first['data']['name']}. "
         f"{first['hardware']}, {first['precision']}, torch {first['versions']['torch']}.",
     ]
@@ -180,7 +180,7 @@ def _minutes(seconds: Sequence[float]) -> str:
 
 def _mean_and_spread(values: Sequence[float], digits: int) -> str:
     mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} +- {statistics.stdev(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def _peak_memory_mb(device: torch.device) -> float | None:
