@@ -58,6 +58,9 @@ def test_train_writes_a_run_that_evaluate_finds_again(run: Run, tmp_path: Path) 
     assert report["command"].startswith("cifarnet train --data synthetic --epochs 2")
     history = History.load_csv(tmp_path / "runs/a/history.csv")
     assert history == History.from_list(report["history"])
+    for key in ("train_s", "eval_s"):
+        assert report["durations"][key] == sum(epoch[key] for epoch in report["history"]) > 0
+    assert report["peak_memory_mb"] > 100
     best = history.best()
     assert best is not None
     assert report["selected_by"] == {"monitor": "val_accuracy", "epoch": best.epoch, "value": best.val_accuracy}

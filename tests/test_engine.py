@@ -50,6 +50,13 @@ def test_an_epoch_can_begin_at_any_step(synthetic: DatasetSplits, first_step: in
         assert torch.equal(one.ids, other.ids)
 
 
+def test_two_epochs_have_two_orders(synthetic: DatasetSplits) -> None:
+    batches = batches_of(synthetic)
+    first, second = (torch.cat([batch.ids for batch in batches.epoch(epoch)]) for epoch in (0, 1))
+    assert not torch.equal(first, second)
+    assert torch.equal(first, torch.cat([batch.ids for batch in batches.epoch(0)]))
+
+
 def test_batches_in_order_are_views_of_the_data(synthetic: DatasetSplits) -> None:
     batches = list(batches_of(synthetic, 100).in_order())
     assert torch.equal(torch.cat([batch.ids for batch in batches]), torch.arange(300))

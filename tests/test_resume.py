@@ -366,8 +366,9 @@ def test_a_new_checkpointer_gets_a_best_that_was_found_before(
     assert Checkpointer(tmp_path).read_best()[1]["selected_by"]["epoch"] == best.epoch
 
 
+@pytest.mark.parametrize("loss", ["missing", "of a worse epoch"])
 def test_best_weights_that_are_lost_are_told_and_not_made_up(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, loss: str
 ) -> None:
     trainer = make_trainer(lr=0.05)
     history = trainer.fit(
@@ -376,7 +377,12 @@ def test_best_weights_that_are_lost_are_told_and_not_made_up(
     best = history.best()
     assert best is not None
     assert best.epoch < 6
-    (tmp_path / "best.safetensors").unlink()
+    if loss == "missing":
+        (tmp_path / "best.safetensors").unlink()
+    else:
+        weights, description = Checkpointer(tmp_path).read_best()
+        worse = {"monitor": "val_accuracy", "epoch": best.epoch - 1, "value": 0.001}
+        Checkpointer(tmp_path).save_best(weights, {**description, "selected_by": worse})
     resumed = make_trainer(lr=0.05)
     with pytest.warns(CheckpointWarning, match=f"the weights of epoch {best.epoch}, the best so far, are not at hand"):
         resumed.fit(
