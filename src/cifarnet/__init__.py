@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from cifarnet.checkpoint import Checkpointer
-from cifarnet.classifier import Classifier
-from cifarnet.datasets import DatasetSplits, ImageDataset, load_cifar10, load_image_folder, make_synthetic
-from cifarnet.errors import CifarnetError
-from cifarnet.history import EpochRecord, History
-from cifarnet.metrics import Evaluation
-from cifarnet.models import CifarCNN
-from cifarnet.trainer import Trainer
-from cifarnet.transforms import Preprocess, Transforms, build_transforms
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cifarnet.checkpoint import Checkpointer
+    from cifarnet.classifier import Classifier
+    from cifarnet.datasets import DatasetSplits, ImageDataset, load_cifar10, load_image_folder, make_synthetic
+    from cifarnet.errors import CifarnetError
+    from cifarnet.history import EpochRecord, History
+    from cifarnet.metrics import Evaluation
+    from cifarnet.models import CifarCNN
+    from cifarnet.trainer import Trainer
+    from cifarnet.transforms import Preprocess, Transforms, build_transforms
 
 __all__ = [
     "Checkpointer",
@@ -32,3 +36,42 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+#: Where each public name lives. A module is imported when a name of it is first asked for (PEP 562), so that
+#: ``import cifarnet`` costs next to nothing; the imports above say the same to type checkers, and a test compares.
+_HOMES = {
+    "Checkpointer": "checkpoint",
+    "CifarCNN": "models",
+    "CifarnetError": "errors",
+    "Classifier": "classifier",
+    "DatasetSplits": "datasets",
+    "EpochRecord": "history",
+    "Evaluation": "metrics",
+    "History": "history",
+    "ImageDataset": "datasets",
+    "Preprocess": "transforms",
+    "Trainer": "trainer",
+    "Transforms": "transforms",
+    "build_transforms": "transforms",
+    "load_cifar10": "datasets",
+    "load_image_folder": "datasets",
+    "make_synthetic": "datasets",
+}
+_MODULES = {*_HOMES.values(), "engine", "images", "optim", "randomness", "recipes", "report"}
+
+if not TYPE_CHECKING:  # type checkers would take any name for one that is there
+
+    def __getattr__(name: str) -> object:
+        """Import what is asked for the first time."""
+        if name in _HOMES:
+            value = getattr(importlib.import_module(f"cifarnet.{_HOMES[name]}"), name)
+        elif name in _MODULES:
+            value = importlib.import_module(f"cifarnet.{name}")
+        else:
+            raise AttributeError(f"module 'cifarnet' has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        """Every public name, imported or not."""
+        return sorted({*globals(), *_HOMES, *_MODULES})
