@@ -35,7 +35,7 @@ def test_one_epoch_on_a_tenth_of_the_images_learns(cifar10: DatasetSplits) -> No
     history = trainer.fit(few, val, max_epochs=1, batch_size=recipe.batch_size, progress=False)
     accuracy = history[-1].val_accuracy
     assert accuracy is not None
-    assert accuracy > 0.35  # chance is 0.1; seen: about 0.47
+    assert accuracy > 0.35  # chance is 0.1; seen: 0.46 to 0.49 over three seeds
     assert history[-1].train_loss < 2.303
 
 
