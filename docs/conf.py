@@ -23,7 +23,8 @@ python_use_unqualified_type_names = True
 nitpicky = True
 # Names of other libraries, whose inventories lie on the network, and aliases that autodoc spells out.
 nitpick_ignore_regex = [
-    ("any", r"(torch|torchvision|dataclasses)\..*"),
-    ("py:.*", r"(torch|torchvision|numpy|PIL|v2|nn|collections|pathlib|dataclasses)(\..*)?"),
-    ("py:.*", r"(Path|Tensor|Any|Literal|Images|Labels|Logits|Json|Schedule|Data|Stateful|Self|optional)"),
+    ("any", r"(torch|torchvision|dataclasses|matplotlib)\..*"),
+    ("py:.*", r"(torch|torchvision|numpy|npt|matplotlib|PIL|v2|nn|collections|pathlib|dataclasses)(\..*)?"),
+    ("py:.*", r"(Path|Tensor|Any|Axes|Figure|Literal|Self|optional)"),
+    ("py:.*", r"(Images|Labels|Logits|Json|ImageLike|ImageSource|Family|Schedule|Data|Stateful)"),
 ]

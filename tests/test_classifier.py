@@ -3,18 +3,36 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from cifarnet import Checkpointer, Classifier, DatasetSplits, Trainer, build_transforms, make_synthetic
+from cifarnet import (
+    Checkpointer,
+    CifarCNN,
+    Classifier,
+    DatasetSplits,
+    ImageDataset,
+    Prediction,
+    Preprocess,
+    Trainer,
+    build_transforms,
+    load_image_folder,
+    make_synthetic,
+)
 from cifarnet.errors import (
     CheckpointCorruptError,
     CheckpointMismatchError,
     CheckpointNotFoundError,
     InputError,
+    SettingError,
     UnsafeCheckpointError,
 )
+from cifarnet.images import resize_images
+
+SIZE = 16  # pixels, as those of `synthetic`
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -101,3 +119,146 @@ def test_a_run_of_any_precision_can_be_loaded_in_any(
     assert own == trainer.evaluate(synthetic.test)
     other = Classifier.load(tmp_path, device="cpu", precision="float32").evaluate(synthetic.test)
     assert abs(other.loss - own.loss) < 0.02
+
+
+@pytest.fixture(scope="module")
+def classifier(synthetic: DatasetSplits) -> Classifier:
+    """Trained just enough to be surer of some classes than of others."""
+    torch.manual_seed(0)
+    model = CifarCNN(image_size=SIZE, widths=(8, 16), hidden=32)
+    trainer = Trainer(
+        model, torch.optim.Adam(model.parameters(), lr=3e-3), transforms=build_transforms(size=SIZE), device="cpu"
+    )
+    trainer.fit(synthetic.train, max_epochs=12, batch_size=32, progress=False)
+    return Classifier(model, trainer.transforms.preprocess, synthetic.train.classes, device="cpu", precision="float32")
+
+
+class TestPredict:
+    def test_predictions_are_those_that_evaluation_counts(
+        self, classifier: Classifier, synthetic: DatasetSplits
+    ) -> None:
+        predictions = classifier.predict(list(synthetic.test.images))
+        truths = [synthetic.test.classes[label] for label in synthetic.test.labels.tolist()]
+        right = sum(p.label == truth for p, truth in zip(predictions, truths, strict=True))
+        assert right == classifier.evaluate(synthetic.test).num_correct
+        assert 10 < right < 100
+
+    def test_it_is_the_softmax_of_the_networks_logits(self, classifier: Classifier, synthetic: DatasetSplits) -> None:
+        image = synthetic.test.images[:1]
+        with torch.no_grad():
+            logits = classifier.model(classifier.preprocess(image))[0]
+        expected = dict(zip(classifier.classes, logits.double().softmax(0).tolist(), strict=True))
+        prediction = classifier.predict(image[0], top_k=10)
+        assert dict(prediction.top) == pytest.approx(expected, abs=1e-5)
+        assert sum(probability for _, probability in prediction.top) == pytest.approx(1)
+        assert (prediction.label, prediction.probability) == prediction.top[0]
+        assert [p for _, p in prediction.top] == sorted(expected.values(), reverse=True) or len(set(expected)) < 10
+
+    def test_one_in_one_out_and_a_list_in_a_list_out(self, classifier: Classifier, synthetic: DatasetSplits) -> None:
+        image = synthetic.test.images[7]
+        one = classifier.predict(image)
+        assert isinstance(one, Prediction)
+        for images in ([image], (image,)):
+            (same,) = classifier.predict(images)
+            assert same == one
+        assert classifier.predict([]) == []
+        many = classifier.predict([image, Image.new("RGB", (50, 31)), image])
+        assert [p.label for p in many] == [one.label, many[1].label, one.label]
+
+    def test_a_photo_of_any_size_is_seen_as_training_sees_it(
+        self, classifier: Classifier, synthetic: DatasetSplits, tmp_path: Path
+    ) -> None:
+        photo = make_synthetic(1, 1, size=160).test.images[0, :, :, 20:130]
+        path = tmp_path / "photo.png"
+        Image.fromarray(photo.permute(1, 2, 0).numpy()).save(path)
+        assert classifier.predict(path) == classifier.predict(resize_images(photo, SIZE))
+        (tmp_path / "data/train/a").mkdir(parents=True)
+        (tmp_path / "data/test/b").mkdir(parents=True)
+        for folder in ("train/a", "train/b", "test/a", "test/b"):
+            (tmp_path / "data" / folder).mkdir(exist_ok=True)
+            Image.fromarray(photo.permute(1, 2, 0).numpy()).save(tmp_path / "data" / folder / "photo.png")
+        in_a_folder = load_image_folder(tmp_path / "data", size=SIZE).train.images[0]
+        assert classifier.predict(path) == classifier.predict(in_a_folder)
+        as_data = ImageDataset(photo[None], torch.tensor([0]), classifier.classes)
+        assert classifier.evaluate(as_data).num_correct == (classifier.predict(path).label == classifier.classes[0])
+
+    def test_the_modes_of_the_network_do_not_matter_and_are_put_back(
+        self, classifier: Classifier, synthetic: DatasetSplits
+    ) -> None:
+        image = synthetic.test.images[3]
+        expected = classifier.predict(image)
+        statistics = classifier.model.get_buffer("bn1.running_mean").clone()
+        classifier.model.train()
+        try:
+            assert [classifier.predict(image) for _ in range(3)] == [expected] * 3
+            assert classifier.model.training
+        finally:
+            classifier.model.eval()
+        assert torch.equal(classifier.model.get_buffer("bn1.running_mean"), statistics)
+        before = torch.get_rng_state()
+        classifier.predict(image)
+        assert torch.equal(before, torch.get_rng_state())
+
+    def test_a_grey_network_takes_colour_and_a_colour_network_grey(self, classifier: Classifier) -> None:
+        grey = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE), dtype=np.uint8)
+        torch.manual_seed(0)
+        model = CifarCNN(2, in_channels=1, image_size=SIZE, widths=(4, 4), hidden=8)
+        of_grey = Classifier(model, Preprocess(SIZE, (0.5,), (0.25,)), ("a", "b"), device="cpu", precision="float32")
+        assert of_grey.predict(grey) == of_grey.predict(np.dstack([grey] * 3))
+        assert classifier.predict(grey) == classifier.predict(np.dstack([grey] * 3))
+
+    def test_no_more_classes_than_there_are_and_not_fewer_than_one(
+        self, classifier: Classifier, synthetic: DatasetSplits
+    ) -> None:
+        image = synthetic.test.images[0]
+        assert len(classifier.predict(image).top) == 5
+        assert len(classifier.predict(image, top_k=99).top) == 10
+        for wrong in (0, -1, 1.5, True):
+            with pytest.raises(SettingError, match="top_k must be"):
+                classifier.predict(image, top_k=wrong)  # type: ignore[arg-type]
+
+    def test_what_is_no_image_is_refused_and_its_place_told(self, classifier: Classifier) -> None:
+        with pytest.raises(InputError, match=r"max 255. Divide by 255 or pass uint8"):
+            classifier.predict(np.full((32, 32, 3), 255.0))
+        with pytest.raises(InputError, match=r"^image 1 of the list: expected uint8 or float"):
+            classifier.predict([torch.zeros(3, 8, 8), torch.ones(2, 2, 2)])
+        with pytest.raises(InputError, match=r"^none.png: no such file"):
+            classifier.predict([Image.new("RGB", (8, 8)), "none.png"])
+        with pytest.raises(InputError, match=r"a batch, uint8 \(4, 3, 8, 8\). Give its images as a list"):
+            classifier.predict(torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
+
+    def test_classes_that_nobody_named_have_numbers(self) -> None:
+        model = CifarCNN(3, image_size=SIZE, widths=(4, 4), hidden=8)
+        nameless = Classifier(model, Preprocess(SIZE), (), device="cpu")
+        labels = {label for label, _ in nameless.predict(Image.new("RGB", (8, 8))).top}
+        assert labels == {"class 0", "class 1", "class 2"}
+        assert "unnamed classes" in repr(nameless)
+
+    def test_it_prints_as_a_line(self) -> None:
+        assert str(Prediction("cat", 0.876, (("cat", 0.876), ("dog", 0.1)))) == "cat 87.6%, dog 10.0%"
+
+    def test_bf16_gives_whole_probabilities(self, synthetic: DatasetSplits, classifier: Classifier) -> None:
+        in_bf16 = Classifier(classifier.model, classifier.preprocess, classifier.classes, precision="bf16")
+        image = synthetic.test.images[0]
+        prediction = in_bf16.predict(image, top_k=10)
+        assert sum(p for _, p in prediction.top) == pytest.approx(1, abs=1e-6)
+        assert prediction.probability == pytest.approx(classifier.predict(image).probability, abs=0.05)
+
+
+def test_what_a_classifier_is_can_be_read(classifier: Classifier) -> None:
+    assert repr(classifier) == (
+        "<Classifier: CifarCNN, 10 classes (circle, square, triangle, ...), 16x16 pixels, float32 on cpu>"
+    )
+
+
+def test_a_network_for_other_classes_is_refused_with_the_first_five_differences(
+    trained: tuple[Trainer, Path],
+) -> None:
+    for model, first in (
+        (CifarCNN(100, image_size=SIZE, widths=(8, 16), hidden=32), "fc2.weight"),
+        (CifarCNN(), "bn1"),
+    ):
+        with pytest.raises(CheckpointMismatchError, match=first) as caught:
+            Classifier.load(trained[1], model, device="cpu")
+        assert 1 <= str(caught.value).count(" in the model") <= 5
+        assert "built with CifarCNN(num_classes=10, image_size=16, widths=(8, 16), hidden=32)" in str(caught.value)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from cifarnet import Checkpointer, Classifier, History, cli, make_synthetic, recipes
+from cifarnet import Checkpointer, Classifier, DatasetSplits, History, cli, make_synthetic, recipes
 from cifarnet.checkpoint import read_checkpoint
+from cifarnet.cli.arguments import build_parser
 from cifarnet.errors import CifarnetError
 from cifarnet.report import load_report
 
@@ -26,7 +29,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CIFARNET_DATA", raising=False)
     small = make_synthetic(num_train=200, num_test=60, seed=0)
-    monkeypatch.setattr(cli, "make_synthetic", lambda: small)
+    monkeypatch.setattr("cifarnet.cli.data.make_synthetic", lambda: small)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         try:
@@ -47,11 +50,14 @@ def test_train_writes_a_run_that_evaluate_finds_again(run: Run, tmp_path: Path) 
     report = json.loads(out)
     assert report == load_report(tmp_path / "runs/a/report.json")
     assert sorted(path.name for path in (tmp_path / "runs/a").iterdir()) == [
+        "architecture.png",
         "best.safetensors",
         "history.csv",
         "last.previous.safetensors",
         "last.safetensors",
+        "predictions.png",
         "report.json",
+        "training_curves.png",
     ]
     assert report["recipe"]["max_epochs"] == 2
     assert report["data"]["val"]["num_images"] == 50
@@ -82,7 +88,7 @@ def test_resume_after_a_kill_gives_the_bytes_of_an_unbroken_run(run: Run, tmp_pa
     script = (
         "import os, signal, sys\n"
         "from cifarnet import Checkpointer, cli, make_synthetic\n"
-        "cli.make_synthetic = lambda: make_synthetic(num_train=200, num_test=60, seed=0)\n"
+        "cli.data.make_synthetic = lambda: make_synthetic(num_train=200, num_test=60, seed=0)\n"
         "save = Checkpointer.save\n"
         "def save_and_die(self, source):\n"
         "    save(self, source)\n"
@@ -143,10 +149,17 @@ def test_info_tells_where_things_are(run: Run, tmp_path: Path) -> None:
         (("train", "--precision", "fp8"), 'precision "fp8" is unknown'),
         (("train", "--device", "gpu"), 'device "gpu" cannot be used'),
         (("train", "--data", "synthetic", "--val-fraction", "1.5"), "val_fraction must be in (0, 1), got 1.5"),
-        (("train", "--data", "synthetic", "--seed", "-1"), "seed must be at least 0, got -1"),
         (("train", "--epochs", "many"), "argument --epochs: invalid int value: 'many'"),
-        (("trian",), "invalid choice: 'trian'"),
-        ((), "the following arguments are required: COMMAND"),
+        (("train", "--val-fraction", "1.5", "--data", "no/such"), "val_fraction must be in (0, 1), got 1.5"),
+        (("train", "--seed", "-1", "--data", "no/such"), "seed must be at least 0, got -1"),
+        (("trian",), 'unknown command "trian"; did you mean "train"?'),
+        (("train", "--epohcs", "3"), 'unknown option --epohcs; did you mean "--epochs"?'),
+        (("train", "--wieght-decay=1"), "unknown option --wieght-decay; choose one of"),
+        (("info", "now"), "now: one argument too many; cifarnet info --help shows the usage"),
+        (("predict", "runs/a"), "the following arguments are required: IMAGE"),
+        (("predict", "runs/a", "cat.png", "--top", "no"), "argument --top: invalid int value: 'no'"),
+        (("demo", "--device", "gpu"), 'device "gpu" cannot be used'),
+        ((), "first steps:"),
     ],
 )
 def test_wrong_use_exits_2_with_one_line_and_writes_nothing(
@@ -225,8 +238,6 @@ def test_the_checkpoint_of_another_architecture_is_refused(run: Run, tmp_path: P
 
 
 def test_an_image_folder_trains_a_network_for_its_classes(run: Run, tmp_path: Path) -> None:
-    from PIL import Image
-
     data = make_synthetic(num_train=40, num_test=20, seed=1)
     for split, images in (("train", data.train), ("test", data.test)):
         for i, (image, label) in enumerate(zip(images.images, images.labels.tolist(), strict=True)):
@@ -243,7 +254,7 @@ def test_ctrl_c_ends_with_a_line_and_the_shells_code(run: Run, monkeypatch: pyte
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "build_trainer", interrupt)
+    monkeypatch.setattr("cifarnet.cli.commands.build_trainer", interrupt)
     code, _, err = run("train", "--data", "synthetic")
     assert code == 130
     assert err == "cifarnet: interrupted; a run that was begun goes on with --resume\n"
@@ -276,8 +287,88 @@ def test_a_warning_is_one_line_on_stderr(run: Run) -> None:
 
 
 def test_every_command_helps_with_examples(run: Run) -> None:
-    for command in ("train", "evaluate"):
+    for command in ("demo", "train", "evaluate", "predict", "info"):
         code, out, _ = run(command, "--help")
         assert code == 0
-        assert "examples:" in out
+        assert f"examples:\n  cifarnet {command}" in out
         assert all(name in out for name in recipes.RECIPES) or command != "train"
+    code, out, _ = run("--help")
+    assert code == 0
+    for command in ("demo", "train", "evaluate", "predict", "info"):
+        assert f"    {command} " in out
+
+
+def test_every_example_of_the_help_is_a_command_that_parses(run: Run) -> None:
+    parser, commands = build_parser()
+    pages = [parser.format_help(), *(command.format_help() for command in commands.values())]
+    examples = [line for page in pages for line in re.findall(r"^  cifarnet (\w.*?)(?:  +.*)?$", page, re.MULTILINE)]
+    assert len(examples) > 15
+    for example in examples:
+        assert callable(parser.parse_args(example.split()).run)
+
+
+def test_predict_tells_what_pictures_of_any_size_show(run: Run, tmp_path: Path) -> None:
+    assert run("train", "--data", "synthetic", "--epochs", "1")[0] == 0
+    images = make_synthetic(1, 3, seed=9, size=70).test.images
+    for i, suffix in enumerate(("png", "jpg", "webp")):
+        Image.fromarray(images[i, :, :, i:].permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.{suffix}")
+    paths = ("0.png", "1.jpg", "2.webp")
+    code, out, err = run("predict", "runs/reference", *paths, "--top", "2", "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    expected = Classifier.load("runs/reference").predict(list(paths), top_k=2)
+    assert [p["image"] for p in document["predictions"]] == list(paths)
+    for told, prediction in zip(document["predictions"], expected, strict=True):
+        assert told["label"] == prediction.label
+        assert told["probability"] == prediction.probability
+        assert [tuple(pair) for pair in told["top"]] == list(prediction.top)
+    code, out, _ = run("predict", "runs/reference/best.safetensors", *paths, "--top", "2")
+    assert code == 0
+    assert out.splitlines() == [f"{path}: {prediction}" for path, prediction in zip(paths, expected, strict=True)]
+    code, _, err = run("predict", "runs/reference", "0.png", "cat.png")
+    assert (code, err[:30]) == (1, "cifarnet: error: cat.png: no s")
+    code, _, err = run("predict", "runs/reference", "0.png", "--top", "0")
+    assert code == 2
+    assert "top_k must be at least 1, got 0" in err
+
+
+def test_demo_goes_the_whole_way_and_says_so(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def small(num_train: int = 200, num_test: int = 60, *, seed: int = 0, size: int = 32) -> DatasetSplits:
+        return make_synthetic(num_train, num_test, seed=seed, size=size)
+
+    monkeypatch.setattr("cifarnet.cli.demo.make_synthetic", small)
+    code, out, err = run("demo", "--out", "here")
+    assert code == 0, err
+    for step in range(1, 7):
+        assert f"\n{step}. " in "\n" + out
+    assert err.count("epoch ") == 6
+    for name in ("training_curves.png", "predictions.png", "architecture.png"):
+        assert f"here/{name}" in out
+        with Image.open(tmp_path / "here" / name) as figure:
+            assert min(figure.size) > 300
+    best = History.load_csv("here/history.csv").best()
+    assert best is not None
+    assert f"weights of epoch {best.epoch}, the best" in out
+
+    code, out, err = run("demo", "--out", "here", "--json")
+    assert code == 0
+    assert "Run already finished (6/6)" in err
+    assert "6. Figures" in err
+    document = json.loads(out)
+    data = small()
+    assert document["num_correct"] == Classifier.load("here").evaluate(data.test).num_correct
+    for told in document["predictions"]:
+        with Image.open(told["image"]) as picture:
+            assert picture.width != picture.height
+        assert told["label"] == Classifier.load("here").predict(told["image"]).label
+
+    typed = re.search(r"^  cifarnet (predict .*)$", run("demo", "--out", "here")[1], re.MULTILINE)
+    assert typed is not None
+    assert run(*typed[1].split())[0] == 0
+
+
+def test_no_command_but_those_that_draw_brings_matplotlib(tmp_path: Path) -> None:
+    code = "import sys; from cifarnet.cli import main; main(['info']); print('matplotlib' in sys.modules)"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert result.stdout.splitlines()[-1] == "False"

@@ -18,7 +18,7 @@ from cifarnet.engine import (
     resolve_device,
     resolve_precision,
 )
-from cifarnet.engine.device import _has_native_bf16
+from cifarnet.engine.device import _is_bf16_faster, _suits_bf16
 from cifarnet.errors import InputError, ResumeMismatchError, SettingError
 
 CPU = torch.device("cpu")
@@ -213,10 +213,24 @@ def test_the_mode_is_put_back_when_evaluation_fails() -> None:
     assert model.training
 
 
-def test_bf16_is_taken_where_it_is_native() -> None:
-    native = _has_native_bf16(CPU)
-    assert resolve_precision("auto", CPU).name == ("bf16" if native else "float32")
-    assert not _has_native_bf16(torch.device("meta"))
+@pytest.mark.parametrize(
+    ("capabilities", "cpu_name", "suits"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "AMD EPYC 9R14", True),
+        ({"avx512_bf16": True, "amx_bf16": False}, "Intel(R) Xeon(R) Processor", False),
+        ({"avx512_bf16": True, "amx_bf16": True}, "Intel(R) Xeon(R) Platinum 8488C", True),
+        ({"arm_bf16": True}, "aarch64", True),
+        ({"avx512_bf16": False, "avx2": True}, "AMD EPYC 7R13", False),
+        ({}, "AMD EPYC 9R14", False),
+    ],
+)
+def test_bf16_suits_processors_that_are_faster_in_it(capabilities: dict[str, bool], cpu_name: str, suits: bool) -> None:
+    assert _suits_bf16(capabilities, cpu_name) == suits
+
+
+def test_bf16_is_taken_where_it_is_faster() -> None:
+    assert resolve_precision("auto", CPU).name == ("bf16" if _is_bf16_faster(CPU) else "float32")
+    assert not _is_bf16_faster(torch.device("meta"))
     with resolve_precision("bf16", CPU).autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     with resolve_precision("float32", CPU).autocast():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import cifarnet
 from cifarnet import DatasetSplits, make_synthetic
@@ -36,21 +37,25 @@ def run_example(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_readmes_python_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert len(blocks) == 1
+    Image.new("RGB", (640, 480), "orange").save("cat.jpg")
     exec(compile(blocks[0], "README.md", "exec"), {})
     out = capsys.readouterr().out
     assert "val loss" in out
     assert "95 % interval" in out
+    assert out.splitlines()[-1] in make_synthetic(1, 1).train.classes
+    assert Path("curves.png").exists()
 
 
-def test_the_readmes_commands_are_known(tmp_path: Path) -> None:
-    """Every `cifarnet ...` line of the README parses; the short ones run."""
+def test_the_readmes_commands_run_one_after_the_other(tmp_path: Path) -> None:
     lines = re.findall(r"^cifarnet .*$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
-    assert len(lines) == 3
+    assert [line.split()[1] for line in lines] == ["demo", "predict", "train", "evaluate", "info"]
     for line in lines:
         short = line.replace("--epochs 3", "--epochs 1")
         arguments = [sys.executable, "-m", *short.split()]
         result = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
+        if "predict" in line:
+            assert result.stdout.startswith("runs/demo/pictures/ring-200x240.jpg: ring ")
 
 
 @pytest.mark.usefixtures("small_cifar10")
@@ -77,6 +82,66 @@ def test_choose_augmentation_ranks_its_candidates(
     pairs = [(c["augmentation"], c["settings"]) for c in report["candidates"]]
     assert pairs == [(c["augmentation"], c["settings"]) for c in committed["candidates"]]
     assert len({json.dumps(settings, sort_keys=True) for settings in names["CANDIDATES"].values()}) == len(pairs)
+
+
+def test_quickstart_trains_judges_uses_and_draws(
+    small_cifar10: DatasetSplits, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = run_example("quickstart.py", "--data", "here", "--epochs", "2", monkeypatch=monkeypatch)
+    out = capsys.readouterr().out
+    assert f"test {names['classifier'].evaluate(small_cifar10.test)}" in out
+    assert "the first test image is a circle: " in out
+    for name in ("training_curves.png", "predictions.png", "augmentations.png"):
+        with Image.open(Path("runs/quickstart") / name) as figure:
+            assert min(figure.size) > 300
+
+
+def test_custom_images_learns_a_folder_of_photos(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_example("custom_images.py", "--num-drawn", "400", "--epochs", "5", monkeypatch=monkeypatch)
+    out = capsys.readouterr().out
+    assert "{'circle': 40, 'square': 40, 'triangle': 40}" in out
+    told = re.findall(r"^(circle|square|triangle)/\d+.jpg: (circle|square|triangle) ", out, flags=re.MULTILINE)
+    assert len(told) == 6
+    assert Path("runs/photos/photos.png").exists()
+    photos = ("--photos", "runs/photos/photos", "--out", "runs/again", "--epochs", "1")
+    run_example("custom_images.py", *photos, monkeypatch=monkeypatch)
+    assert "120 images of 3x32x32, 3 classes" in capsys.readouterr().out
+
+
+def test_custom_loop_stops_by_itself_and_keeps_the_best(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run_example("custom_loop.py", "--images", "300", "--epochs", "30", monkeypatch=monkeypatch)
+    log = [json.loads(line) for line in Path("runs/custom_loop/log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in log] == list(range(1, len(log) + 1))
+    best = min(log, key=lambda line: line["val_loss"])
+    assert f"epoch {best['epoch']} has the best validation loss" in capsys.readouterr().out
+    if len(log) < 30:
+        assert len(log) - best["epoch"] == 3
+    assert names["trainer"].evaluate(names["val"]).loss == pytest.approx(best["val_loss"])
+    assert len(names["checkpointer"].read_last()["history"]) == len(log)
+
+
+def test_a_plain_dataloader_loop_learns_and_its_weights_are_used(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_example("with_lightning_or_dataloader.py", "--images", "500", "--epochs", "3", monkeypatch=monkeypatch)
+    out = capsys.readouterr().out
+    losses = [float(loss) for loss in re.findall(r"loss (\d\.\d+), accuracy", out)]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]
+    assert "test accuracy" in out
+    assert "a circle: " in out
+
+
+@pytest.mark.parametrize("name", ["quickstart", "custom_images", "custom_loop", "with_lightning_or_dataloader"])
+def test_examples_are_short(name: str) -> None:
+    assert len((ROOT / "examples" / f"{name}.py").read_text().splitlines()) < 60
 
 
 def test_the_tables_agree_with_the_committed_reports() -> None:

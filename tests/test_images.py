@@ -184,10 +184,10 @@ class TestResize:
 
     @pytest.mark.parametrize(
         "images",
-        [torch.zeros(3, 4, 4), torch.zeros(4, 4, dtype=torch.uint8), torch.zeros(0, 3, 4, 4, dtype=torch.uint8)],
+        [torch.zeros(3, 4, 4).int(), torch.zeros(4, 4, dtype=torch.uint8), torch.zeros(0, 3, 4, 4, dtype=torch.uint8)],
     )
     def test_other_tensors_are_refused(self, images: torch.Tensor) -> None:
-        with pytest.raises(InputError, match=r"expected uint8 images .*, got torch\.\w+ \("):
+        with pytest.raises(InputError, match=r"expected uint8 or floating images .*, got torch\.\w+ \("):
             resize_images(images, 4)
 
     @pytest.mark.parametrize(("size", "error"), [(1, SettingError), (-1, SettingError), ("32", SettingTypeError)])

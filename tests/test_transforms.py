@@ -250,7 +250,7 @@ def test_transforms_print_and_pickle() -> None:
         ({"cutout": -3}, "cutout must be 0 or more pixels, got -3"),
         ({"brightness": 1.5}, r"brightness must be in \[0, 1\], got 1.5"),
         ({"contrast": -0.1}, r"contrast must be in \[0, 1\], got -0.1"),
-        ({"size": 0}, "size must be at least 1 pixel, got 0"),
+        ({"size": 0}, "size must be at least 2 pixels, got 0"),
         ({"std": (0.0, 1.0, 1.0)}, "std must be above 0"),
         ({"std": (1.0,)}, "mean has 3 values, std 1"),
     ],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cifarnet.checkpoint import Checkpointer
-    from cifarnet.classifier import Classifier
+    from cifarnet.classifier import Classifier, Prediction
     from cifarnet.datasets import DatasetSplits, ImageDataset, load_cifar10, load_image_folder, make_synthetic
     from cifarnet.errors import CifarnetError
     from cifarnet.history import EpochRecord, History
@@ -26,6 +26,7 @@ __all__ = [
     "Evaluation",
     "History",
     "ImageDataset",
+    "Prediction",
     "Preprocess",
     "Trainer",
     "Transforms",
@@ -49,6 +50,7 @@ _HOMES = {
     "Evaluation": "metrics",
     "History": "history",
     "ImageDataset": "datasets",
+    "Prediction": "classifier",
     "Preprocess": "transforms",
     "Trainer": "trainer",
     "Transforms": "transforms",
@@ -57,7 +59,7 @@ _HOMES = {
     "load_image_folder": "datasets",
     "make_synthetic": "datasets",
 }
-_MODULES = {*_HOMES.values(), "engine", "images", "optim", "randomness", "recipes", "report"}
+_MODULES = {*_HOMES.values(), "engine", "images", "optim", "randomness", "recipes", "report", "visualize"}
 
 if not TYPE_CHECKING:  # type checkers would take any name for one that is there
 

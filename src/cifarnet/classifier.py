@@ -2,24 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cifarnet.checkpoint import load_best, load_weights
 from cifarnet.datasets import ImageDataset
-from cifarnet.engine import Precision, evaluate, resolve_device, resolve_precision
+from cifarnet.engine import (
+    EVAL_BATCH_SIZE,
+    Precision,
+    evaluate,
+    predict_logits,
+    resolve_device,
+    resolve_precision,
+)
 from cifarnet.errors import CheckpointCorruptError, CheckpointMismatchError, InputError
+from cifarnet.images import ImageLike, to_pixels
 from cifarnet.metrics import Evaluation
-from cifarnet.models import build_model
+from cifarnet.models import MODELS, build_model, evaluation_mode
 from cifarnet.randomness import isolated
-from cifarnet.trainer.plan import Data, open_for_evaluation
+from cifarnet.trainer.plan import Data, check_count, open_for_evaluation
 from cifarnet.transforms import Preprocess
 
-__all__ = ["Classifier"]
+__all__ = ["Classifier", "Prediction"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier takes one image for.
+
+    Args:
+        label: Name of the likeliest class.
+        probability: Its softmax probability, in ``[0, 1]``: how sure the network is, not how often it is right.
+        top: The likeliest classes and their probabilities, likeliest first.
+
+    Example:
+        >>> print(Prediction("cat", 0.71, (("cat", 0.71), ("dog", 0.2))))
+        cat 71.0%, dog 20.0%
+    """
+
+    label: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{label} {probability:.1%}" for label, probability in self.top)
 
 
 class Classifier:
@@ -50,6 +82,13 @@ class Classifier:
         self.preprocess = preprocess
         self.classes = tuple(classes)
         self.selected_by = dict(selected_by or {})
+
+    def __repr__(self) -> str:
+        size = self.preprocess.size
+        return (
+            f"<Classifier: {type(self.model).__name__}, {_some(self.classes)}, {size}x{size} pixels, "
+            f"{self.precision.name} on {self.device}>"
+        )
 
     @classmethod
     def load(
@@ -109,6 +148,83 @@ class Classifier:
             selected_by=selected_by,
         )
 
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a str is a sequence of them, and is one path
+        self, images: ImageLike, *, top_k: int = 5
+    ) -> Prediction: ...
+    @overload
+    def predict(self, images: Sequence[ImageLike], *, top_k: int = 5) -> list[Prediction]: ...
+    def predict(self, images: ImageLike | Sequence[ImageLike], *, top_k: int = 5) -> Prediction | list[Prediction]:
+        """Tell what an image shows: one in, one out; a list in, a list out.
+
+        The image may have any size: as in training, it is cropped to the square in its centre and resized. Colour mode,
+        transparency, channel order, range and device are seen to, see `cifarnet.images.to_pixels`.
+
+        Args:
+            images: A path, a Pillow image, an array or a tensor: uint8, or floating in ``[0, 1]``, not normalised;
+                shape ``(H, W, C)``, ``(C, H, W)`` or ``(H, W)``. Or a list of such images, of any sizes.
+            top_k: How many classes to name at most.
+
+        Returns:
+            A prediction, or a list of them.
+
+        Raises:
+            InputError: If something is no such image; the message says what was expected and what was given.
+            SettingError: If ``top_k`` is below 1.
+
+        Example:
+            >>> from cifarnet import CifarCNN, Preprocess
+            >>> classifier = Classifier(CifarCNN(num_classes=2), Preprocess(), ("cat", "dog"))
+            >>> classifier.predict(torch.zeros(3, 480, 640)).label in ("cat", "dog")
+            True
+        """
+        check_count("top_k", top_k, "5 is the default")
+        if isinstance(images, Sequence) and not isinstance(images, str):
+            return self._predict([self._prepare(image, i) for i, image in enumerate(images)], top_k)
+        return self._predict([self._prepare(images)], top_k)[0]
+
+    def _prepare(self, image: ImageLike, position: int | None = None) -> Tensor:
+        """One image as the network takes it, shape ``(C, size, size)``; decoded ones may have any size."""
+        try:
+            return self.preprocess(to_pixels(image, channels=len(self.preprocess.mean)))
+        except InputError as error:
+            if position is None or isinstance(image, str | Path):  # whose error names the file
+                raise
+            raise InputError(f"image {position} of the list: {error}") from error
+
+    @torch.no_grad()
+    def _predict(self, images: list[Tensor], top_k: int) -> list[Prediction]:
+        predictions: list[Prediction] = []
+        with evaluation_mode(self.model), isolated(self.device, autotune=False):
+            for start in range(0, len(images), EVAL_BATCH_SIZE):
+                batch = torch.stack(images[start : start + EVAL_BATCH_SIZE]).to(self.device)
+                logits = predict_logits(self.model, batch, preprocess=self.preprocess, precision=self.precision)
+                probabilities, classes = logits.cpu().double().softmax(dim=1).sort(dim=1, descending=True)
+                for row, order in zip(probabilities.tolist(), classes.tolist(), strict=True):
+                    top = tuple((self.class_name(i), p) for i, p in zip(order[:top_k], row[:top_k], strict=True))
+                    predictions.append(Prediction(*top[0], top))
+        return predictions
+
+    def class_name(self, index: int) -> str:
+        """The name of a class, or ``class 3`` where nobody knew the names.
+
+        Args:
+            index: Of the logit, from 0.
+        """
+        return self.classes[index] if self.classes else f"class {index}"
+
+    def check_classes(self, data: ImageDataset) -> None:
+        """Refuse labelled images of other classes than the network's own.
+
+        Raises:
+            InputError: If the classes differ.
+        """
+        if self.classes and data.classes != self.classes:
+            raise InputError(
+                f"the network tells {_some(self.classes)} apart, the images are {_some(data.classes)}; evaluate on "
+                "data with the classes it was trained on"
+            )
+
     def evaluate(self, data: Data) -> Evaluation:
         """Score the network on labelled images.
 
@@ -121,11 +237,8 @@ class Classifier:
         Raises:
             InputError: If the classes differ.
         """
-        if isinstance(data, ImageDataset) and self.classes and data.classes != self.classes:
-            raise InputError(
-                f"the network tells {_some(self.classes)} apart, the images are {_some(data.classes)}; evaluate on "
-                "data with the classes it was trained on"
-            )
+        if isinstance(data, ImageDataset):
+            self.check_classes(data)
         return evaluate(
             self.model,
             open_for_evaluation(data, self.device),
@@ -136,11 +249,19 @@ class Classifier:
 
 
 def _constructor_call(architecture: Mapping[str, Any]) -> str:
-    """``CifarCNN(num_classes=10, ...)``, as it stands in code."""
-    arguments = architecture["arguments"] or {}
-    return f"{architecture['name']}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+    """``CifarCNN(num_classes=10)``, as it would stand in code: other arguments that are the defaults are left out."""
+    name, arguments = architecture["name"], architecture["arguments"] or {}
+    parameters = inspect.signature(MODELS[name]).parameters if name in MODELS else {}
+    told = [
+        f"{key}={arguments[key]!r}"
+        for key, parameter in parameters.items()
+        if key in arguments and (key == "num_classes" or arguments[key] != parameter.default)
+    ]
+    return f"{name}({', '.join(told)})"
 
 
 def _some(classes: tuple[str, ...]) -> str:
+    if not classes:
+        return "unnamed classes"
     names = ", ".join(classes[:3])
     return f"{len(classes)} classes ({names}, ...)" if len(classes) > 3 else f"{len(classes)} classes ({names})"

@@ -7,8 +7,16 @@ The only modules of the package that read data files. Each loader returns a `Dat
 from __future__ import annotations
 
 from cifarnet.datasets.cifar10 import find_cifar10, load_cifar10
-from cifarnet.datasets.dataset import DatasetSplits, ImageDataset
+from cifarnet.datasets.dataset import DatasetSplits, ImageDataset, check_split
 from cifarnet.datasets.folder import load_image_folder
 from cifarnet.datasets.synthetic import make_synthetic
 
-__all__ = ["DatasetSplits", "ImageDataset", "find_cifar10", "load_cifar10", "load_image_folder", "make_synthetic"]
+__all__ = [
+    "DatasetSplits",
+    "ImageDataset",
+    "check_split",
+    "find_cifar10",
+    "load_cifar10",
+    "load_image_folder",
+    "make_synthetic",
+]

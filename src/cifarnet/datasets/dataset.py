@@ -23,7 +23,7 @@ from cifarnet._types import Images, Labels
 from cifarnet.errors import InputError, SettingError, SettingTypeError
 from cifarnet.randomness import draw, scope
 
-__all__ = ["DatasetSplits", "ImageDataset"]
+__all__ = ["DatasetSplits", "ImageDataset", "check_split"]
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
@@ -156,7 +156,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             >>> train.class_counts, val.class_counts
             ({'a': 18, 'b': 18}, {'a': 2, 'b': 2})
         """
-        _check_split(val_fraction, seed)
+        check_split(val_fraction, seed)
         counts = torch.bincount(self.labels, minlength=len(self.classes)).tolist()
         held_counts = _held_out_counts(counts, val_fraction)
         if not sum(held_counts):
@@ -203,7 +203,12 @@ def _held_out_counts(counts: list[int], val_fraction: float) -> list[int]:
     return held
 
 
-def _check_split(val_fraction: float, seed: int) -> None:
+def check_split(val_fraction: float, seed: int) -> None:
+    """Refuse what `ImageDataset.split` would refuse of any data.
+
+    Raises:
+        SettingError: If ``val_fraction`` is outside ``(0, 1)``, or the seed is no whole number.
+    """
     for name, value, kinds in (("val_fraction", val_fraction, (int, float)), ("seed", seed, (int,))):
         if isinstance(value, bool) or not isinstance(value, kinds):
             raise SettingTypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")

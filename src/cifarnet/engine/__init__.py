@@ -5,7 +5,7 @@ from __future__ import annotations
 from cifarnet.engine.batches import EVAL_BATCH_SIZE, Batch, Batches, BatchSource, ForeignBatches
 from cifarnet.engine.device import Precision, describe_device, resolve_device, resolve_precision
 from cifarnet.engine.eager import EagerBackend
-from cifarnet.engine.evaluate import evaluate, evaluation_mode
+from cifarnet.engine.evaluate import evaluate, predict_logits
 from cifarnet.engine.sums import RunningSums
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "RunningSums",
     "describe_device",
     "evaluate",
-    "evaluation_mode",
+    "predict_logits",
     "resolve_device",
     "resolve_precision",
 ]

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from cifarnet import randomness
+from cifarnet._types import Images, Logits
 from cifarnet.engine.batches import BatchSource
 from cifarnet.engine.device import Precision
 from cifarnet.engine.sums import RunningSums
 from cifarnet.metrics import Evaluation
+from cifarnet.models import evaluation_mode
 from cifarnet.transforms import Preprocess
 
-__all__ = ["evaluate", "evaluation_mode"]
+__all__ = ["evaluate", "predict_logits"]
 
 
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode for the block, and each of its modules back into its own.
+def predict_logits(model: nn.Module, images: Images, *, preprocess: Preprocess, precision: Precision) -> Logits:
+    """Score every class for a batch, as evaluation does it.
 
     Args:
-        model: Parts of it may be in evaluation mode for good, such as frozen batch norms.
+        model: On the precision's device, in its dtype, in the mode that is wanted.
+        images: uint8 is preprocessed, floating images are taken as they are; shape ``(N, C, H, W)``.
+        preprocess: What the network needs.
+        precision: Number format.
+
+    Returns:
+        Shape ``(N, K)``, in the dtype of the weights.
     """
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+    images = images if images.is_floating_point() else preprocess(images)
+    with precision.autocast():
+        logits: Logits = model(precision.prepare(images))
+    return logits.to(precision.weights)  # a loss or a probability from bf16 has 3 digits
 
 
 @torch.no_grad()
@@ -59,10 +62,7 @@ def evaluate(
     # cuDNN's timing of kernels could pick others in another process, and count an image otherwise.
     with evaluation_mode(model), randomness.isolated(precision.device, autotune=False):
         for step, batch in enumerate(batches.in_order()):
-            images = batch.images if batch.images.is_floating_point() else preprocess(batch.images)
-            with precision.autocast():
-                logits = model(precision.prepare(images))
-            logits = logits.to(precision.weights)
+            logits = predict_logits(model, batch.images, preprocess=preprocess, precision=precision)
             sums.add(loss_fn(logits, batch.labels), logits, batch.labels, step)
     totals = sums.read()
     return Evaluation(totals.mean_loss, totals.num_correct, totals.num_images)

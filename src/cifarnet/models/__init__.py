@@ -9,8 +9,18 @@ from torch import nn
 
 from cifarnet.errors import SettingError, did_you_mean
 from cifarnet.models.cifar_cnn import CifarCNN
+from cifarnet.models.modes import evaluation_mode
+from cifarnet.models.summary import ModelSummary, summarize_model
 
-__all__ = ["MODELS", "CifarCNN", "build_model", "describe_model"]
+__all__ = [
+    "MODELS",
+    "CifarCNN",
+    "ModelSummary",
+    "build_model",
+    "describe_model",
+    "evaluation_mode",
+    "summarize_model",
+]
 
 #: Every network that a recipe or a checkpoint can name; a closed list, so that a file never chooses code.
 MODELS: dict[str, type[nn.Module]] = {"CifarCNN": CifarCNN}

@@ -10,8 +10,16 @@ from torch import Tensor, nn
 
 from cifarnet._types import Json
 from cifarnet.datasets import ImageDataset
-from cifarnet.engine import EVAL_BATCH_SIZE, Batches, BatchSource, ForeignBatches, Precision, evaluation_mode
+from cifarnet.engine import (
+    EVAL_BATCH_SIZE,
+    Batches,
+    BatchSource,
+    ForeignBatches,
+    Precision,
+    predict_logits,
+)
 from cifarnet.errors import SettingError, SettingTypeError
+from cifarnet.models import evaluation_mode
 from cifarnet.optim import Schedule, constant, tabulate
 from cifarnet.transforms import Preprocess
 
@@ -141,8 +149,9 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
 def check_data(model: nn.Module, data: ImageDataset, preprocess: Preprocess, precision: Precision) -> None:
     """Send one image through the network, and compare its logits with the classes."""
     try:
-        with evaluation_mode(model), precision.autocast():
-            logits = model(precision.prepare(preprocess(data.images[:1].to(precision.device))))
+        with evaluation_mode(model):
+            images = data.images[:1].to(precision.device)
+            logits = predict_logits(model, images, preprocess=preprocess, precision=precision)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

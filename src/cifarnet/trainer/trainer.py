@@ -45,7 +45,7 @@ class Trainer:
         schedule: Multiplier of the base learning rates at each step; see `cifarnet.optim`.
         max_grad_norm: Longer gradients are shortened to this 2-norm; ``None`` leaves them as they are.
         device: ``"auto"`` (CUDA where there is one, else the CPU) or what `torch.device` takes.
-        precision: ``"auto"`` (bf16 autocast on CUDA and on CPUs with native bf16, else float32), ``"bf16"``,
+        precision: ``"auto"`` (bf16 autocast on CUDA and on CPUs where it is faster, else float32), ``"bf16"``,
             ``"float32"`` or ``"float64"``.
         deterministic: On CUDA, allow only kernels whose result never changes; slower there.
         seed: Of order, augmentation and dropout, not negative. Initial weights are the model's own business.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from cifarnet._resize import check_size, resize_images
 from cifarnet._types import Images
 from cifarnet.errors import InputError, SettingError
 
@@ -26,8 +27,8 @@ class Preprocess:
     """From images in memory to the input of a network: the three values that travel with its weights.
 
     Args:
-        size: Side in pixels that the network takes; other images are resized (bilinear, antialiased), and
-            stretched where they are not square.
+        size: Side in pixels that the network takes, at least 2; other images are cropped to the square in their
+            centre and resized (bilinear, antialiased).
         mean: Mean of each channel on a scale of 0 to 1.
         std: Standard deviation of each channel on the same scale, above 0.
 
@@ -44,15 +45,14 @@ class Preprocess:
     std: tuple[float, ...] = CIFAR10_STD
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise SettingError(f"size must be at least 1 pixel, got {self.size}; CIFAR-10 has 32")
+        check_size(self.size)
         if len(self.mean) != len(self.std):
             raise SettingError(f"mean has {len(self.mean)} values, std {len(self.std)}; give one of each a channel")
         if not all(value > 0 for value in self.std):
             raise SettingError(f"std must be above 0, got {self.std}; use 1.0 for a channel that does not vary")
 
     def __call__(self, images: Images) -> Images:
-        """Resize where needed, scale to 0..1, normalise.
+        """Crop and resize where needed, scale to 0..1, normalise.
 
         Args:
             images: uint8 in ``[0, 255]`` or floating in ``[0, 1]``, shape ``(N, C, H, W)`` or ``(C, H, W)``.
@@ -73,8 +73,7 @@ class Preprocess:
                 f"the images have {images.shape[-3]} channels (shape {tuple(images.shape)}), the preprocessing "
                 f"{len(self.mean)}; convert them, or build the transforms with one mean and std a channel"
             )
-        if images.shape[-2:] != (self.size, self.size):
-            images = v2.functional.resize(images, [self.size, self.size], antialias=True)
+        images = resize_images(images, self.size)
         dtype = images.dtype if images.is_floating_point() else torch.float32
         scale = 255.0 if images.dtype == torch.uint8 else 1.0
         factor = channel_constant(tuple(1 / (scale * std) for std in self.std), images.device, dtype)

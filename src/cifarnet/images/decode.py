@@ -1,4 +1,4 @@
-"""From a picture in any file that Pillow reads to uint8 pixels of the size that a network wants."""
+"""From a picture in any file that Pillow reads to uint8 pixels."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
-from cifarnet._types import Images
-from cifarnet.errors import InputError, SettingError, SettingTypeError
+from cifarnet.errors import InputError
 
-__all__ = ["ImageSource", "check_size", "decode_image", "resize_images"]
+__all__ = ["ImageSource", "decode_image"]
 
 #: What can be decoded: the path of a picture, or one that Pillow has opened.
 ImageSource: TypeAlias = "str | Path | Image.Image"
@@ -55,52 +52,6 @@ def decode_image(source: ImageSource) -> Tensor:
         raise _unreadable(str(path), error) from error
     with image:
         return _decode(image, str(path))
-
-
-def resize_images(images: Images, size: int) -> Images:
-    """Bring images to ``size`` x ``size`` by antialiased bilinear interpolation.
-
-    What is not square is first cropped to the square in its centre: a stretched picture would show things in
-    proportions that no training image has.
-
-    Args:
-        images: uint8, shape ``(N, C, H, W)`` or ``(C, H, W)``.
-        size: Height and width of the result, at least 2.
-
-    Returns:
-        uint8, shape ``(N, C, size, size)`` or ``(C, size, size)``; the same tensor if it has that size.
-
-    Raises:
-        InputError: If the images have another dtype or rank, or no pixels.
-        SettingError: If ``size`` is not a whole number of at least 2.
-
-    Example:
-        >>> resize_images(torch.zeros(3, 48, 64, dtype=torch.uint8), 32).shape
-        torch.Size([3, 32, 32])
-    """
-    check_size(size)
-    if images.dtype != torch.uint8 or images.ndim not in (3, 4) or 0 in images.shape:
-        raise InputError(f"expected uint8 images (N, C, H, W) or (C, H, W), got {images.dtype} {tuple(images.shape)}")
-    height, width = images.shape[-2:]
-    if height == width == size:
-        return images
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = images[..., top : top + side, left : left + side]
-    resized: Tensor = F.resize(square, [size, size], InterpolationMode.BILINEAR, antialias=True)
-    return resized.contiguous()
-
-
-def check_size(size: int) -> None:
-    """Refuse what is no size of an image.
-
-    Raises:
-        SettingError: If ``size`` is not a whole number of at least 2.
-    """
-    if isinstance(size, bool) or not isinstance(size, int):
-        raise SettingTypeError(f"size must be a whole number of pixels, got {size!r}")
-    if size < 2:  # torch 2.15 has a broken assertion where three channels become one pixel
-        raise SettingError(f"size must be at least 2 pixels, got {size}; CIFAR-10's networks take 32")
 
 
 def _decode(image: Image.Image, name: str) -> Tensor:

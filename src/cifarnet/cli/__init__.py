@@ -1,0 +1,82 @@
+"""The command line: arguments in, text or one JSON document out, an exit code.
+
+0 is success, 2 wrong use, 1 any other failure, told in one line; ``--debug`` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from cifarnet.cli.arguments import build_parser
+from cifarnet.errors import CifarnetError, SettingError, did_you_mean
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments without the program's name; ``None`` takes the process's own.
+
+    Returns:
+        The exit code: 0, 1, 2, or 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments:
+        build_parser()[0].print_help(sys.stderr)
+        return 2
+    try:
+        args = _parse(arguments)
+    except SettingError as error:
+        return _fail(error, 2, debug=False)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # one line on stderr, without the source
+            document, text = args.run(args, shlex.join(["cifarnet", *arguments]))
+    except SettingError as error:
+        return _fail(error, 2, debug=args.debug)
+    except (CifarnetError, OSError) as error:
+        return _fail(error, 1, debug=args.debug)
+    except KeyboardInterrupt:
+        print("cifarnet: interrupted; a run that was begun goes on with --resume", file=sys.stderr)
+        return 130  # 128 + SIGINT, as shells count
+    print(json.dumps(document, indent=1) if args.json else text)
+    return 0
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """What argparse makes of them; of a misspelt command or option, the nearest right one is told."""
+    parser, commands = build_parser()
+    command = next((word for word in arguments if not word.startswith("-")), None)
+    if command is not None and command not in commands:
+        raise SettingError(f'unknown command "{command}"; {did_you_mean(command, commands)}')
+    args, unknown = parser.parse_known_args(arguments)
+    for word in unknown:
+        if word.startswith("-"):
+            option = word.partition("=")[0]
+            raise SettingError(f"unknown option {option}; {did_you_mean(option, _options(commands[str(command)]))}")
+    if unknown:
+        raise SettingError(f"{shlex.join(unknown)}: one argument too many; cifarnet {command} --help shows the usage")
+    return args
+
+
+def _options(parser: argparse.ArgumentParser) -> list[str]:
+    return [word for word in parser.format_usage().replace("[", " ").replace("]", " ").split() if word[:2] == "--"]
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _fail(error: Exception, code: int, *, debug: bool) -> int:
+    if debug:
+        raise error
+    print(f"cifarnet: error: {error}", file=sys.stderr)
+    return code

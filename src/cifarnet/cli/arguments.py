@@ -1,0 +1,152 @@
+"""Every command with its options and examples."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cifarnet
+from cifarnet.cli import commands as run
+from cifarnet.cli.demo import run_demo
+from cifarnet.recipes import RECIPES
+
+__all__ = ["build_parser"]
+
+_FIRST_STEPS = """\
+first steps:
+  cifarnet demo                                     the whole way in under a minute, without a download
+  cifarnet train                                    the reference run on CIFAR-10
+  cifarnet predict runs/reference cat.jpg           what a picture shows
+
+cifarnet COMMAND --help shows more of each.
+"""
+
+_DEMO_EXAMPLES = """\
+examples:
+  cifarnet demo                                     leaves a run in runs/demo to look at
+  cifarnet demo --out /tmp/demo --device cpu
+"""
+
+_TRAIN_EXAMPLES = """\
+examples:
+  cifarnet train                                    the reference run; CIFAR-10 is downloaded if need be
+  cifarnet train --data DIR --val-fraction 0.1      hold 5,000 images out, keep the best epoch on them
+  cifarnet train --data photos --out runs/photos    your own: photos/train/CLASS/*.jpg, photos/test/CLASS/*.jpg
+  cifarnet train --data synthetic --epochs 3        a try without CIFAR-10
+  cifarnet train --out runs/a --resume              go on where runs/a was stopped
+
+A run leaves report.json, history.csv, best.safetensors (to use), last.safetensors (to go on from) and figures.
+"""
+
+_EVALUATE_EXAMPLES = """\
+examples:
+  cifarnet evaluate runs/reference                  accuracy of the best weights on CIFAR-10's test images
+  cifarnet evaluate runs/reference --data DIR --json
+"""
+
+_PREDICT_EXAMPLES = """\
+examples:
+  cifarnet predict runs/reference cat.jpg           a picture of any size, in any format that Pillow reads
+  cifarnet predict runs/reference *.png --top 3
+  cifarnet predict runs/reference cat.jpg --json    every probability with all its digits
+"""
+
+_INFO_EXAMPLES = """\
+examples:
+  cifarnet info                                     is there a GPU, and where is CIFAR-10?
+  cifarnet info --json                              to attach to a bug report
+"""
+
+
+def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """The program's parser, and that of each of its commands by name."""
+    parser = argparse.ArgumentParser(
+        prog="cifarnet",
+        description="Train, judge and use CIFAR-10 classifiers.",
+        epilog=_FIRST_STEPS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"cifarnet {cifarnet.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_predict(commands)
+    _add_command(commands, "info", "tell versions, hardware, and where CIFAR-10 is", _INFO_EXAMPLES, run.show_info)
+    return parser, commands.choices
+
+
+def _add_demo(commands: Any) -> None:
+    summary = "show the whole way, from training to prediction, in under a minute"
+    demo = _add_command(commands, "demo", summary, _DEMO_EXAMPLES, run_demo)
+    _add_out(demo, "runs/demo")
+    _add_device(demo)
+
+
+def _add_train(commands: Any) -> None:
+    train = _add_command(commands, "train", "train a recipe and report on it", _TRAIN_EXAMPLES, run.train)
+    train.add_argument("--recipe", default="reference", metavar="NAME", help=f"one of: {', '.join(RECIPES)}")
+    _add_data(train)
+    train.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
+    train.add_argument("--batch-size", type=int, metavar="N", help="instead of the recipe's")
+    train.add_argument("--val-fraction", type=float, metavar="F", help="share of the training images to select by")
+    _add_device(train)
+    train.add_argument(
+        "--precision", default="auto", metavar="P", help="auto, bf16, float32 or float64 (default: auto)"
+    )
+    train.add_argument("--deterministic", action="store_true", help="on CUDA: equal bits on every run, and slower")
+    train.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    _add_out(train, "runs/RECIPE")
+    train.add_argument("--resume", action="store_true", help="go on with the run in --out; start it if there is none")
+
+
+def _add_evaluate(commands: Any) -> None:
+    summary = "score a run's best weights on test images"
+    evaluate = _add_command(commands, "evaluate", summary, _EVALUATE_EXAMPLES, run.evaluate)
+    _add_run(evaluate)
+    _add_data(evaluate)
+    _add_device(evaluate)
+
+
+def _add_predict(commands: Any) -> None:
+    predict = _add_command(commands, "predict", "tell what pictures show", _PREDICT_EXAMPLES, run.predict)
+    _add_run(predict)
+    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="a picture: PNG, JPEG, WebP, ...")
+    predict.add_argument("--top", type=int, default=5, metavar="K", help="name at most K classes (default: 5)")
+    _add_device(predict)
+
+
+def _add_command(commands: Any, name: str, summary: str, examples: str, function: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout, all else on stderr")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(run=function)
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, metavar="RUN", help="a run's directory, or a best.safetensors")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help='where CIFAR-10 is or shall be; a folder with train/CLASS/ and test/CLASS/; or "synthetic"',
+    )
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+
+
+def _add_out(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"the run's directory (default: {default})")

@@ -1,0 +1,132 @@
+"""``train``, ``evaluate``, ``predict``, ``info``: each gives a document for ``--json``, and the same as text."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+import cifarnet
+from cifarnet.checkpoint import Checkpointer
+from cifarnet.classifier import Classifier
+from cifarnet.cli.data import load_data
+from cifarnet.cli.figures import save_figures
+from cifarnet.datasets import check_split, find_cifar10
+from cifarnet.engine import describe_device, resolve_device, resolve_precision
+from cifarnet.recipes import RECIPES, build_trainer, get_recipe
+from cifarnet.report import build_report, save_report
+from cifarnet.trainer.plan import check_count
+
+__all__ = ["evaluate", "predict", "show_info", "train"]
+
+
+def train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
+    """Train a recipe and leave a run: checkpoints, report, history, figures."""
+    recipe = get_recipe(args.recipe)
+    changes = {"max_epochs": args.epochs, "batch_size": args.batch_size}
+    recipe = replace(recipe, **{key: value for key, value in changes.items() if value is not None})
+    resolve_precision(args.precision, resolve_device(args.device))
+    check_count("seed", args.seed, "0 is the default", least=0)  # all of this before anything is read
+    if args.val_fraction is not None:
+        check_split(args.val_fraction, args.seed)
+    out = args.out or Path("runs") / recipe.name
+
+    data = load_data(args.data)
+    train, val = data.train, None
+    if args.val_fraction is not None:
+        train, val = train.split(args.val_fraction, seed=args.seed)
+    trainer = build_trainer(
+        recipe,
+        train,
+        seed=args.seed,
+        device=args.device,
+        precision=args.precision,
+        deterministic=args.deterministic,
+    )
+    trainer.fit(
+        train,
+        val,
+        test=data.test if recipe.watch_test else None,
+        max_epochs=recipe.max_epochs,
+        batch_size=recipe.batch_size,
+        checkpointer=Checkpointer(out),
+        resume=args.resume,
+    )
+    evaluation = trainer.evaluate(data.test)
+    report = build_report(
+        trainer,
+        recipe,
+        train=train,
+        val=val,
+        test=data.test,
+        evaluation=evaluation,
+        command=command,
+        version=cifarnet.__version__,
+    )
+    save_report(report, out / "report.json")
+    trainer.history.save_csv(out / "history.csv")
+    figures = save_figures(out, Classifier.load(out, device=args.device), trainer.history, data.test)
+    return report, (
+        f"{recipe.name}, seed {args.seed}: test {evaluation}\n"
+        f"weights of epoch {report['selected_by']['epoch']}, selected by {report['selected_by']['monitor']}\n"
+        f"{out}: report.json, history.csv, best.safetensors, last.safetensors, {', '.join(figures)}\n"
+        f"next: cifarnet predict {out} IMAGE"
+    )
+
+
+def evaluate(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
+    """Score the best weights of a run on test images."""
+    classifier = Classifier.load(args.path, device=args.device)
+    test = load_data(args.data).test
+    evaluation = classifier.evaluate(test)
+    document: dict[str, Any] = {
+        "command": command,
+        "path": str(args.path),
+        "data": test.name,
+        "selected_by": classifier.selected_by,
+        "precision": classifier.precision.name,
+        "accuracy": evaluation.accuracy,
+        "interval": list(evaluation.interval),
+        **asdict(evaluation),
+    }
+    return document, f"{test.name}: test {evaluation}"
+
+
+def predict(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
+    """Tell what pictures show; a line each."""
+    classifier = Classifier.load(args.path, device=args.device)
+    predictions = classifier.predict(args.images, top_k=args.top)
+    pairs = list(zip(args.images, predictions, strict=True))
+    document: dict[str, Any] = {
+        "command": command,
+        "path": str(args.path),
+        "predictions": [{"image": str(image), **asdict(prediction)} for image, prediction in pairs],
+    }
+    return document, "\n".join(f"{image}: {prediction}" for image, prediction in pairs)
+
+
+def show_info(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
+    """Tell versions, hardware, recipes, and where CIFAR-10 is."""
+    device = resolve_device()
+    found = find_cifar10()
+    document: dict[str, Any] = {
+        "cifarnet": cifarnet.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": torchvision.__version__,
+        "device": device.type,
+        "hardware": describe_device(device),
+        "precision": resolve_precision("auto", device).name,
+        "cifar10": None if found is None else str(found),
+        "CIFARNET_DATA": os.environ.get("CIFARNET_DATA"),
+        "recipes": {recipe.name: recipe.summary for recipe in RECIPES.values()},
+    }
+    lines = [f"{key:<14} {value}" for key, value in document.items() if not isinstance(value, dict)]
+    lines += ["recipes", *(f"  {name:<12} {summary}" for name, summary in document["recipes"].items())]
+    return document, "\n".join(lines)

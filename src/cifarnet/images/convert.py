@@ -1,0 +1,124 @@
+"""Whatever somebody calls an image, as the uint8 pixels that networks are trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cifarnet.errors import InputError
+from cifarnet.images.decode import ImageSource, decode_image
+
+__all__ = ["ImageLike", "to_pixels"]
+
+#: One image: a path, a Pillow image, an array or a tensor.
+ImageLike: TypeAlias = "ImageSource | npt.NDArray[Any] | Tensor"
+
+_EXPECTED = "expected uint8 or float in [0, 1] of shape (H, W, 3), (3, H, W) or (H, W)"
+
+
+def to_pixels(image: ImageLike, *, channels: int = 3) -> Tensor:
+    """Bring one image to uint8 with the channels that a network takes.
+
+    Files and Pillow images are decoded by `decode_image`. Arrays and tensors may have their channels first or last,
+    1, 3 (RGB) or 4 (RGBA) of them or none; floating values are rounded to the nearest of 256 levels, which is what
+    networks are trained on. Transparency is laid on white; grey becomes colour and colour grey (ITU-R BT.601) as
+    the network needs.
+
+    Args:
+        image: A path, a Pillow image, or uint8 or floating values in ``[0, 1]`` on any device.
+        channels: How many channels the network takes.
+
+    Returns:
+        uint8, shape ``(channels, H, W)``, on the CPU.
+
+    Raises:
+        InputError: If it is no image: the file is missing or damaged; the shape, dtype or range is another;
+            a value is not finite; there are no pixels; or it cannot be told which axis holds the channels.
+
+    Example:
+        >>> to_pixels(np.ones((48, 64, 4), dtype=np.float32)).shape
+        torch.Size([3, 48, 64])
+    """
+    if isinstance(image, str | Path | Image.Image):
+        return _with_channels(decode_image(image), channels)
+    if isinstance(image, np.ndarray):
+        tensor = _from_array(image)
+    elif isinstance(image, Tensor):
+        tensor = image.detach().as_subclass(Tensor)
+    else:
+        raise InputError(f"expected a path, a Pillow image, an array or a tensor, got {type(image).__name__}")
+    return _with_channels(_to_uint8(_channels_first(tensor, channels)), channels)
+
+
+def _from_array(array: npt.NDArray[Any]) -> Tensor:
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise InputError(
+            f"{_EXPECTED}; got {array.dtype} {array.shape}. array.astype(np.uint8) suits values in 0 to 255"
+        )
+    kind = np.uint8 if array.dtype == np.uint8 else np.float64 if array.dtype.itemsize > 4 else np.float32
+    return torch.from_numpy(np.array(array, dtype=kind, order="C"))  # a copy: torch takes no foreign byte order
+
+
+def _channels_first(image: Tensor, channels: int) -> Tensor:
+    """Shape ``(C, H, W)``, wherever the channels were."""
+    if image.ndim == 4:
+        raise InputError(f"{_EXPECTED}; got a batch, {_describe(image)}. Give its images as a list: list(images)")
+    if image.ndim not in (2, 3) or 0 in image.shape:
+        raise InputError(f"{_EXPECTED}; got {_describe(image)}")
+    if image.ndim == 2:
+        return image[None]
+    counts = {1, 3, 4, channels}
+    first, last = image.shape[0] in counts, image.shape[2] in counts
+    if first == last:
+        which = "either end may be" if first else "neither end is"
+        raise InputError(
+            f"{_EXPECTED}; got {_describe(image)}, where {which} the channels. Give a Pillow image instead"
+        )
+    return image if first else image.permute(2, 0, 1)
+
+
+def _to_uint8(image: Tensor) -> Tensor:
+    if image.dtype == torch.uint8:
+        return image.cpu()
+    if not image.is_floating_point():
+        raise InputError(f"{_EXPECTED}; got {_describe(image)}. image.to(torch.uint8) suits values in 0 to 255")
+    values = image.cpu().double()
+    low, high = float(values.min()), float(values.max())
+    if not bool(values.isfinite().all()):
+        raise InputError(f"{_EXPECTED}; got {_describe(image)} with NaN or infinity among its values")
+    levels = (values * 255).round()
+    if levels.min() < 0 or levels.max() > 255:
+        remedy = (
+            "It looks normalised; give it as it was before, preprocessing is the classifier's business"
+            if low < 0
+            else "Divide by 255 or pass uint8"
+        )
+        raise InputError(f"{_EXPECTED}; got {_describe(image)} with min {low:.4g} and max {high:.4g}. {remedy}")
+    return levels.to(torch.uint8)
+
+
+def _with_channels(pixels: Tensor, channels: int) -> Tensor:
+    """``pixels`` ``(C, H, W)`` with another number of channels; Pillow knows how, also for files."""
+    if pixels.shape[0] == channels:
+        return pixels.contiguous()
+    if channels not in (1, 3) or pixels.shape[0] not in (1, 3, 4):
+        raise InputError(
+            f"the network takes {channels} channels, the image has {pixels.shape[0]} ({_describe(pixels)}); give one "
+            "like those it was trained on"
+        )
+    if pixels.shape[0] == 1:
+        return pixels.expand(3, -1, -1).contiguous()
+    colour = decode_image(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
+    if channels == 3:
+        return colour
+    return torch.from_numpy(np.array(Image.fromarray(colour.permute(1, 2, 0).numpy()).convert("L")))[None]
+
+
+def _describe(image: Tensor) -> str:
+    return f"{str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}"

@@ -1,0 +1,109 @@
+"""What figures are drawn on: no pyplot, no global settings, and colours that everyone can tell apart."""
+
+from __future__ import annotations
+
+import io
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "INK",
+    "ORANGE",
+    "SKY",
+    "VERMILION",
+    "divide",
+    "figure_of",
+    "open_axes",
+    "show_image",
+    "width_of",
+]
+
+# Okabe and Ito (2008), https://jfly.uni-koeln.de/color/: told apart with every kind of colour vision.
+BLUE, SKY, GREEN = "#0072B2", "#56B4E9", "#009E73"
+ORANGE, VERMILION = "#E69F00", "#D55E00"
+INK, GREY = "#222222", "#8A8A8A"
+
+
+class NotebookFigure(Figure):
+    """A figure that a notebook shows as the value of a cell; pyplot, which would do that too, keeps global state."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
+def open_axes(ax: Axes | None, *, width: float, height: float) -> Axes:
+    """``ax``, or the axes that fill a new figure.
+
+    Args:
+        ax: What the caller was given.
+        width: Of a new figure, in inches.
+        height: Likewise.
+    """
+    if ax is not None:
+        return ax
+    figure = NotebookFigure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
+    return figure.add_subplot()
+
+
+def figure_of(ax: Axes) -> Figure:
+    """The whole figure that ``ax`` is part of."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None, "open_axes gives axes that are part of a figure"
+    return figure
+
+
+def width_of(ax: Axes) -> float:
+    """Inches of ``ax`` as it is now; a layout engine may still move its edges a little."""
+    return float(ax.get_window_extent().width / figure_of(ax).dpi)
+
+
+def divide(ax: Axes, rows: int, columns: int, *, gap_x: float = 0.0, gap_y: float = 0.0) -> list[list[Axes]]:
+    """Cut the place of ``ax`` into panels, so that a figure of many panels fits into anybody's layout.
+
+    Args:
+        ax: Its own frame is switched off; its title stays.
+        rows: How many, from the top.
+        columns: How many, from the left.
+        gap_x: Between columns, as a share of the panel's width.
+        gap_y: Between rows, as a share of the panel's height.
+
+    Returns:
+        A list of panels for each row.
+    """
+    ax.set_axis_off()
+    width, height = 1 / (columns + (columns - 1) * gap_x), 1 / (rows + (rows - 1) * gap_y)
+    return [
+        [
+            ax.inset_axes((j * width * (1 + gap_x), 1 - height - i * height * (1 + gap_y), width, height))
+            for j in range(columns)
+        ]
+        for i in range(rows)
+    ]
+
+
+def show_image(ax: Axes, pixels: Tensor, *, frame: str | None = None, dashed: bool = False) -> None:
+    """Draw one image without ticks.
+
+    Args:
+        ax: Drawn on.
+        pixels: uint8, shape ``(C, H, W)``; 1 channel is grey, of more the first 3 are shown.
+        frame: Colour of a frame around it; none without.
+        dashed: Whether the frame is dashed.
+    """
+    shown = pixels[:3] if pixels.shape[0] >= 3 else pixels[:1]
+    ax.imshow(shown.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_visible(frame is not None)
+        spine.set_linewidth(2)
+        spine.set_linestyle((0, (3, 1.5)) if dashed else "-")
+        if frame is not None:
+            spine.set_edgecolor(frame)
