@@ -46,7 +46,8 @@ trainer.fit(train, val, max_epochs=args.epochs, checkpointer=Checkpointer(args.o
 
 classifier = Classifier.load(args.out)
 print(f"test {classifier.evaluate(data.test)}")
-photos = sorted((args.photos or args.out / "photos").glob("test/*/*"))[:: len(data.test) // 6][:6]
+photos = sorted((args.photos or args.out / "photos").glob("test/*/[!.]*"))
+photos = photos[:: max(1, len(photos) // 6)][:6]
 for photo, prediction in zip(photos, classifier.predict(photos), strict=True):
     print(f"{photo.parent.name}/{photo.name}: {prediction}")
 plot_predictions(classifier, photos).savefig(args.out / "photos.png")

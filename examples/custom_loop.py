@@ -28,6 +28,8 @@ optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
 trainer = Trainer(model, optimizer, transforms=build_transforms(), seed=0)
 checkpointer = Checkpointer(args.out)
 checkpointer.prepare()
+if checkpointer.holds_run():
+    parser.error(f"{args.out} holds a run already; choose another --out")
 
 best, best_epoch, weights = float("inf"), 0, model.state_dict()
 with (args.out / "log.jsonl").open("w") as log:

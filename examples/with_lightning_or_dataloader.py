@@ -1,4 +1,4 @@
-"""Our data and transforms in somebody else's loop: a plain DataLoader here; a LightningModule takes it as it is.
+"""Our data and transforms in somebody else's loop: a plain DataLoader here, as a LightningModule would have it.
 
     python examples/with_lightning_or_dataloader.py
 

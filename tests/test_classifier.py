@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from cifarnet.errors import (
     CheckpointMismatchError,
     CheckpointNotFoundError,
     InputError,
+    NonFiniteLogitsError,
     SettingError,
     UnsafeCheckpointError,
 )
@@ -152,7 +154,54 @@ class TestPredict:
         assert dict(prediction.top) == pytest.approx(expected, abs=1e-5)
         assert sum(probability for _, probability in prediction.top) == pytest.approx(1)
         assert (prediction.label, prediction.probability) == prediction.top[0]
-        assert [p for _, p in prediction.top] == sorted(expected.values(), reverse=True) or len(set(expected)) < 10
+        shown = [probability for _, probability in prediction.top]
+        assert shown == sorted(shown, reverse=True)
+
+    def test_of_equal_logits_the_class_wins_that_evaluation_counts(self) -> None:
+        class Equal(nn.Module):
+            def forward(self, images: torch.Tensor) -> torch.Tensor:
+                return torch.zeros(len(images), 100) + 0 * images.mean()
+
+        names = [f"class {i}" for i in range(100)]
+        classifier = Classifier(Equal(), Preprocess(SIZE), names, device="cpu")
+        image = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
+        assert [label for label, _ in classifier.predict(image, top_k=3).top] == names[:3]
+        assert classifier.evaluate(ImageDataset(image[None], torch.tensor([0]), names)).num_correct == 1
+
+    def test_it_leaves_the_random_numbers_of_other_threads_alone(self, classifier: Classifier) -> None:
+        stop = threading.Event()
+        image = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
+
+        def predict() -> None:
+            while not stop.is_set():
+                classifier.predict(image)
+
+        threads = [threading.Thread(target=predict) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        drawn = [float(torch.rand(())) for _ in range(2000)]
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert len(set(drawn)) > 1990
+
+    def test_long_lists_are_prepared_a_batch_at_a_time(self, classifier: Classifier) -> None:
+        sizes: list[int] = []
+        hook = classifier.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+        images = make_synthetic(1, 1100, size=SIZE).test.images
+        try:
+            assert len(classifier.predict(list(images))) == 1100
+        finally:
+            hook.remove()
+        assert sizes == [500, 500, 100]
+
+    def test_broken_weights_are_an_error_and_no_label(self) -> None:
+        model = CifarCNN(3, image_size=SIZE, widths=(4, 4), hidden=8)
+        with torch.no_grad():
+            model.fc2.bias.fill_(float("nan"))
+        broken = Classifier(model, Preprocess(SIZE), ("a", "b", "c"), device="cpu", precision="float32")
+        with pytest.raises(NonFiniteLogitsError, match="gives NaN or infinity in float32; its weights may be broken"):
+            broken.predict(Image.new("RGB", (8, 8)))
 
     def test_one_in_one_out_and_a_list_in_a_list_out(self, classifier: Classifier, synthetic: DatasetSplits) -> None:
         image = synthetic.test.images[7]
@@ -249,6 +298,40 @@ def test_what_a_classifier_is_can_be_read(classifier: Classifier) -> None:
     assert repr(classifier) == (
         "<Classifier: CifarCNN, 10 classes (circle, square, triangle, ...), 16x16 pixels, float32 on cpu>"
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "preprocess", "classes", "message"),
+    [
+        (CifarCNN(), Preprocess(), ("cat", "dog"), r"gives logits of shape \(1, 10\) .* has 2 classes"),
+        (CifarCNN(2), Preprocess(), ("cat", "dog", "cow"), r"gives logits of shape \(1, 2\) .* has 3 classes"),
+        (CifarCNN(2), Preprocess(64), ("cat", "dog"), r"CifarCNN cannot take the images of .* prepared to 64 pixels"),
+        (CifarCNN(2, in_channels=1), Preprocess(), ("cat", "dog"), "cannot take the images"),
+        (nn.Flatten(0), Preprocess(), ("cat", "dog"), r"logits of shape \(3072,\)"),
+        (nn.MaxPool2d(2, return_indices=True), Preprocess(), ("cat", "dog"), "or gives no tensor"),
+        (nn.AdaptiveAvgPool2d(1), Preprocess(), (), r"logits of shape \(1, 3, 1, 1\) .* any classes"),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_refused(
+    model: nn.Module, preprocess: Preprocess, classes: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SettingError, match=message):
+        Classifier(model, preprocess, classes, device="cpu")
+
+
+def test_a_file_whose_parts_do_not_belong_together_is_refused(trained: tuple[Trainer, Path]) -> None:
+    checkpointer = Checkpointer(trained[1])
+    weights, description = checkpointer.read_best()
+    checkpointer.save_best(weights, {**description, "classes": ["cat", "dog"]})
+    with pytest.raises(CheckpointMismatchError, match="the classifier has 2 classes"):
+        Classifier.load(trained[1], device="cpu")
+
+
+def test_settings_are_refused_before_the_file_is_read(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match='device "gpu"'):
+        Classifier.load(tmp_path / "nowhere", device="gpu")
+    with pytest.raises(SettingError, match='precision "fp8"'):
+        Classifier.load(tmp_path / "nowhere", precision="fp8")
 
 
 def test_a_network_for_other_classes_is_refused_with_the_first_five_differences(

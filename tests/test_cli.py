@@ -155,6 +155,9 @@ def test_info_tells_where_things_are(run: Run, tmp_path: Path) -> None:
         (("trian",), 'unknown command "trian"; did you mean "train"?'),
         (("train", "--epohcs", "3"), 'unknown option --epohcs; did you mean "--epochs"?'),
         (("train", "--wieght-decay=1"), "unknown option --wieght-decay; choose one of"),
+        (("--json", "info"), "--json goes behind the command: cifarnet info ... --json"),
+        (("predict", "no/such", "cat.png", "--top", "0"), "--top must be at least 1, got 0"),
+        (("predict", "no/such", "cat.png", "--device", "meta"), 'device "meta" holds no numbers'),
         (("info", "now"), "now: one argument too many; cifarnet info --help shows the usage"),
         (("predict", "runs/a"), "the following arguments are required: IMAGE"),
         (("predict", "runs/a", "cat.png", "--top", "no"), "argument --top: invalid int value: 'no'"),
@@ -255,9 +258,11 @@ def test_ctrl_c_ends_with_a_line_and_the_shells_code(run: Run, monkeypatch: pyte
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cifarnet.cli.commands.build_trainer", interrupt)
+    monkeypatch.setattr("cifarnet.cli.demo.make_synthetic", interrupt)
     code, _, err = run("train", "--data", "synthetic")
     assert code == 130
     assert err == "cifarnet: interrupted; a run that was begun goes on with --resume\n"
+    assert run("demo")[2] == "cifarnet: interrupted; cifarnet demo goes on where it was\n"
 
 
 def test_the_module_and_the_console_script_are_one_program(tmp_path: Path) -> None:
@@ -329,7 +334,7 @@ def test_predict_tells_what_pictures_of_any_size_show(run: Run, tmp_path: Path) 
     assert (code, err[:30]) == (1, "cifarnet: error: cat.png: no s")
     code, _, err = run("predict", "runs/reference", "0.png", "--top", "0")
     assert code == 2
-    assert "top_k must be at least 1, got 0" in err
+    assert "--top must be at least 1, got 0" in err
 
 
 def test_demo_goes_the_whole_way_and_says_so(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -367,8 +372,35 @@ def test_demo_goes_the_whole_way_and_says_so(run: Run, monkeypatch: pytest.Monke
     assert run(*typed[1].split())[0] == 0
 
 
-def test_no_command_but_those_that_draw_brings_matplotlib(tmp_path: Path) -> None:
-    code = "import sys; from cifarnet.cli import main; main(['info']); print('matplotlib' in sys.modules)"
+def test_no_command_but_those_that_draw_brings_matplotlib(run: Run, tmp_path: Path) -> None:
+    assert run("train", "--data", "synthetic", "--epochs", "1", "--out", "r")[0] == 0
+    Image.new("RGB", (40, 30)).save("a.png")
+    code = (
+        "import sys; from cifarnet.cli import main; codes = [main(['info']), main(['predict', 'r', 'a.png']), "
+        "main(['evaluate', 'r', '--data', 'synthetic'])]; print(codes, 'matplotlib' in sys.modules)"
+    )
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert result.stdout.splitlines()[-1] == "False"
+    assert result.stdout.splitlines()[-1] == "[0, 0, 0] False"
+
+
+def test_output_survives_a_closed_pipe_and_a_terminal_that_knows_no_accents(run: Run, tmp_path: Path) -> None:
+    assert run("train", "--data", "synthetic", "--epochs", "1", "--out", "r")[0] == 0
+    name = "\N{LATIN SMALL LETTER E WITH ACUTE}.png"
+    Image.new("RGB", (40, 30)).save(name)
+    command = [sys.executable, "-m", "cifarnet", "predict", "r", name]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stdout[:9]) == (0, "\\xe9.png:")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_numbers_that_json_does_not_have_are_words(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cifarnet.cli.commands.describe_device", lambda _: float("inf"))
+    code, out, _ = run("info", "--json")
+    assert code == 0
+    assert json.loads(out, parse_constant=pytest.fail)["hardware"] == "inf"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import tv_tensors
 
+from cifarnet import Classifier
 from cifarnet.errors import InputError
 from cifarnet.images import to_pixels
 
@@ -54,6 +56,14 @@ def test_what_was_given_is_left_as_it_was() -> None:
     pixels = to_pixels(array)
     pixels.zero_()
     assert (array == RGB).all()
+    tensor = CHW.clone()
+    to_pixels(tensor).zero_()
+    assert torch.equal(tensor, CHW)
+
+
+def test_annotations_can_be_resolved() -> None:
+    assert set(typing.get_type_hints(to_pixels)) == {"image", "channels", "return"}
+    assert "images" in typing.get_type_hints(Classifier.predict)
 
 
 def test_grey_becomes_colour_and_colour_grey_as_pillow_does_it() -> None:
@@ -103,8 +113,13 @@ def test_as_many_channels_as_the_network_takes_are_left_as_they_are() -> None:
         (torch.zeros(2, 9, 14), r"float32 \(2, 9, 14\), where neither end is the channels"),
         (torch.zeros(3, 9, 4), r"float32 \(3, 9, 4\), where either end may be the channels"),
         ([RGB], "expected a path, a Pillow image, an array or a tensor, got list"),
-        (None, "got NoneType"),
+        (None, "got NoneType. Give one of these"),
         (b"png", "got bytes"),
+        ((image for image in [RGB]), r"got generator. Give its images as a list: list\(images\)"),
+        ("a" * 5000 + ".png", "no such file"),
+        (CHW.float().to_sparse(), r"a tensor without pixels to read, torch.sparse_coo on cpu"),
+        (torch.empty(3, 8, 8, device="meta"), r"a tensor without pixels to read, torch.strided on meta"),
+        (torch.zeros(3, 8, 8, dtype=torch.complex64), "got complex64"),
         ("no/such.png", r"no/such.png: no such file"),
     ],
 )

@@ -359,10 +359,36 @@ def test_only_the_first_line_of_a_long_error_is_quoted() -> None:
         summarize_model(Fails())
 
 
+def test_strides_and_groups_given_by_position_are_told() -> None:
+    class Functional(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return nn.functional.conv2d(images, torch.ones(3, 1, 3, 3), None, 2, 1, 1, 3)
+
+    (row,) = summarize_model(Functional()).layers
+    assert (row.kind, row.detail) == ("depthwise conv 3x3", "3 -> 3, stride 2")
+
+
+def test_buffers_that_a_forward_changes_are_put_back() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, images: Tensor) -> Tensor:
+            calls = self.get_buffer("calls")
+            return images * calls.add_(1)
+
+    model = Counting()
+    summarize_model(model)
+    assert float(model.get_buffer("calls")) == 0
+
+
 def test_wrong_arguments_are_refused_with_a_remedy() -> None:
+    with pytest.raises(SettingError, match='"running_mean" has no shape before the first batch'):
+        summarize_model(nn.LazyBatchNorm2d(affine=False))
     with pytest.raises(SettingTypeError, match=r"model must be a torch\.nn\.Module, got dict"):
         summarize_model({})  # type: ignore[arg-type]
     with pytest.raises(SettingError, match='"weight" has no shape before the first batch'):
         summarize_model(nn.LazyLinear(2))
-    with pytest.raises(SettingError, match=r"max_rows must be at least 3 .*, got 2"):
+    with pytest.raises(SettingError, match="max_rows must be at least 3, got 2"):
         summarize_model(small_cnn()).folded(2)

@@ -11,22 +11,30 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from cifarnet._checks import check_count
 from cifarnet.checkpoint import load_best, load_weights
 from cifarnet.datasets import ImageDataset
 from cifarnet.engine import (
     EVAL_BATCH_SIZE,
     Precision,
+    check_fit,
     evaluate,
     predict_logits,
     resolve_device,
     resolve_precision,
 )
-from cifarnet.errors import CheckpointCorruptError, CheckpointMismatchError, InputError
-from cifarnet.images import ImageLike, to_pixels
+from cifarnet.errors import (
+    CheckpointCorruptError,
+    CheckpointMismatchError,
+    InputError,
+    NonFiniteLogitsError,
+    SettingError,
+)
+from cifarnet.images import ImageLike, resize_images, to_pixels
 from cifarnet.metrics import Evaluation
-from cifarnet.models import MODELS, build_model, evaluation_mode
+from cifarnet.models import MODELS, build_model, evaluation_mode, unwrapped
 from cifarnet.randomness import isolated
-from cifarnet.trainer.plan import Data, check_count, open_for_evaluation
+from cifarnet.trainer.plan import Data, open_for_evaluation
 from cifarnet.transforms import Preprocess
 
 __all__ = ["Classifier", "Prediction"]
@@ -64,6 +72,9 @@ class Classifier:
         device: ``"auto"`` (CUDA where there is one, else the CPU) or what `torch.device` takes.
         precision: ``"auto"``, ``"bf16"``, ``"float32"`` or ``"float64"``; see `Trainer`.
         selected_by: How the weights were chosen: monitor, epoch, value.
+
+    Raises:
+        SettingError: If the network cannot take what ``preprocess`` makes, or has another number of classes.
     """
 
     def __init__(
@@ -82,11 +93,20 @@ class Classifier:
         self.preprocess = preprocess
         self.classes = tuple(classes)
         self.selected_by = dict(selected_by or {})
+        channels, size = len(preprocess.mean), preprocess.size
+        check_fit(
+            self.model,
+            torch.zeros(1, channels, size, size, dtype=torch.uint8),
+            len(self.classes) or None,
+            "the classifier",
+            preprocess=preprocess,
+            precision=self.precision,
+        )
 
     def __repr__(self) -> str:
         size = self.preprocess.size
         return (
-            f"<Classifier: {type(self.model).__name__}, {_some(self.classes)}, {size}x{size} pixels, "
+            f"<Classifier: {type(unwrapped(self.model)).__name__}, {_some(self.classes)}, {size}x{size} pixels, "
             f"{self.precision.name} on {self.device}>"
         )
 
@@ -113,9 +133,13 @@ class Classifier:
         Raises:
             CheckpointNotFoundError: If there is no such file.
             CheckpointCorruptError: If it is truncated, altered or no checkpoint.
-            CheckpointMismatchError: If its weights do not fit ``model``.
+            CheckpointMismatchError: If its weights do not fit ``model``, or preprocessing and classes not the network.
+            SettingError: If there is no such device or precision.
             UnsafeCheckpointError: If it is a pickle.
         """
+        resolved = resolve_device(device)
+        if precision is not None:
+            resolve_precision(precision, resolved)  # both before anything is read
         weights, description = load_best(path)
         try:
             architecture = description["model"]
@@ -139,14 +163,17 @@ class Classifier:
                 model = build_model(architecture["name"], architecture["arguments"])
         model.to(resolve_precision(trained_in, torch.device("cpu")).weights)
         load_weights(model, weights, source=str(path), built_with=_constructor_call(architecture))
-        return cls(
-            model,
-            preprocess,
-            classes,
-            device=device,
-            precision=trained_in if precision is None else precision,
-            selected_by=selected_by,
-        )
+        try:
+            return cls(
+                model,
+                preprocess,
+                classes,
+                device=resolved,
+                precision=trained_in if precision is None else precision,
+                selected_by=selected_by,
+            )
+        except SettingError as error:
+            raise CheckpointMismatchError(f"{path}: {error}") from error
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is a sequence of them, and is one path
@@ -171,6 +198,7 @@ class Classifier:
         Raises:
             InputError: If something is no such image; the message says what was expected and what was given.
             SettingError: If ``top_k`` is below 1.
+            NonFiniteLogitsError: If the network gives NaN or infinity.
 
         Example:
             >>> from cifarnet import CifarCNN, Preprocess
@@ -179,31 +207,42 @@ class Classifier:
             True
         """
         check_count("top_k", top_k, "5 is the default")
-        if isinstance(images, Sequence) and not isinstance(images, str):
-            return self._predict([self._prepare(image, i) for i, image in enumerate(images)], top_k)
-        return self._predict([self._prepare(images)], top_k)[0]
+        if isinstance(images, Sequence) and not isinstance(images, str | bytes):
+            predictions: list[Prediction] = []
+            for start in range(0, len(images), EVAL_BATCH_SIZE):
+                predictions += self._predict(images[start : start + EVAL_BATCH_SIZE], top_k, start)
+            return predictions
+        return self._predict([images], top_k)[0]
 
-    def _prepare(self, image: ImageLike, position: int | None = None) -> Tensor:
-        """One image as the network takes it, shape ``(C, size, size)``; decoded ones may have any size."""
+    @torch.no_grad()
+    def _predict(self, images: Sequence[ImageLike], top_k: int, start: int | None = None) -> list[Prediction]:
+        """One batch; ``start`` is the place of its first image in a list."""
+        pixels = [self._to_pixels(image, None if start is None else start + i) for i, image in enumerate(images)]
+        with evaluation_mode(self.model):
+            batch = torch.stack(pixels).to(self.device)  # (N, C, size, size)
+            logits = predict_logits(self.model, batch, preprocess=self.preprocess, precision=self.precision)
+        logits = logits.cpu().double()
+        if not bool(logits.isfinite().all()):
+            raise NonFiniteLogitsError(
+                f"the network gives NaN or infinity in {self.precision.name}; its weights may be broken, or "
+                'precision="float32" may help'
+            )
+        # Stable, so that of equal logits the first wins, as it does where evaluation counts.
+        ranked, classes = logits.softmax(dim=1).sort(dim=1, descending=True, stable=True)
+        predictions = []
+        for row, order in zip(ranked.tolist(), classes.tolist(), strict=True):
+            top = tuple((self.class_name(i), p) for i, p in zip(order[:top_k], row[:top_k], strict=True))
+            predictions.append(Prediction(*top[0], top))
+        return predictions
+
+    def _to_pixels(self, image: ImageLike, position: int | None) -> Tensor:
+        """One image as it lies in memory for training: uint8 of the network's size, shape ``(C, size, size)``."""
         try:
-            return self.preprocess(to_pixels(image, channels=len(self.preprocess.mean)))
+            return resize_images(to_pixels(image, channels=len(self.preprocess.mean)), self.preprocess.size)
         except InputError as error:
             if position is None or isinstance(image, str | Path):  # whose error names the file
                 raise
             raise InputError(f"image {position} of the list: {error}") from error
-
-    @torch.no_grad()
-    def _predict(self, images: list[Tensor], top_k: int) -> list[Prediction]:
-        predictions: list[Prediction] = []
-        with evaluation_mode(self.model), isolated(self.device, autotune=False):
-            for start in range(0, len(images), EVAL_BATCH_SIZE):
-                batch = torch.stack(images[start : start + EVAL_BATCH_SIZE]).to(self.device)
-                logits = predict_logits(self.model, batch, preprocess=self.preprocess, precision=self.precision)
-                probabilities, classes = logits.cpu().double().softmax(dim=1).sort(dim=1, descending=True)
-                for row, order in zip(probabilities.tolist(), classes.tolist(), strict=True):
-                    top = tuple((self.class_name(i), p) for i, p in zip(order[:top_k], row[:top_k], strict=True))
-                    predictions.append(Prediction(*top[0], top))
-        return predictions
 
     def class_name(self, index: int) -> str:
         """The name of a class, or ``class 3`` where nobody knew the names.
@@ -250,7 +289,9 @@ class Classifier:
 
 def _constructor_call(architecture: Mapping[str, Any]) -> str:
     """``CifarCNN(num_classes=10)``, as it would stand in code: other arguments that are the defaults are left out."""
-    name, arguments = architecture["name"], architecture["arguments"] or {}
+    name, arguments = architecture["name"], architecture["arguments"]
+    if arguments is None:
+        return f"a {name}"
     parameters = inspect.signature(MODELS[name]).parameters if name in MODELS else {}
     told = [
         f"{key}={arguments[key]!r}"

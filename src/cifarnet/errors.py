@@ -25,6 +25,7 @@ __all__ = [
     "DatasetIntegrityError",
     "DatasetNotFoundError",
     "InputError",
+    "NonFiniteLogitsError",
     "NonFiniteLossError",
     "ResumeMismatchError",
     "RunExistsError",
@@ -113,6 +114,10 @@ class RunExistsError(CheckpointError, FileExistsError):
 
 class NonFiniteLossError(CifarnetError, FloatingPointError):
     """The loss or a weight became NaN or infinite; nothing was saved after it did."""
+
+
+class NonFiniteLogitsError(CifarnetError, FloatingPointError):
+    """A network gave NaN or infinity for an image: its weights are broken, or its number format too small."""
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

@@ -114,5 +114,10 @@ def test_it_draws_into_the_axes_it_is_given() -> None:
 def test_nothing_to_draw_and_a_misspelt_monitor_are_refused() -> None:
     with pytest.raises(InputError, match="no epoch to draw; train at least one"):
         plot_training_curves([])
+    for wrong in ("history.csv", [{"epoch": 1}]):
+        with pytest.raises(InputError, match=r"expected what Trainer.fit returned"):
+            plot_training_curves(wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="ax must be one matplotlib Axes, got Figure"):
+        plot_training_curves([record(1)], ax=Figure())  # type: ignore[arg-type]
     with pytest.raises(SettingError, match='"val_acuracy"; did you mean "val_accuracy"'):
         plot_training_curves([record(1)], monitor="val_acuracy")

@@ -107,6 +107,15 @@ def test_long_names_are_shortened_and_stay_different(synthetic: DatasetSplits) -
         assert all(len(name) <= 28 for name in names)
 
 
+def test_names_are_no_mathematics(synthetic: DatasetSplits, tmp_path: Path) -> None:
+    classes = (r"$\frac$", "a $x_1$ b", *map(str, range(8)))
+    data = ImageDataset(synthetic.test.images, synthetic.test.labels, classes)
+    figure = plot_predictions(make_classifier(classes), data, num_images=20, top_k=10)
+    figure.savefig(tmp_path / "a.png")
+    texts = [text.get_text() for cell in cells(figure) for text in cast("Axes", cell.child_axes[1]).texts]
+    assert {r"$\frac$", "a $x_1$ b"} <= set(texts)
+
+
 def test_a_layout_has_as_many_panels_as_images(synthetic: DatasetSplits) -> None:
     classifier = make_classifier(synthetic.test.classes)
     for count, columns in ((1, 3), (4, 3), (7, 2)):
@@ -131,6 +140,10 @@ def test_other_classes_wrong_counts_and_what_is_no_list_are_refused(synthetic: D
     classifier = make_classifier(("a", "b"))
     with pytest.raises(InputError, match="tells 2 classes"):
         plot_predictions(classifier, synthetic.test)
+    with pytest.raises(InputError, match=r"expected a Classifier, got CifarCNN; Classifier.load"):
+        plot_predictions(classifier.model, synthetic.test)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"got Tensor; .* a batch is list\(images\)"):
+        plot_predictions(classifier, synthetic.test.images)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"got str; one image is \[image\]"):
         plot_predictions(classifier, "cat.png")
     with pytest.raises(InputError, match="no images to draw"):

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import shlex
 import sys
 import warnings
@@ -15,6 +17,7 @@ from typing import Any
 
 from cifarnet.cli.arguments import build_parser
 from cifarnet.errors import CifarnetError, SettingError, did_you_mean
+from cifarnet.history import finite_json
 
 __all__ = ["main"]
 
@@ -45,9 +48,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CifarnetError, OSError) as error:
         return _fail(error, 1, debug=args.debug)
     except KeyboardInterrupt:
-        print("cifarnet: interrupted; a run that was begun goes on with --resume", file=sys.stderr)
+        print(f"cifarnet: interrupted{args.interrupted}", file=sys.stderr)
         return 130  # 128 + SIGINT, as shells count
-    print(json.dumps(document, indent=1) if args.json else text)
+    return _print(json.dumps(finite_json(document), indent=1, allow_nan=False) if args.json else text)
+
+
+def _print(text: str) -> int:
+    """What a terminal or a pipe cannot show is escaped; a pipe that was closed is no error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        return 141  # 128 + SIGPIPE
     return 0
 
 
@@ -61,6 +75,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     for word in unknown:
         if word.startswith("-"):
             option = word.partition("=")[0]
+            if option in _options(commands[str(command)]):
+                raise SettingError(f"{option} goes behind the command: cifarnet {command} ... {option}")
             raise SettingError(f"unknown option {option}; {did_you_mean(option, _options(commands[str(command)]))}")
     if unknown:
         raise SettingError(f"{shlex.join(unknown)}: one argument too many; cifarnet {command} --help shows the usage")

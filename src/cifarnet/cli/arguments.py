@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import cifarnet
-from cifarnet.cli import commands as run
+from cifarnet.cli import commands
 from cifarnet.cli.demo import run_demo
 from cifarnet.recipes import RECIPES
 
@@ -16,7 +16,7 @@ __all__ = ["build_parser"]
 
 _FIRST_STEPS = """\
 first steps:
-  cifarnet demo                                     the whole way in under a minute, without a download
+  cifarnet demo                                     the whole way in about a minute, without a download
   cifarnet train                                    the reference run on CIFAR-10
   cifarnet predict runs/reference cat.jpg           what a picture shows
 
@@ -69,24 +69,28 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"cifarnet {cifarnet.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_demo(commands)
-    _add_train(commands)
-    _add_evaluate(commands)
-    _add_predict(commands)
-    _add_command(commands, "info", "tell versions, hardware, and where CIFAR-10 is", _INFO_EXAMPLES, run.show_info)
-    return parser, commands.choices
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_demo(subparsers)
+    _add_train(subparsers)
+    _add_evaluate(subparsers)
+    _add_predict(subparsers)
+    _add_command(
+        subparsers, "info", "tell versions, hardware, and where CIFAR-10 is", _INFO_EXAMPLES, commands.show_info
+    )
+    return parser, subparsers.choices
 
 
-def _add_demo(commands: Any) -> None:
-    summary = "show the whole way, from training to prediction, in under a minute"
-    demo = _add_command(commands, "demo", summary, _DEMO_EXAMPLES, run_demo)
+def _add_demo(subparsers: Any) -> None:
+    summary = "show the whole way, from training to prediction, in about a minute"
+    demo = _add_command(subparsers, "demo", summary, _DEMO_EXAMPLES, run_demo)
+    demo.set_defaults(interrupted="; cifarnet demo goes on where it was")
     _add_out(demo, "runs/demo")
     _add_device(demo)
 
 
-def _add_train(commands: Any) -> None:
-    train = _add_command(commands, "train", "train a recipe and report on it", _TRAIN_EXAMPLES, run.train)
+def _add_train(subparsers: Any) -> None:
+    train = _add_command(subparsers, "train", "train a recipe and report on it", _TRAIN_EXAMPLES, commands.train)
+    train.set_defaults(interrupted="; a run that was begun goes on with --resume")
     train.add_argument("--recipe", default="reference", metavar="NAME", help=f"one of: {', '.join(RECIPES)}")
     _add_data(train)
     train.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
@@ -102,24 +106,24 @@ def _add_train(commands: Any) -> None:
     train.add_argument("--resume", action="store_true", help="go on with the run in --out; start it if there is none")
 
 
-def _add_evaluate(commands: Any) -> None:
+def _add_evaluate(subparsers: Any) -> None:
     summary = "score a run's best weights on test images"
-    evaluate = _add_command(commands, "evaluate", summary, _EVALUATE_EXAMPLES, run.evaluate)
+    evaluate = _add_command(subparsers, "evaluate", summary, _EVALUATE_EXAMPLES, commands.evaluate)
     _add_run(evaluate)
     _add_data(evaluate)
     _add_device(evaluate)
 
 
-def _add_predict(commands: Any) -> None:
-    predict = _add_command(commands, "predict", "tell what pictures show", _PREDICT_EXAMPLES, run.predict)
+def _add_predict(subparsers: Any) -> None:
+    predict = _add_command(subparsers, "predict", "tell what pictures show", _PREDICT_EXAMPLES, commands.predict)
     _add_run(predict)
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="a picture: PNG, JPEG, WebP, ...")
     predict.add_argument("--top", type=int, default=5, metavar="K", help="name at most K classes (default: 5)")
     _add_device(predict)
 
 
-def _add_command(commands: Any, name: str, summary: str, examples: str, function: Any) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
+def _add_command(subparsers: Any, name: str, summary: str, examples: str, function: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
         help=summary,
         description=summary[0].upper() + summary[1:] + ".",
@@ -128,7 +132,7 @@ def _add_command(commands: Any, name: str, summary: str, examples: str, function
     )
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout, all else on stderr")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(run=function)
+    parser.set_defaults(run=function, interrupted="")
     return parser
 
 

@@ -13,6 +13,7 @@ import torch
 import torchvision
 
 import cifarnet
+from cifarnet._checks import check_count
 from cifarnet.checkpoint import Checkpointer
 from cifarnet.classifier import Classifier
 from cifarnet.cli.data import load_data
@@ -21,7 +22,6 @@ from cifarnet.datasets import check_split, find_cifar10
 from cifarnet.engine import describe_device, resolve_device, resolve_precision
 from cifarnet.recipes import RECIPES, build_trainer, get_recipe
 from cifarnet.report import build_report, save_report
-from cifarnet.trainer.plan import check_count
 
 __all__ = ["evaluate", "predict", "show_info", "train"]
 
@@ -100,6 +100,7 @@ def evaluate(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], st
 
 def predict(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
     """Tell what pictures show; a line each."""
+    check_count("--top", args.top, "5 is the default")
     classifier = Classifier.load(args.path, device=args.device)
     predictions = classifier.predict(args.images, top_k=args.top)
     pairs = list(zip(args.images, predictions, strict=True))

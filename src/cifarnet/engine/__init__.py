@@ -5,7 +5,7 @@ from __future__ import annotations
 from cifarnet.engine.batches import EVAL_BATCH_SIZE, Batch, Batches, BatchSource, ForeignBatches
 from cifarnet.engine.device import Precision, describe_device, resolve_device, resolve_precision
 from cifarnet.engine.eager import EagerBackend
-from cifarnet.engine.evaluate import evaluate, predict_logits
+from cifarnet.engine.evaluate import check_fit, evaluate, predict_logits
 from cifarnet.engine.sums import RunningSums
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "ForeignBatches",
     "Precision",
     "RunningSums",
+    "check_fit",
     "describe_device",
     "evaluate",
     "predict_logits",

@@ -67,6 +67,8 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise SettingError(f'device "{device}" cannot be used ({reason}); "auto" takes what is there') from error
+    if resolved.type == "meta":
+        raise SettingError('device "meta" holds no numbers; "auto" takes what is there')
     return resolved
 
 

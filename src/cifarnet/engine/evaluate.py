@@ -12,11 +12,12 @@ from cifarnet._types import Images, Logits
 from cifarnet.engine.batches import BatchSource
 from cifarnet.engine.device import Precision
 from cifarnet.engine.sums import RunningSums
+from cifarnet.errors import SettingError
 from cifarnet.metrics import Evaluation
-from cifarnet.models import evaluation_mode
+from cifarnet.models import evaluation_mode, unwrapped
 from cifarnet.transforms import Preprocess
 
-__all__ = ["evaluate", "predict_logits"]
+__all__ = ["check_fit", "evaluate", "predict_logits"]
 
 
 def predict_logits(model: nn.Module, images: Images, *, preprocess: Preprocess, precision: Precision) -> Logits:
@@ -35,6 +36,50 @@ def predict_logits(model: nn.Module, images: Images, *, preprocess: Preprocess, 
     with precision.autocast():
         logits: Logits = model(precision.prepare(images))
     return logits.to(precision.weights)  # a loss or a probability from bf16 has 3 digits
+
+
+@torch.no_grad()
+def check_fit(
+    model: nn.Module,
+    images: Images,
+    num_classes: int | None,
+    name: str,
+    *,
+    preprocess: Preprocess,
+    precision: Precision,
+) -> None:
+    """Send one image through a network, and compare its logits with the classes.
+
+    Args:
+        model: On the precision's device, in its dtype.
+        images: One of them, uint8, shape ``(1, C, H, W)``.
+        num_classes: How many logits there should be; ``None`` where nobody knows.
+        name: What messages call the images.
+        preprocess: What the network needs.
+        precision: Number format.
+
+    Raises:
+        SettingError: If the network cannot take the image, or does not give logits for as many classes.
+    """
+    built = type(unwrapped(model)).__name__
+    try:
+        with evaluation_mode(model):
+            images = images.to(precision.device)
+            logits: object = predict_logits(model, images, preprocess=preprocess, precision=precision)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise SettingError(
+            f"{built} cannot take the images of {name} ({tuple(images.shape[1:])}, prepared to {preprocess.size} "
+            f"pixels), or gives no tensor: {str(error).splitlines()[0]}; build it for that size and those channels"
+        ) from error
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else None
+    if shape is None or len(shape) != 2 or shape[0] != 1 or num_classes not in (None, shape[1]):
+        classes = "any" if num_classes is None else num_classes
+        raise SettingError(
+            f"{built} gives logits of shape {shape} for one image, and {name} has {classes} classes; build it with "
+            f"num_classes={classes}"
+        )
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,7 +19,7 @@ from cifarnet.images.decode import ImageSource, decode_image
 __all__ = ["ImageLike", "to_pixels"]
 
 #: One image: a path, a Pillow image, an array or a tensor.
-ImageLike: TypeAlias = "ImageSource | npt.NDArray[Any] | Tensor"
+ImageLike: TypeAlias = ImageSource | npt.NDArray[Any] | Tensor
 
 _EXPECTED = "expected uint8 or float in [0, 1] of shape (H, W, 3), (3, H, W) or (H, W)"
 
@@ -50,9 +52,11 @@ def to_pixels(image: ImageLike, *, channels: int = 3) -> Tensor:
     if isinstance(image, np.ndarray):
         tensor = _from_array(image)
     elif isinstance(image, Tensor):
-        tensor = image.detach().as_subclass(Tensor)
+        tensor = image.detach()
+        tensor = tensor.as_subclass(Tensor) if type(tensor) is not Tensor else tensor
     else:
-        raise InputError(f"expected a path, a Pillow image, an array or a tensor, got {type(image).__name__}")
+        remedy = "Give its images as a list: list(images)" if isinstance(image, Iterable) else "Give one of these"
+        raise InputError(f"expected a path, a Pillow image, an array or a tensor, got {type(image).__name__}. {remedy}")
     return _with_channels(_to_uint8(_channels_first(tensor, channels)), channels)
 
 
@@ -67,6 +71,8 @@ def _from_array(array: npt.NDArray[Any]) -> Tensor:
 
 def _channels_first(image: Tensor, channels: int) -> Tensor:
     """Shape ``(C, H, W)``, wherever the channels were."""
+    if image.layout is not torch.strided or image.is_nested or image.is_meta or image.is_quantized:
+        raise InputError(f"{_EXPECTED}; got a tensor without pixels to read, {image.layout} on {image.device}")
     if image.ndim == 4:
         raise InputError(f"{_EXPECTED}; got a batch, {_describe(image)}. Give its images as a list: list(images)")
     if image.ndim not in (2, 3) or 0 in image.shape:
@@ -87,26 +93,29 @@ def _to_uint8(image: Tensor) -> Tensor:
     if image.dtype == torch.uint8:
         return image.cpu()
     if not image.is_floating_point():
-        raise InputError(f"{_EXPECTED}; got {_describe(image)}. image.to(torch.uint8) suits values in 0 to 255")
-    values = image.cpu().double()
-    low, high = float(values.min()), float(values.max())
-    if not bool(values.isfinite().all()):
+        remedy = (
+            "Convert it" if image.is_complex() or image.dtype == torch.bool else "image.to(torch.uint8) suits 0 to 255"
+        )
+        raise InputError(f"{_EXPECTED}; got {_describe(image)}. {remedy}")
+    values = image.cpu()
+    values = values if values.dtype == torch.float64 else values.float()  # exact enough for 256 levels
+    low, high = (float(end) for end in values.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):  # a NaN is both
         raise InputError(f"{_EXPECTED}; got {_describe(image)} with NaN or infinity among its values")
-    levels = (values * 255).round()
-    if levels.min() < 0 or levels.max() > 255:
+    if round(255 * low) < 0 or round(255 * high) > 255:
         remedy = (
             "It looks normalised; give it as it was before, preprocessing is the classifier's business"
             if low < 0
             else "Divide by 255 or pass uint8"
         )
         raise InputError(f"{_EXPECTED}; got {_describe(image)} with min {low:.4g} and max {high:.4g}. {remedy}")
-    return levels.to(torch.uint8)
+    return (values * 255).round_().to(torch.uint8)
 
 
 def _with_channels(pixels: Tensor, channels: int) -> Tensor:
     """``pixels`` ``(C, H, W)`` with another number of channels; Pillow knows how, also for files."""
     if pixels.shape[0] == channels:
-        return pixels.contiguous()
+        return pixels.clone(memory_format=torch.contiguous_format)  # never the caller's own
     if channels not in (1, 3) or pixels.shape[0] not in (1, 3, 4):
         raise InputError(
             f"the network takes {channels} channels, the image has {pixels.shape[0]} ({_describe(pixels)}); give one "

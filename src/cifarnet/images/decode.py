@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,7 +16,7 @@ from cifarnet.errors import InputError
 __all__ = ["ImageSource", "decode_image"]
 
 #: What can be decoded: the path of a picture, or one that Pillow has opened.
-ImageSource: TypeAlias = "str | Path | Image.Image"
+ImageSource: TypeAlias = str | Path | Image.Image
 
 
 def decode_image(source: ImageSource) -> Tensor:
@@ -43,8 +44,8 @@ def decode_image(source: ImageSource) -> Tensor:
     if not isinstance(source, str | Path):
         raise InputError(f"expected a path or a Pillow image, got {type(source).__name__}")
     path = Path(source)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
+    if not os.path.isfile(path):  # unlike Path.is_file, no error for a name too long or a folder that is closed
+        what = "is a folder" if os.path.isdir(path) else "no such file"
         raise InputError(f"{path}: {what}; expected a picture that Pillow reads (PNG, JPEG, WebP, ...)")
     try:
         image = Image.open(path)

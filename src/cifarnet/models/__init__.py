@@ -9,7 +9,7 @@ from torch import nn
 
 from cifarnet.errors import SettingError, did_you_mean
 from cifarnet.models.cifar_cnn import CifarCNN
-from cifarnet.models.modes import evaluation_mode
+from cifarnet.models.modes import evaluation_mode, unwrapped
 from cifarnet.models.summary import ModelSummary, summarize_model
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "describe_model",
     "evaluation_mode",
     "summarize_model",
+    "unwrapped",
 ]
 
 #: Every network that a recipe or a checkpoint can name; a closed list, so that a file never chooses code.
@@ -64,7 +65,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
         >>> describe_model(nn.Linear(2, 2))
         {'name': 'Linear', 'arguments': None}
     """
-    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper hides what it wraps
+    model = unwrapped(model)
     name = type(model).__name__
     known = MODELS.get(name) is type(model)
     return {"name": name, "arguments": dict(model.arguments) if known else None}  # type: ignore[arg-type]

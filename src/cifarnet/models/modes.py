@@ -1,4 +1,4 @@
-"""Training and evaluation mode."""
+"""What may stand around a network, and the mode that it is in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from contextlib import contextmanager
 
 from torch import nn
 
-__all__ = ["evaluation_mode"]
+__all__ = ["evaluation_mode", "unwrapped"]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network that ``torch.compile`` has wrapped; any other as it is.
+
+    Args:
+        model: Compiled or not.
+    """
+    inner: nn.Module = getattr(model, "_orig_mod", model)
+    return inner
 
 
 @contextmanager

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from cifarnet import randomness
+from cifarnet._checks import check_count
 from cifarnet.errors import InputError, SettingError, SettingTypeError
+from cifarnet.models.modes import unwrapped
 from cifarnet.models.tracing import Block, Layer, Recorder, recorded
 
 __all__ = ["ModelSummary", "summarize_model"]
@@ -55,8 +57,7 @@ class ModelSummary:
             >>> [row.kind for row in summarize_model(deep).folded(3).layers]
             ['flatten', 'linear', 'Sequential']
         """
-        if max_rows < 3:
-            raise SettingError(f"max_rows must be at least 3 (first, middle, last), got {max_rows}; 24 fit a page")
+        check_count("max_rows", max_rows, "24 fit a page", least=3)  # the first, the middle, the last
         summary = self
         while len(summary.layers) > max_rows and (group := _next_to_fold(summary.blocks)):
             for block in reversed(group):  # from the end, so that the rows before it keep their numbers
@@ -81,11 +82,15 @@ class ModelSummary:
         return "\n".join(line.rstrip() for line in (title, *lines))
 
 
+#: Of lazy modules, which a first batch would turn into others for good.
+_LAZY = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
+
+
 def summarize_model(model: nn.Module, image_shape: tuple[int, int, int] | None = None) -> ModelSummary:
     """Run a network once on an image of zeros and list what it does.
 
-    It runs in evaluation mode, on its own device and in its own dtype; the mode of each module, the random
-    state and the hooks are as before afterwards. Leaf modules and functional calls outside them are rows.
+    It runs in evaluation mode, on its own device and in its own dtype; the mode of each module, its buffers, the
+    random state and the hooks are as before afterwards. Leaf modules and functional calls outside them are rows.
 
     Args:
         model: Any network that takes images ``(N, C, H, W)``; compiled ones run uncompiled.
@@ -111,25 +116,30 @@ def summarize_model(model: nn.Module, image_shape: tuple[int, int, int] | None =
     """
     if not isinstance(model, nn.Module):
         raise SettingTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}; pass the network itself")
-    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper hides what it wraps
+    model = unwrapped(model)
     shape = _check_shape(_own_image_shape(model) if image_shape is None else image_shape)
-    parameters = dict(model.named_parameters())
-    lazy = [name for name, parameter in parameters.items() if nn.parameter.is_lazy(parameter)]
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    lazy = [name for name, tensor in [*parameters.items(), *buffers.items()] if isinstance(tensor, _LAZY)]
     if lazy:
         raise SettingError(f'"{lazy[0]}" has no shape before the first batch; pass one through the network first')
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
     recorder = Recorder(model)
-    tensors = [*parameters.values(), *model.buffers()]
+    tensors = [*parameters.values(), *buffers.values()]
     dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.get_default_dtype())
     image = torch.zeros(1, *shape, dtype=dtype, device=tensors[0].device if tensors else "cpu")
-    with randomness.isolated(image.device, autotune=False), recorded(model, recorder, image):
-        try:
+    try:
+        with randomness.isolated(image.device, autotune=False), recorded(model, recorder, image):
             model(image)
-        except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(
-                f"{type(model).__name__} cannot take an image of shape {shape} ({reason}); "
-                "image_shape=(C, H, W) says which it was made for"
-            ) from error
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{type(model).__name__} cannot take an image of shape {shape} ({reason}); "
+            "image_shape=(C, H, W) says which it was made for"
+        ) from error
+    finally:
+        with torch.no_grad():  # a forward may count its calls in a buffer
+            for name, buffer in buffers.items():
+                buffer.copy_(before[name])
     recorder.add_unused()
     total = sum(parameter.numel() for parameter in parameters.values())
     trainable = sum(parameter.numel() for parameter in parameters.values() if parameter.requires_grad)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from cifarnet.models.modes import evaluation_mode
-from cifarnet.models.wording import SILENT, Family, call_key, describe, describe_module, field_name
+from cifarnet.models.modes import evaluation_mode, unwrapped
+from cifarnet.models.wording import SILENT, Family, call_key, describe, describe_module, field_name, name_arguments
 
 __all__ = ["Block", "Layer", "Recorder", "recorded"]
 
@@ -137,7 +137,7 @@ class Recorder:
             count = self._count(module.parameters())
             self.rows.append(Layer(path, kind, _shape(output), count, detail, family))
         elif self.entered:
-            self._add_block(start, path, type(getattr(module, "_orig_mod", module)).__name__, _shape(output))
+            self._add_block(start, path, type(unwrapped(module)).__name__, _shape(output))
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
         """A torch function returned."""
@@ -153,8 +153,7 @@ class Recorder:
         self.follow(outputs)
         if call_key(name)[0] in SILENT or not (outputs[0].is_floating_point() or outputs[0].is_complex()):
             return
-        settings = {"kernel_size": args[1], "p": args[1]} if len(args) > 1 else {"p": 0.5}
-        kind, detail, family = describe(name, settings | dict(kwargs), before, outputs[0])
+        kind, detail, family = describe(name, name_arguments(name, args) | dict(kwargs), before, outputs[0])
         self.rows.append(Layer("", kind, _shape(outputs[0]), self._count(parameters), detail, family))
 
     def add_unused(self) -> None:

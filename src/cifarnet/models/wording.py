@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
-__all__ = ["SILENT", "Family", "call_key", "describe", "describe_module", "field_name"]
+__all__ = ["SILENT", "Family", "call_key", "describe", "describe_module", "field_name", "name_arguments"]
 
 #: What kind of work a row of a summary does: ``"block"`` stands for rows folded into one.
 Family: TypeAlias = Literal["convolution", "linear", "norm", "pooling", "other", "block"]
@@ -51,6 +51,16 @@ def call_key(name: str) -> tuple[str, int]:
     key = name.partition(".")[0].replace("_", "").lower()
     match = re.fullmatch(r"(.+?)([123])d", key)
     return (match[1], int(match[2])) if match else (key, 0)
+
+
+def name_arguments(name: str, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Positional arguments of a function by the names that modules have for them."""
+    names = {
+        "conv": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+        "convtranspose": ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+        "dropout": ("input", "p"),
+    }.get(call_key(name)[0], ("input", "kernel_size"))
+    return dict(zip(names, args, strict=False))
 
 
 def field_name(module: nn.Module) -> str | None:

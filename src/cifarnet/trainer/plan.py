@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cifarnet._checks import check_count
 from cifarnet._types import Json
 from cifarnet.datasets import ImageDataset
 from cifarnet.engine import (
@@ -16,14 +17,13 @@ from cifarnet.engine import (
     BatchSource,
     ForeignBatches,
     Precision,
-    predict_logits,
+    check_fit,
 )
-from cifarnet.errors import SettingError, SettingTypeError
-from cifarnet.models import evaluation_mode
+from cifarnet.errors import SettingError
 from cifarnet.optim import Schedule, constant, tabulate
 from cifarnet.transforms import Preprocess
 
-__all__ = ["Data", "Plan", "check_count", "check_data", "check_optimizer", "describe_data", "open_for_evaluation"]
+__all__ = ["Data", "Plan", "check_optimizer", "describe_data", "open_for_evaluation"]
 
 #: An `ImageDataset`, or any iterable of ``(images, labels)`` batches.
 Data = ImageDataset | Iterable[tuple[Tensor, Tensor]]
@@ -74,7 +74,9 @@ class Plan:
         check_count("batch_size", batch_size, "64 is the reference's")
         for data in (train, val, test):
             if isinstance(data, ImageDataset):
-                check_data(model, data, preprocess, precision)
+                check_fit(
+                    model, data.images[:1], len(data.classes), data.name, preprocess=preprocess, precision=precision
+                )
                 if isinstance(train, ImageDataset) and data.classes != train.classes:
                     raise SettingError(
                         f"{data.name} has the classes {', '.join(data.classes)}, the training images have "
@@ -123,14 +125,6 @@ def open_for_evaluation(data: Data, device: torch.device) -> BatchSource:
     return Batches(data.images, data.labels, data.ids, batch_size=EVAL_BATCH_SIZE, device=device, seed=0)
 
 
-def check_count(key: str, value: object, remedy: str, *, least: int = 1) -> None:
-    """Refuse what is no whole number, or too small a one."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise SettingTypeError(f"{key} must be a whole number, got {value!r}; {remedy}")
-    if value < least:
-        raise SettingError(f"{key} must be at least {least}, got {value}; {remedy}")
-
-
 def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     """Refuse an optimizer over anything but parameters of the model, or one that would climb."""
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -143,27 +137,6 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     for group in optimizer.param_groups:
         if not float(group["lr"]) >= 0:
             raise SettingError(f"the learning rate must not be negative, got {float(group['lr'])}; 1e-3 suits Adam")
-
-
-@torch.no_grad()
-def check_data(model: nn.Module, data: ImageDataset, preprocess: Preprocess, precision: Precision) -> None:
-    """Send one image through the network, and compare its logits with the classes."""
-    try:
-        with evaluation_mode(model):
-            images = data.images[:1].to(precision.device)
-            logits = predict_logits(model, images, preprocess=preprocess, precision=precision)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise SettingError(
-            f"{type(model).__name__} cannot take the images of {data.name} ({tuple(data.images.shape[1:])}, prepared "
-            f"to {preprocess.size} pixels): {str(error).splitlines()[0]}; build it for that size and those channels"
-        ) from error
-    if logits.shape != (1, len(data.classes)):
-        raise SettingError(
-            f"{type(model).__name__} gives logits of shape {tuple(logits.shape)} for one image, and {data.name} has "
-            f"{len(data.classes)} classes; build it with num_classes={len(data.classes)}"
-        )
 
 
 def _tabulate(schedule: Schedule, max_epochs: int, num_steps: int | None) -> list[float]:

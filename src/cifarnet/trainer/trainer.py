@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from cifarnet import randomness
+from cifarnet._checks import check_count
 from cifarnet.checkpoint import Checkpointer, follow_weights, load_weights, unwrapped_state_dict
 from cifarnet.datasets import ImageDataset
-from cifarnet.engine import BatchSource, EagerBackend, evaluate, resolve_device, resolve_precision
+from cifarnet.engine import BatchSource, EagerBackend, check_fit, evaluate, resolve_device, resolve_precision
 from cifarnet.errors import CheckpointMismatchError, SettingError
 from cifarnet.history import EpochRecord, History
 from cifarnet.metrics import Evaluation
 from cifarnet.optim import Schedule, constant
 from cifarnet.trainer import identity
-from cifarnet.trainer.plan import Data, Plan, check_count, check_data, check_optimizer, open_for_evaluation
+from cifarnet.trainer.plan import Data, Plan, check_optimizer, open_for_evaluation
 from cifarnet.trainer.progress import Progress
 from cifarnet.trainer.saving import describe_best, holds_best, open_run
 from cifarnet.trainer.selection import Selection
@@ -293,7 +294,11 @@ class Trainer:
             SettingError: If the network does not fit the images or their number of classes.
         """
         if isinstance(data, ImageDataset):
-            check_data(self.model, data, self.transforms.preprocess, self.precision)
+            preprocess = self.transforms.preprocess
+            num_classes = len(data.classes)
+            check_fit(
+                self.model, data.images[:1], num_classes, data.name, preprocess=preprocess, precision=self.precision
+            )
         return self._evaluate(open_for_evaluation(data, self.device))
 
     def state_dict(self) -> dict[str, Any]:

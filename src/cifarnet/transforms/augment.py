@@ -16,11 +16,12 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from cifarnet import randomness
+from cifarnet._checks import check_choice
 from cifarnet._types import Images
-from cifarnet.errors import InputError, SettingError, did_you_mean
+from cifarnet.errors import InputError, SettingError
 from cifarnet.transforms.preprocess import channel_constant
 
-__all__ = ["BrightnessContrast", "Cutout", "RandomCrop", "RandomFlip", "check_choice"]
+__all__ = ["BrightnessContrast", "Cutout", "RandomCrop", "RandomFlip"]
 
 # ITU-R BT.601 luma, as torchvision's rgb_to_grayscale has it.
 _LUMA = (0.2989, 0.587, 0.114)
@@ -228,12 +229,6 @@ class BrightnessContrast(_PerImage):
         bright = (images * brightness).clamp(0, top).to(images.dtype)
         mean = _grey(bright).to(torch.float32).mean(dim=(1, 2, 3), keepdim=True)  # (N, 1, 1, 1)
         return (bright * contrast + mean * (1 - contrast)).clamp(0, top).to(images.dtype)
-
-
-def check_choice(key: str, value: str, options: tuple[str, ...]) -> None:
-    """Refuse an unknown name, and suggest the nearest right one."""
-    if value not in options:
-        raise SettingError(f'{key} "{value}" is unknown; {did_you_mean(str(value), options)}')
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:

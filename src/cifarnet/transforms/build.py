@@ -8,8 +8,9 @@ from typing import Literal
 
 from torchvision.transforms import v2
 
+from cifarnet._checks import check_choice
 from cifarnet.errors import SettingError
-from cifarnet.transforms.augment import BrightnessContrast, Cutout, RandomCrop, RandomFlip, check_choice
+from cifarnet.transforms.augment import BrightnessContrast, Cutout, RandomCrop, RandomFlip
 from cifarnet.transforms.preprocess import CIFAR10_MEAN, CIFAR10_STD, Preprocess, Preprocessing
 
 __all__ = ["Transforms", "build_transforms"]

@@ -26,6 +26,7 @@ from cifarnet.visualize.canvas import (
     GREY,
     INK,
     ORANGE,
+    PLAIN,
     SKY,
     VERMILION,
     divide,
@@ -97,7 +98,7 @@ def plot_architecture(
     title = f"{summary.name}: {summary.num_parameters:,} parameters"
     if summary.num_trainable < summary.num_parameters:
         title += f", {summary.num_trainable:,} trainable"
-    ax.set_title(title, color=INK, fontsize=11 * min(1, 72 * width_of(ax) / _width(title, 11)))
+    ax.set_title(title, color=INK, fontsize=11 * min(1, 72 * width_of(ax) / _width(title, 11)), **PLAIN)
     panel = divide(ax, 1, 1)[0][0]
     panel.set_axis_off()
     panel.set_xlim(0, columns.end)
@@ -230,7 +231,7 @@ class _ScaledText(Text):
 
     def __init__(self, x: float, y: float, text: str, *, size: float, **style: Any) -> None:
         # Names are no mathematics, whatever the user's settings: TeX would stumble over an underscore.
-        super().__init__(x, y, text, va="center_baseline", parse_math=False, usetex=False, **style)
+        super().__init__(x, y, text, va="center_baseline", **PLAIN, **style)
         self.natural_size = size
 
     def draw(self, renderer: RendererBase) -> None:

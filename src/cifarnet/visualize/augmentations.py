@@ -9,9 +9,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from cifarnet import randomness
+from cifarnet._checks import check_count
 from cifarnet.datasets import ImageDataset
 from cifarnet.errors import InputError
-from cifarnet.trainer.plan import check_count
 from cifarnet.transforms import Transforms
 from cifarnet.visualize.canvas import divide, figure_of, open_axes, show_image
 
@@ -55,7 +55,11 @@ def plot_augmentations(
     check_count("num_images", num_images, "4 is the default")
     check_count("num_epochs", num_epochs, "8 is the default")
     check_count("seed", seed, "0 is the default", least=0)
+    if not isinstance(data, ImageDataset):
+        raise InputError(f"expected an ImageDataset, got {type(data).__name__}; data.train of load_cifar10 is one")
     augment = transforms.augment if isinstance(transforms, Transforms) else transforms
+    if not isinstance(augment, v2.Transform):
+        raise InputError(f"expected Transforms or a v2.Transform, got {type(augment).__name__}; see build_transforms")
     num_images = min(num_images, len(data))
     images, ids = data.images[:num_images], data.ids[:num_images]
     ax = open_axes(ax, width=0.9 * (num_epochs + 1), height=0.9 * num_images + 0.3)
@@ -66,7 +70,7 @@ def plot_augmentations(
         for epoch in range(num_epochs):
             randomness.seed_torch(randomness.step_seed(seed, epoch, 0), cpu)
             with randomness.scope(seed, epoch, ids):
-                columns.append((f"epoch {epoch + 1}", _check(augment(images))))
+                columns.append((f"epoch {epoch + 1}", _check(augment(images), num_images)))
     for j, (title, column) in enumerate(columns):
         panels[0][j].set_title(title, fontsize=8)
         for i in range(num_images):
@@ -74,7 +78,9 @@ def plot_augmentations(
     return figure_of(ax)
 
 
-def _check(images: Tensor) -> Tensor:
+def _check(images: object, num_images: int) -> Tensor:
+    if not isinstance(images, Tensor) or images.ndim != 4 or len(images) != num_images:
+        raise InputError("expected a transform that makes one image of each; this one gives something else")
     if images.dtype != torch.uint8:
         raise InputError(
             f"expected a transform that gives uint8 images, this one gives {images.dtype}; normalised images cannot be "

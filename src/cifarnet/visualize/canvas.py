@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from cifarnet.errors import InputError
 
 __all__ = [
     "BLUE",
@@ -14,6 +17,7 @@ __all__ = [
     "GREY",
     "INK",
     "ORANGE",
+    "PLAIN",
     "SKY",
     "VERMILION",
     "divide",
@@ -27,6 +31,9 @@ __all__ = [
 BLUE, SKY, GREEN = "#0072B2", "#56B4E9", "#009E73"
 ORANGE, VERMILION = "#E69F00", "#D55E00"
 INK, GREY = "#222222", "#8A8A8A"
+
+#: For text made of other people's names, in which a dollar sign begins no formula.
+PLAIN: dict[str, Any] = {"parse_math": False, "usetex": False}
 
 
 class NotebookFigure(Figure):
@@ -45,7 +52,12 @@ def open_axes(ax: Axes | None, *, width: float, height: float) -> Axes:
         ax: What the caller was given.
         width: Of a new figure, in inches.
         height: Likewise.
+
+    Raises:
+        InputError: If ``ax`` is something else.
     """
+    if ax is not None and not isinstance(ax, Axes):
+        raise InputError(f"ax must be one matplotlib Axes, got {type(ax).__name__}; figure.subplots() gives one")
     if ax is not None:
         return ax
     figure = NotebookFigure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")

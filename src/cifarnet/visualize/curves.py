@@ -51,6 +51,8 @@ def plot_training_curves(
         >>> plot_training_curves(history).savefig("curves.png")  # doctest: +SKIP
     """
     history = History(history)
+    if not all(isinstance(record, EpochRecord) for record in history):
+        raise InputError("expected what Trainer.fit returned, or its records; History.load_csv(path) reads a file")
     best = history.best(monitor)
     if not len(history):
         raise InputError("the history has no epoch to draw; train at least one")

@@ -11,12 +11,23 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cifarnet import randomness
+from cifarnet._checks import check_count
 from cifarnet.classifier import Classifier, Prediction
 from cifarnet.datasets import ImageDataset
 from cifarnet.errors import InputError
 from cifarnet.images import ImageLike, crop_square, resize_images, to_pixels
-from cifarnet.trainer.plan import check_count
-from cifarnet.visualize.canvas import BLUE, GREY, INK, VERMILION, divide, figure_of, open_axes, show_image, width_of
+from cifarnet.visualize.canvas import (
+    BLUE,
+    GREY,
+    INK,
+    PLAIN,
+    VERMILION,
+    divide,
+    figure_of,
+    open_axes,
+    show_image,
+    width_of,
+)
 
 __all__ = ["plot_predictions"]
 
@@ -65,6 +76,8 @@ def plot_predictions(
     for key, count, remedy in (("num_images", num_images, "9"), ("columns", columns, "3"), ("top_k", top_k, "3")):
         check_count(key, count, f"{remedy} is the default")
     check_count("seed", seed, "0 is the default", least=0)
+    if not isinstance(classifier, Classifier):
+        raise InputError(f"expected a Classifier, got {type(classifier).__name__}; Classifier.load(run) gives one")
     shown: list[ImageLike]
     truths: list[str | None]
     if isinstance(images, ImageDataset):
@@ -72,10 +85,13 @@ def plot_predictions(
         chosen = randomness.permutation(seed, 0, images.ids)[:num_images]
         shown = list(images.images[chosen])
         truths = [classifier.class_name(label) for label in images.labels[chosen].tolist()]
-    elif not isinstance(images, str) and isinstance(images, Sequence):
+    elif not isinstance(images, str | bytes) and isinstance(images, Sequence):
         shown, truths = list(images), [None] * len(images)
     else:
-        raise InputError(f"expected a data set or a list of images, got {type(images).__name__}; one image is [image]")
+        raise InputError(
+            f"expected a data set or a list of images, got {type(images).__name__}; one image is [image], a batch is "
+            "list(images)"
+        )
     if not shown:
         raise InputError("there are no images to draw; give at least one")
     predictions = classifier.predict(shown, top_k=top_k)
@@ -99,12 +115,14 @@ def _draw_cell(cell: Axes, pixels: Tensor, prediction: Prediction, truth: str | 
     show_image(picture, pixels, frame=frame, dashed=truth is not None and not right)
     # Few fonts have a check mark: the one that comes with matplotlib does.
     fonts = [*rcParams["font.family"], "DejaVu Sans"]
-    cell.set_title(_title(prediction.label, truth), loc="left", fontsize=8 * scale, color=INK, pad=4, fontfamily=fonts)
+    style: dict[str, Any] = {"color": INK, **PLAIN}
+    title = _title(prediction.label, truth)
+    cell.set_title(title, loc="left", fontsize=8 * scale, pad=4, fontfamily=fonts, **style)
     for row, (label, probability) in enumerate(prediction.top):
         colour = BLUE if label == truth else frame if row == 0 else GREY
         bars.barh(row, 1, height=0.28, color="#EEEEEE")
         bars.barh(row, probability, height=0.28, color=colour)
-        text: dict[str, Any] = {"y": row - 0.24, "fontsize": 6.5 * scale, "color": INK, "verticalalignment": "bottom"}
+        text = {"y": row - 0.24, "fontsize": 6.5 * scale, "verticalalignment": "bottom", **style}
         bars.text(0, s=_shorten(label, 28), **text)
         bars.text(1, s=f"{100 * probability:.0f} %", horizontalalignment="right", **text)
     bars.set_xlim(0, 1)
