@@ -21,7 +21,7 @@ def draw_photos(root: Path, num_images: int) -> Path:
     for split, images in (("train", data.train), ("test", data.test)):
         for i, (image, label) in enumerate(images):
             folder = root / split / images.classes[label]
-            if label < 3 and not (folder / f"{i}.jpg").exists():
+            if label in (0, 4, 8) and not (folder / f"{i}.jpg").exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image[:, 10:70].permute(1, 2, 0).numpy()).save(folder / f"{i}.jpg")
     return root
@@ -50,4 +50,4 @@ photos = sorted((args.photos or args.out / "photos").glob("test/*/[!.]*"))
 photos = photos[:: max(1, len(photos) // 6)][:6]
 for photo, prediction in zip(photos, classifier.predict(photos), strict=True):
     print(f"{photo.parent.name}/{photo.name}: {prediction}")
-plot_predictions(classifier, photos).savefig(args.out / "photos.png")
+plot_predictions(classifier, data.test).savefig(args.out / "photos.png")

@@ -72,7 +72,7 @@ def test_train_writes_a_run_that_evaluate_finds_again(run: Run, tmp_path: Path) 
     assert report["selected_by"] == {"monitor": "val_accuracy", "epoch": best.epoch, "value": best.val_accuracy}
     assert err.count("epoch ") == 2  # plain lines without a terminal
 
-    code, out, err = run("evaluate", "runs/a", "--data", "synthetic", "--json")
+    code, out, err = run("evaluate", "runs/a", "--json")  # the run knows its data
     assert code == 0, err
     document = json.loads(out)
     assert document["accuracy"] == report["metrics"]["test_accuracy"]
@@ -155,7 +155,7 @@ def test_info_tells_where_things_are(run: Run, tmp_path: Path) -> None:
         (("trian",), 'unknown command "trian"; did you mean "train"?'),
         (("train", "--epohcs", "3"), 'unknown option --epohcs; did you mean "--epochs"?'),
         (("train", "--wieght-decay=1"), "unknown option --wieght-decay; choose one of"),
-        (("--json", "info"), "--json goes behind the command: cifarnet info ... --json"),
+        (("--json", "info"), "--json goes behind a command: cifarnet COMMAND --json ..."),
         (("predict", "no/such", "cat.png", "--top", "0"), "--top must be at least 1, got 0"),
         (("predict", "no/such", "cat.png", "--device", "meta"), 'device "meta" holds no numbers'),
         (("info", "now"), "now: one argument too many; cifarnet info --help shows the usage"),
@@ -321,7 +321,8 @@ def test_predict_tells_what_pictures_of_any_size_show(run: Run, tmp_path: Path) 
     code, out, err = run("predict", "runs/reference", *paths, "--top", "2", "--json")
     assert code == 0, err
     document = json.loads(out)
-    expected = Classifier.load("runs/reference").predict(list(paths), top_k=2)
+    classifier = Classifier.load("runs/reference")
+    expected = [classifier.predict(path, top_k=2) for path in paths]
     assert [p["image"] for p in document["predictions"]] == list(paths)
     for told, prediction in zip(document["predictions"], expected, strict=True):
         assert told["label"] == prediction.label
@@ -330,11 +331,33 @@ def test_predict_tells_what_pictures_of_any_size_show(run: Run, tmp_path: Path) 
     code, out, _ = run("predict", "runs/reference/best.safetensors", *paths, "--top", "2")
     assert code == 0
     assert out.splitlines() == [f"{path}: {prediction}" for path, prediction in zip(paths, expected, strict=True)]
-    code, _, err = run("predict", "runs/reference", "0.png", "cat.png")
+    code, told, err = run("predict", "runs/reference", "0.png", "cat.png", "1.jpg", "--top", "2")
     assert (code, err[:30]) == (1, "cifarnet: error: cat.png: no s")
+    assert told.splitlines() == out.splitlines()[:2]  # what can be read is told all the same
+    document = json.loads(run("predict", "runs/reference", "0.png", "cat.png", "--json")[1])
+    assert [len(p["top"]) for p in document["predictions"]] == [10]
+    assert "cat.png: no such file" in document["errors"][0]
+    assert "0.png is a picture; the run comes first" in run("predict", "0.png", "runs/reference")[2]
     code, _, err = run("predict", "runs/reference", "0.png", "--top", "0")
     assert code == 2
     assert "--top must be at least 1, got 0" in err
+
+
+def test_evaluate_takes_the_runs_own_data_and_never_downloads_others(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    data = make_synthetic(num_train=30, num_test=10, seed=1)
+    for split, images in (("train", data.train), ("test", data.test)):
+        for i, (image, label) in enumerate(images):
+            (folder / split / f"class-{label % 2}").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / split / f"class-{label % 2}" / f"{i}.png")
+    assert run("train", "--data", "photos", "--epochs", "1", "--out", "a")[0] == 0
+    code, out, err = run("evaluate", "a", "--json")
+    assert code == 0, err
+    assert json.loads(out)["accuracy"] == load_report("a/report.json")["metrics"]["test_accuracy"]
+    folder.rename(tmp_path / "elsewhere")
+    code, _, err = run("evaluate", "a")
+    assert code == 1
+    assert "a tells class-0, class-1, ... apart; name images of these with --data" in err
 
 
 def test_demo_goes_the_whole_way_and_says_so(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

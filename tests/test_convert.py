@@ -90,19 +90,21 @@ def test_as_many_channels_as_the_network_takes_are_left_as_they_are() -> None:
     assert torch.equal(to_pixels(five, channels=5), five)
     assert torch.equal(to_pixels(five.permute(1, 2, 0), channels=5), five)
     assert torch.equal(to_pixels(RGBA, channels=4), torch.from_numpy(RGBA).permute(2, 0, 1))
-    with pytest.raises(InputError, match=r"takes 5 channels, the image has 3 \(uint8 \(3, 9, 14\)\)"):
+    with pytest.raises(InputError, match=r"takes 5 channels, the image has 3 \(shape \(3, 9, 14\)\)"):
         to_pixels(RGB, channels=5)
 
 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (RGB.astype(np.float32), r"got float32 \(3, 9, 14\) with min 0 and max 255. Divide by 255 or pass uint8"),
+        (RGB.astype(np.float32), r"got float32 \(9, 14, 3\) with min 0 and max 255. Divide by 255 or pass uint8"),
         (CHW.float() / 127.5 - 1, r"float32 \(3, 9, 14\) with min -1 and max 1. It looks normalised"),
         (torch.full((3, 8, 8), 1.01), "max 1.01. Divide by 255"),
         (torch.full((3, 8, 8), float("nan")), r"float32 \(3, 8, 8\) with NaN or infinity"),
         (np.full((8, 8), np.inf), "with NaN or infinity"),
         (RGB.astype(np.int64), r"got int64 \(9, 14, 3\). array.astype\(np.uint8\) suits"),
+        (RGB.astype(np.uint16), r"got uint16 \(9, 14, 3\). \(array >> 8 \* \(array.itemsize - 1\)\).astype"),
+        (GREY > 100, r"got bool \(9, 14\). 255 \* array.astype\(np.uint8\) makes a mask a picture"),
         (CHW.int(), r"got int32 \(3, 9, 14\). image.to\(torch.uint8\) suits"),
         (torch.ones(8, 8, dtype=torch.bool), "got bool"),
         (np.array([["a"]]), "got <U1"),

@@ -187,6 +187,16 @@ def test_a_finished_run_is_left_alone_and_says_so(
     assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))
 
 
+def test_fewer_epochs_than_there_are_are_refused(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    make_trainer().fit(synthetic.train, max_epochs=2, checkpointer=Checkpointer(tmp_path), progress=False)
+    with pytest.raises(ResumeMismatchError, match="has 2 epochs already, max_epochs=1 asks for fewer"):
+        make_trainer().fit(
+            synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), resume=True, progress=False
+        )
+
+
 def test_more_epochs_stretch_the_schedule_and_warn_of_it(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
 ) -> None:

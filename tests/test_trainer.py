@@ -473,3 +473,10 @@ def test_a_run_keeps_its_batch_size_and_data_in_one_process_too(
     with pytest.raises(ResumeMismatchError, match=r"data\.fingerprint"):
         list(trainer.epochs(synthetic.test, max_epochs=2))
     assert len(trainer.fit(synthetic.train, max_epochs=2, progress=False)) == 2
+
+
+def test_parts_of_a_data_set_are_asked_for_by_name(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    with pytest.raises(InputError, match=r"got DatasetSplits; give its .train or .test"):
+        make_trainer().evaluate(synthetic)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"data.subset\(range\(500\)\)"):
+        synthetic.train[:5]  # type: ignore[index]

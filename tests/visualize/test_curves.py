@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from cifarnet import EpochRecord, History
@@ -32,7 +34,7 @@ def record(epoch: int, **values: Any) -> EpochRecord:
 
 def panels(figure: Figure) -> tuple[Axes, Axes]:
     loss, accuracy = (cast("Axes", panel) for panel in figure.axes[0].child_axes)
-    assert (loss.get_title("left"), accuracy.get_title("left")) == ("loss", "accuracy")
+    assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("loss", "accuracy")
     return loss, accuracy
 
 
@@ -49,7 +51,7 @@ def test_every_epoch_is_drawn_at_its_value(num_epochs: int) -> None:
     figure.draw_without_rendering()
     for panel, quantity in zip(panels(figure), ("loss", "accuracy"), strict=True):
         assert curves(panel) == {
-            "training": history.column(f"train_{quantity}"),
+            "training (while learning)": history.column(f"train_{quantity}"),
             "validation": history.column(f"val_{quantity}"),
         }
         for line in panel.get_lines():
@@ -64,12 +66,12 @@ def test_every_epoch_is_drawn_at_its_value(num_epochs: int) -> None:
 def test_the_best_epoch_is_marked_in_what_it_is_best_in() -> None:
     history = [record(epoch) for epoch in range(1, 6)]
     loss, accuracy = panels(plot_training_curves(history))
-    assert accuracy.get_title("right") == "best: epoch 2, 80.0 %"
+    assert accuracy.get_title("right") == "best validation: epoch 2, 80.0 %"
     assert loss.get_title("right") == ""
     star = accuracy.get_lines()[-1]
     assert (star.get_marker(), list(np.asarray(star.get_xdata()))) == ("*", [2])
     loss, accuracy = panels(plot_training_curves(history, monitor="val_loss"))
-    assert loss.get_title("right") == "best: epoch 3, 1.000"
+    assert loss.get_title("right") == "best validation: epoch 3, 1.000"
     assert accuracy.get_title("right") == ""
 
 
@@ -79,7 +81,7 @@ def test_test_images_are_drawn_and_choose_nothing() -> None:
         for epoch in (1, 2, 3)
     ]
     for panel in panels(plot_training_curves(history)):
-        assert list(curves(panel)) == ["training", "test"]
+        assert list(curves(panel)) == ["training (while learning)", "test"]
         assert panel.get_title("right") == ""
         assert not [line for line in panel.get_lines() if line.get_marker() == "*"]
 
@@ -91,14 +93,14 @@ def test_curves_are_told_apart_without_colour() -> None:
     assert len(lines) == len({(line.get_marker(), line.get_linestyle()) for line in lines}) == 3
     legend = loss.get_legend()
     assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["training", "validation", "test"]
+    assert [text.get_text() for text in legend.get_texts()] == ["training (while learning)", "validation", "test"]
 
 
 def test_gaps_and_numbers_that_are_none_are_left_out() -> None:
     history = [record(1), record(2, val_loss=None, val_accuracy=None), record(3, train_loss=float("nan"))]
     loss, accuracy = panels(plot_training_curves(history))
     assert np.isnan(curves(loss)["validation"][1])
-    assert np.isnan(curves(loss)["training"][2])
+    assert np.isnan(curves(loss)["training (while learning)"][2])
     assert curves(accuracy)["validation"][2] == record(3).val_accuracy
 
 
@@ -109,6 +111,18 @@ def test_it_draws_into_the_axes_it_is_given() -> None:
     assert len(right.child_axes) == 2
     assert not left.child_axes
     assert left.axison
+
+
+def test_a_dark_style_leaves_everything_legible() -> None:
+    with matplotlib.rc_context({"axes.facecolor": "black", "text.color": "white", "xtick.color": "white"}):
+        own = plot_training_curves([record(1), record(2)])
+        figure = Figure(facecolor="black")
+        plot_training_curves([record(1), record(2)], ax=figure.subplots())
+    for drawn, ink in ((own, "#222222"), (figure, "#EEEEEE")):
+        for panel in panels(drawn):
+            texts = [panel.xaxis.label, panel.yaxis.label, *panel.get_xticklabels(), *panel.get_yticklabels()]
+            assert {to_hex(text.get_color()) for text in texts} == {ink.lower()}
+            assert to_hex(panel.get_facecolor(), keep_alpha=True).endswith("00")
 
 
 def test_nothing_to_draw_and_a_misspelt_monitor_are_refused() -> None:

@@ -111,7 +111,10 @@ def header_end(head: bytes, size: int, *, name: str) -> int:
     if head[8:9] != b"{" or length > MAX_HEADER_BYTES:
         # Only here: a sound header of 19,280 bytes begins with "PK" too, one in 32 with 0x80.
         _refuse_executable(head, name)
-        raise corrupt(f"{name} is {size:,} bytes without the header of a checkpoint")
+        raise CheckpointCorruptError(
+            f"{name} is {size:,} bytes without the header of a checkpoint; give a run's directory, or a safetensors "
+            "file that cifarnet wrote"
+        )
     if 8 + length > size:
         raise _wrong_size(name, size, 8 + length)
     return 8 + length

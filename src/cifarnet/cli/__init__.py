@@ -50,7 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"cifarnet: interrupted{args.interrupted}", file=sys.stderr)
         return 130  # 128 + SIGINT, as shells count
-    return _print(json.dumps(finite_json(document), indent=1, allow_nan=False) if args.json else text)
+    errors = document.get("errors", [])  # of parts of the work, which did not cost the rest
+    for message in errors:
+        print(f"cifarnet: error: {message}", file=sys.stderr)
+    printed = _print(json.dumps(finite_json(document), indent=1, allow_nan=False) if args.json else text)
+    return printed or (1 if errors else 0)
 
 
 def _print(text: str) -> int:
@@ -68,6 +72,8 @@ def _print(text: str) -> int:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """What argparse makes of them; of a misspelt command or option, the nearest right one is told."""
     parser, commands = build_parser()
+    if arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version"):
+        raise SettingError(f"{arguments[0]} goes behind a command: cifarnet COMMAND {arguments[0]} ...")
     command = next((word for word in arguments if not word.startswith("-")), None)
     if command is not None and command not in commands:
         raise SettingError(f'unknown command "{command}"; {did_you_mean(command, commands)}')
@@ -75,8 +81,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     for word in unknown:
         if word.startswith("-"):
             option = word.partition("=")[0]
-            if option in _options(commands[str(command)]):
-                raise SettingError(f"{option} goes behind the command: cifarnet {command} ... {option}")
             raise SettingError(f"unknown option {option}; {did_you_mean(option, _options(commands[str(command)]))}")
     if unknown:
         raise SettingError(f"{shlex.join(unknown)}: one argument too many; cifarnet {command} --help shows the usage")

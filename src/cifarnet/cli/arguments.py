@@ -35,20 +35,20 @@ examples:
   cifarnet train --data DIR --val-fraction 0.1      hold 5,000 images out, keep the best epoch on them
   cifarnet train --data photos --out runs/photos    your own: photos/train/CLASS/*.jpg, photos/test/CLASS/*.jpg
   cifarnet train --data synthetic --epochs 3        a try without CIFAR-10
-  cifarnet train --out runs/a --resume              go on where runs/a was stopped
+  cifarnet train --epochs 20 --out runs/a --resume  go on where these very options were stopped, or begin
 
 A run leaves report.json, history.csv, best.safetensors (to use), last.safetensors (to go on from) and figures.
 """
 
 _EVALUATE_EXAMPLES = """\
 examples:
-  cifarnet evaluate runs/reference                  accuracy of the best weights on CIFAR-10's test images
+  cifarnet evaluate runs/reference                  accuracy of the best weights on the run's own test images
   cifarnet evaluate runs/reference --data DIR --json
 """
 
 _PREDICT_EXAMPLES = """\
 examples:
-  cifarnet predict runs/reference cat.jpg           a picture of any size, in any format that Pillow reads
+  cifarnet predict runs/reference cat.jpg           the square in the centre of any picture that Pillow reads
   cifarnet predict runs/reference *.png --top 3
   cifarnet predict runs/reference cat.jpg --json    every probability with all its digits
 """
@@ -118,7 +118,7 @@ def _add_predict(subparsers: Any) -> None:
     predict = _add_command(subparsers, "predict", "tell what pictures show", _PREDICT_EXAMPLES, commands.predict)
     _add_run(predict)
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="a picture: PNG, JPEG, WebP, ...")
-    predict.add_argument("--top", type=int, default=5, metavar="K", help="name at most K classes (default: 5)")
+    predict.add_argument("--top", type=int, metavar="K", help="name at most K classes (default: 5; all with --json)")
     _add_device(predict)
 
 

@@ -11,15 +11,17 @@ from typing import Any
 
 import torch
 import torchvision
+from PIL import Image
 
 import cifarnet
 from cifarnet._checks import check_count
 from cifarnet.checkpoint import Checkpointer
 from cifarnet.classifier import Classifier
-from cifarnet.cli.data import load_data
+from cifarnet.cli.data import load_data, source_of
 from cifarnet.cli.figures import save_figures
 from cifarnet.datasets import check_split, find_cifar10
 from cifarnet.engine import describe_device, resolve_device, resolve_precision
+from cifarnet.errors import InputError, SettingError
 from cifarnet.recipes import RECIPES, build_trainer, get_recipe
 from cifarnet.report import build_report, save_report
 
@@ -69,21 +71,26 @@ def train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
         command=command,
         version=cifarnet.__version__,
     )
+    report["data"]["source"] = args.data
     save_report(report, out / "report.json")
     trainer.history.save_csv(out / "history.csv")
     figures = save_figures(out, Classifier.load(out, device=args.device), trainer.history, data.test)
     return report, (
         f"{recipe.name}, seed {args.seed}: test {evaluation}\n"
-        f"weights of epoch {report['selected_by']['epoch']}, selected by {report['selected_by']['monitor']}\n"
+        f"weights of epoch {report['selected_by']['epoch']}, {_how(report['selected_by']['monitor'])}\n"
         f"{out}: report.json, history.csv, best.safetensors, last.safetensors, {', '.join(figures)}\n"
         f"next: cifarnet predict {out} IMAGE"
     )
 
 
+def _how(monitor: str) -> str:
+    return "the last one: nothing was held out to choose by" if monitor == "final" else f"the best in {monitor}"
+
+
 def evaluate(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
     """Score the best weights of a run on test images."""
     classifier = Classifier.load(args.path, device=args.device)
-    test = load_data(args.data).test
+    test = load_data(args.data or source_of(args.path, classifier)).test
     evaluation = classifier.evaluate(test)
     document: dict[str, Any] = {
         "command": command,
@@ -99,15 +106,25 @@ def evaluate(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], st
 
 
 def predict(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
-    """Tell what pictures show; a line each."""
-    check_count("--top", args.top, "5 is the default")
+    """Tell what pictures show, a line each; one that cannot be read does not cost the others."""
+    if args.top is not None:
+        check_count("--top", args.top, "5 is the default")
+    resolve_device(args.device)
+    if args.path.suffix.lower() in Image.registered_extensions():
+        raise SettingError(f"{args.path} is a picture; the run comes first: cifarnet predict RUN IMAGE")
     classifier = Classifier.load(args.path, device=args.device)
-    predictions = classifier.predict(args.images, top_k=args.top)
-    pairs = list(zip(args.images, predictions, strict=True))
+    top_k = args.top or (2**31 if args.json else 5)
+    pairs, errors = [], []
+    for image in args.images:
+        try:
+            pairs.append((image, classifier.predict(image, top_k=top_k)))
+        except InputError as error:
+            errors.append(str(error))
     document: dict[str, Any] = {
         "command": command,
         "path": str(args.path),
         "predictions": [{"image": str(image), **asdict(prediction)} for image, prediction in pairs],
+        "errors": errors,
     }
     return document, "\n".join(f"{image}: {prediction}" for image, prediction in pairs)
 

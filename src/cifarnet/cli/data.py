@@ -6,10 +6,43 @@ import sys
 from difflib import get_close_matches
 from pathlib import Path
 
-from cifarnet.datasets import DatasetSplits, find_cifar10, load_cifar10, load_image_folder, make_synthetic
-from cifarnet.errors import DatasetNotFoundError, SettingError
+from cifarnet.classifier import Classifier
+from cifarnet.datasets import (
+    CIFAR10_CLASSES,
+    SYNTHETIC_CLASSES,
+    DatasetSplits,
+    find_cifar10,
+    load_cifar10,
+    load_image_folder,
+    make_synthetic,
+)
+from cifarnet.errors import DatasetNotFoundError, InputError, SettingError
+from cifarnet.report import load_report
 
-__all__ = ["load_data"]
+__all__ = ["load_data", "source_of"]
+
+
+def source_of(run: Path, classifier: Classifier) -> str | None:
+    """Where a run's own data are: what ``--data`` was, as its report says.
+
+    Args:
+        run: Its directory, or its best checkpoint.
+        classifier: What it trained.
+
+    Raises:
+        InputError: If nothing is known of them but that they are not CIFAR-10.
+    """
+    report = (run if run.is_dir() else run.parent) / "report.json"
+    source = load_report(report)["data"].get("source") if report.exists() else None
+    if source is not None and (source == "synthetic" or Path(source).exists()):
+        return str(source)
+    if classifier.classes == SYNTHETIC_CLASSES:
+        return "synthetic"
+    if classifier.classes and classifier.classes != CIFAR10_CLASSES:
+        raise InputError(
+            f"{run} tells {', '.join(classifier.classes[:3])}, ... apart; name images of these with --data"
+        )
+    return None
 
 
 def load_data(source: str | None) -> DatasetSplits:
@@ -33,4 +66,6 @@ def load_data(source: str | None) -> DatasetSplits:
         )
     if found is not None:
         print(f"CIFAR-10 from {found}", file=sys.stderr)
+    else:
+        print("CIFAR-10 is not here; downloading 162 MB", file=sys.stderr)
     return load_cifar10(source)

@@ -75,7 +75,12 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
         Raises:
             IndexError: If there is no such image.
+            InputError: If it is a slice.
         """
+        if isinstance(index, slice):
+            raise InputError(
+                "an ImageDataset gives one image an index; several are a data set: data.subset(range(500))"
+            )
         i = operator.index(index)
         if not -len(self) <= i < len(self):
             raise IndexError(f"index {i} of {len(self)} images; indices go from 0 to {len(self) - 1}")

@@ -18,9 +18,9 @@ import torch
 from cifarnet.datasets.dataset import DatasetSplits, ImageDataset
 from cifarnet.errors import SettingError, SettingTypeError
 
-__all__ = ["make_synthetic"]
+__all__ = ["CLASSES", "make_synthetic"]
 
-_CLASSES: Final = (
+CLASSES: Final = (
     "circle",
     "square",
     "triangle",
@@ -78,7 +78,7 @@ def make_synthetic(num_train: int = 5000, num_test: int = 1000, *, seed: int = 0
 def _draw_part(num_images: int, seed: int, part: int, size: int) -> ImageDataset:
     numbers = np.random.Philox(key=np.array([seed, 2 * part], dtype=np.uint64))
     grain = np.random.Philox(key=np.array([seed, 2 * part + 1], dtype=np.uint64))
-    labels = np.arange(num_images) % len(_CLASSES)
+    labels = np.arange(num_images) % len(CLASSES)
     images = np.empty((num_images, 3, size, size), dtype=np.uint8)
     for start in range(0, num_images, _CHUNK):
         chunk = images[start : start + _CHUNK]
@@ -86,7 +86,7 @@ def _draw_part(num_images: int, seed: int, part: int, size: int) -> ImageDataset
         draws = ((raw >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)).T  # (24, N), in [0, 1)
         chunk[:] = _compose(draws, labels[start : start + _CHUNK], _noise(grain, len(chunk), size))
     return ImageDataset(
-        torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), _CLASSES, name="synthetic shapes"
+        torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)), CLASSES, name="synthetic shapes"
     )
 
 
@@ -139,9 +139,9 @@ def _masks(d: Floats, labels: npt.NDArray[np.intp], x: Plane, y: Plane) -> Float
     cos, sin = (1 - turn * turn) / (1 + turn * turn), 2 * turn / (1 + turn * turn)
     u, v = (cos * u + sin * v) / radius, (cos * v - sin * u) / radius
     masks: Plane = np.empty_like(u)
-    for label in range(len(_CLASSES)):
+    for label in range(len(CLASSES)):
         rows = labels == label
-        outside = _figure(_CLASSES[label], u[rows], v[rows], d[4, rows], d[5, rows])
+        outside = _figure(CLASSES[label], u[rows], v[rows], d[4, rows], d[5, rows])
         masks[rows] = np.clip(0.5 - outside * radius[rows] * (size / 2), 0, 1)  # one pixel of soft edge
     return masks
 

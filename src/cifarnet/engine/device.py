@@ -65,8 +65,9 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise SettingError(f'device "{device}" cannot be used ({reason}); "auto" takes what is there') from error
+        reason = str(error).splitlines()[0].partition(". ")[0][:120]
+        hint = 'did you mean "cuda"?' if device == "gpu" else '"auto" takes what is there'
+        raise SettingError(f'device "{device}" cannot be used ({reason}); {hint}') from error
     if resolved.type == "meta":
         raise SettingError('device "meta" holds no numbers; "auto" takes what is there')
     return resolved

@@ -57,58 +57,61 @@ def to_pixels(image: ImageLike, *, channels: int = 3) -> Tensor:
     else:
         remedy = "Give its images as a list: list(images)" if isinstance(image, Iterable) else "Give one of these"
         raise InputError(f"expected a path, a Pillow image, an array or a tensor, got {type(image).__name__}. {remedy}")
-    return _with_channels(_to_uint8(_channels_first(tensor, channels)), channels)
+    given = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+    return _with_channels(_to_uint8(_channels_first(tensor, channels, given), given), channels)
 
 
 def _from_array(array: npt.NDArray[Any]) -> Tensor:
     if array.dtype != np.uint8 and array.dtype.kind != "f":
+        remedies = {
+            "i": "array.astype(np.uint8) suits values in 0 to 255",
+            "u": "(array >> 8 * (array.itemsize - 1)).astype(np.uint8) suits the whole range of the dtype",
+            "b": "255 * array.astype(np.uint8) makes a mask a picture",
+        }
         raise InputError(
-            f"{_EXPECTED}; got {array.dtype} {array.shape}. array.astype(np.uint8) suits values in 0 to 255"
+            f"{_EXPECTED}; got {array.dtype} {array.shape}. {remedies.get(array.dtype.kind, 'Convert it')}"
         )
     kind = np.uint8 if array.dtype == np.uint8 else np.float64 if array.dtype.itemsize > 4 else np.float32
     return torch.from_numpy(np.array(array, dtype=kind, order="C"))  # a copy: torch takes no foreign byte order
 
 
-def _channels_first(image: Tensor, channels: int) -> Tensor:
+def _channels_first(image: Tensor, channels: int, given: str) -> Tensor:
     """Shape ``(C, H, W)``, wherever the channels were."""
     if image.layout is not torch.strided or image.is_nested or image.is_meta or image.is_quantized:
         raise InputError(f"{_EXPECTED}; got a tensor without pixels to read, {image.layout} on {image.device}")
     if image.ndim == 4:
-        raise InputError(f"{_EXPECTED}; got a batch, {_describe(image)}. Give its images as a list: list(images)")
+        raise InputError(f"{_EXPECTED}; got a batch, {given}. Give its images as a list: list(images)")
     if image.ndim not in (2, 3) or 0 in image.shape:
-        raise InputError(f"{_EXPECTED}; got {_describe(image)}")
+        raise InputError(f"{_EXPECTED}; got {given}")
     if image.ndim == 2:
         return image[None]
     counts = {1, 3, 4, channels}
     first, last = image.shape[0] in counts, image.shape[2] in counts
     if first == last:
         which = "either end may be" if first else "neither end is"
-        raise InputError(
-            f"{_EXPECTED}; got {_describe(image)}, where {which} the channels. Give a Pillow image instead"
-        )
+        raise InputError(f"{_EXPECTED}; got {given}, where {which} the channels. Give a Pillow image instead")
     return image if first else image.permute(2, 0, 1)
 
 
-def _to_uint8(image: Tensor) -> Tensor:
+def _to_uint8(image: Tensor, given: str) -> Tensor:
     if image.dtype == torch.uint8:
         return image.cpu()
     if not image.is_floating_point():
-        remedy = (
-            "Convert it" if image.is_complex() or image.dtype == torch.bool else "image.to(torch.uint8) suits 0 to 255"
-        )
-        raise InputError(f"{_EXPECTED}; got {_describe(image)}. {remedy}")
+        whole = image.dtype in (torch.int8, torch.int16, torch.int32, torch.int64)
+        remedy = "image.to(torch.uint8) suits values in 0 to 255" if whole else "Convert it to uint8"
+        raise InputError(f"{_EXPECTED}; got {given}. {remedy}")
     values = image.cpu()
     values = values if values.dtype == torch.float64 else values.float()  # exact enough for 256 levels
     low, high = (float(end) for end in values.aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):  # a NaN is both
-        raise InputError(f"{_EXPECTED}; got {_describe(image)} with NaN or infinity among its values")
+        raise InputError(f"{_EXPECTED}; got {given} with NaN or infinity among its values")
     if round(255 * low) < 0 or round(255 * high) > 255:
         remedy = (
             "It looks normalised; give it as it was before, preprocessing is the classifier's business"
             if low < 0
             else "Divide by 255 or pass uint8"
         )
-        raise InputError(f"{_EXPECTED}; got {_describe(image)} with min {low:.4g} and max {high:.4g}. {remedy}")
+        raise InputError(f"{_EXPECTED}; got {given} with min {low:.4g} and max {high:.4g}. {remedy}")
     return (values * 255).round_().to(torch.uint8)
 
 
@@ -118,8 +121,8 @@ def _with_channels(pixels: Tensor, channels: int) -> Tensor:
         return pixels.clone(memory_format=torch.contiguous_format)  # never the caller's own
     if channels not in (1, 3) or pixels.shape[0] not in (1, 3, 4):
         raise InputError(
-            f"the network takes {channels} channels, the image has {pixels.shape[0]} ({_describe(pixels)}); give one "
-            "like those it was trained on"
+            f"the network takes {channels} channels, the image has {pixels.shape[0]} (shape {tuple(pixels.shape)}); "
+            "give one like those it was trained on"
         )
     if pixels.shape[0] == 1:
         return pixels.expand(3, -1, -1).contiguous()
@@ -127,7 +130,3 @@ def _with_channels(pixels: Tensor, channels: int) -> Tensor:
     if channels == 3:
         return colour
     return torch.from_numpy(np.array(Image.fromarray(colour.permute(1, 2, 0).numpy()).convert("L")))[None]
-
-
-def _describe(image: Tensor) -> str:
-    return f"{str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}"

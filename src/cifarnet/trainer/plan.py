@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cifarnet._checks import check_count
 from cifarnet._types import Json
-from cifarnet.datasets import ImageDataset
+from cifarnet.datasets import DatasetSplits, ImageDataset
 from cifarnet.engine import (
     EVAL_BATCH_SIZE,
     Batches,
@@ -19,7 +19,7 @@ from cifarnet.engine import (
     Precision,
     check_fit,
 )
-from cifarnet.errors import SettingError
+from cifarnet.errors import InputError, SettingError
 from cifarnet.optim import Schedule, constant, tabulate
 from cifarnet.transforms import Preprocess
 
@@ -120,6 +120,8 @@ def describe_data(data: Data | None) -> dict[str, Json] | None:
 
 def open_for_evaluation(data: Data, device: torch.device) -> BatchSource:
     """Images in their own order, in batches of a fixed size."""
+    if isinstance(data, DatasetSplits):
+        raise InputError("expected images, got DatasetSplits; give its .train or .test")
     if not isinstance(data, ImageDataset):
         return ForeignBatches(data, device=device)
     return Batches(data.images, data.labels, data.ids, batch_size=EVAL_BATCH_SIZE, device=device, seed=0)

@@ -16,7 +16,7 @@ from cifarnet.history import History
 from cifarnet.trainer.plan import Plan
 from cifarnet.trainer.selection import Selection
 
-__all__ = ["RunState", "check_finite"]
+__all__ = ["RunState", "check_epochs", "check_finite"]
 
 
 class RunState:
@@ -125,6 +125,19 @@ class RunState:
         self.history = History.from_list(state["history"])
         self.selection = Selection.from_state_dict(state["selection"])
         self._last_weights = None
+
+
+def check_epochs(state: RunState, plan: Plan) -> None:
+    """Refuse to make a run shorter than it is.
+
+    Raises:
+        ResumeMismatchError: If more epochs are done than are asked for.
+    """
+    if state.epoch > plan.max_epochs:
+        raise ResumeMismatchError(
+            f"the run has {state.epoch} epochs already, max_epochs={plan.max_epochs} asks for fewer; ask for at least "
+            f"{state.epoch}, or start anew in another directory"
+        )
 
 
 def check_finite(model: nn.Module, state: RunState, plan: Plan, precision: Precision) -> None:

@@ -24,7 +24,7 @@ from cifarnet.trainer.plan import Data, Plan, check_optimizer, open_for_evaluati
 from cifarnet.trainer.progress import Progress
 from cifarnet.trainer.saving import describe_best, holds_best, open_run
 from cifarnet.trainer.selection import Selection
-from cifarnet.trainer.state import RunState, check_finite
+from cifarnet.trainer.state import RunState, check_epochs, check_finite
 from cifarnet.transforms import Transforms, build_transforms
 
 __all__ = ["Trainer"]
@@ -173,6 +173,7 @@ class Trainer:
         if checkpointer is not None:
             self._open(checkpointer, resume, plan)
         self._check_same_run(plan)
+        check_epochs(self._state, plan)
         state, improved = self._state, False
         state.take_up_selection(selection, checkpointer)
         if checkpointer is not None and state.selection.weights is not None:

@@ -6,6 +6,7 @@ import io
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -22,6 +23,7 @@ __all__ = [
     "VERMILION",
     "divide",
     "figure_of",
+    "ink_on",
     "open_axes",
     "show_image",
     "width_of",
@@ -69,6 +71,12 @@ def figure_of(ax: Axes) -> Figure:
     figure = ax.get_figure(root=True)
     assert figure is not None, "open_axes gives axes that are part of a figure"
     return figure
+
+
+def ink_on(ax: Axes) -> str:
+    """A colour for text and lines that can be read on the figure of ``ax``, whatever style its owner likes."""
+    red, green, blue, alpha = to_rgba(figure_of(ax).get_facecolor())
+    return "#EEEEEE" if alpha > 0 and 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else INK
 
 
 def width_of(ax: Axes) -> float:

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cifarnet.errors import InputError
 from cifarnet.history import EpochRecord, History
-from cifarnet.visualize.canvas import BLUE, GREEN, GREY, INK, VERMILION, divide, figure_of, open_axes
+from cifarnet.visualize.canvas import BLUE, GREEN, GREY, VERMILION, divide, figure_of, ink_on, open_axes
 
 __all__ = ["plot_training_curves"]
 
@@ -21,7 +21,7 @@ _STYLES: dict[str, dict[str, Any]] = {
     "val": {"color": VERMILION, "marker": "s", "linestyle": "--"},
     "test": {"color": GREEN, "marker": "^", "linestyle": ":"},
 }
-_NAMES = {"train": "training", "val": "validation", "test": "test"}
+_NAMES = {"train": "training (while learning)", "val": "validation", "test": "test"}
 
 
 def plot_training_curves(
@@ -57,17 +57,18 @@ def plot_training_curves(
     if not len(history):
         raise InputError("the history has no epoch to draw; train at least one")
     ax = open_axes(ax, width=8, height=3.2)
-    loss, accuracy = divide(ax, 1, 2, gap_x=0.22)[0]
+    ink = ink_on(ax)
+    loss, accuracy = divide(ax, 1, 2, gap_x=0.3)[0]
     for panel, quantity in ((loss, "loss"), (accuracy, "accuracy")):
-        _draw_curves(panel, history, quantity)
+        _draw_curves(panel, history, quantity, ink)
         if best is not None:
-            _mark_best(panel, best, monitor, quantity)
+            _mark_best(panel, best, monitor, quantity, ink)
     accuracy.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
-    loss.legend(frameon=False)
+    loss.legend(frameon=False, labelcolor=ink, fontsize=9)
     return figure_of(ax)
 
 
-def _draw_curves(panel: Axes, history: History, quantity: str) -> None:
+def _draw_curves(panel: Axes, history: History, quantity: str, ink: str) -> None:
     epochs = [record.epoch for record in history]
     for split, style in _STYLES.items():
         values = history.column(f"{split}_{quantity}")
@@ -75,8 +76,11 @@ def _draw_curves(panel: Axes, history: History, quantity: str) -> None:
             shown = [float("nan") if value is None else value for value in values]
             every = max(1, len(epochs) // 12)  # a marker at each of 100 epochs would hide the line
             panel.plot(epochs, shown, label=_NAMES[split], markersize=4, markevery=every, linewidth=1.5, **style)
-    panel.set_title(quantity, loc="left", fontsize=10)
-    panel.set_xlabel("epoch")
+    panel.set_ylabel(quantity, color=ink)
+    panel.set_xlabel("epoch", color=ink)
+    panel.set_facecolor("none")
+    panel.tick_params(colors=ink)
+    panel.spines[["left", "bottom"]].set_color(ink)
     panel.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     panel.margins(y=0.1)
@@ -84,11 +88,11 @@ def _draw_curves(panel: Axes, history: History, quantity: str) -> None:
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _mark_best(panel: Axes, best: EpochRecord, monitor: str, quantity: str) -> None:
+def _mark_best(panel: Axes, best: EpochRecord, monitor: str, quantity: str, ink: str) -> None:
     panel.axvline(best.epoch, color=GREY, linewidth=1, linestyle=(0, (1, 2)), zorder=0)
     if monitor == f"val_{quantity}":
         value = getattr(best, monitor)
         panel.plot(best.epoch, value, "*", color=_STYLES["val"]["color"], markersize=13, markeredgecolor="white")
         text = f"{100 * value:.1f} %" if quantity == "accuracy" else f"{value:.3f}"
         # Beside the title, where no curve can run through it.
-        panel.set_title(f"best: epoch {best.epoch}, {text}", loc="right", fontsize=8, color=INK)
+        panel.set_title(f"best validation: epoch {best.epoch}, {text}", loc="right", fontsize=8, color=ink)

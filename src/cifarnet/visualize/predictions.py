@@ -19,11 +19,11 @@ from cifarnet.images import ImageLike, crop_square, resize_images, to_pixels
 from cifarnet.visualize.canvas import (
     BLUE,
     GREY,
-    INK,
     PLAIN,
     VERMILION,
     divide,
     figure_of,
+    ink_on,
     open_axes,
     show_image,
     width_of,
@@ -98,7 +98,7 @@ def plot_predictions(
     columns = min(columns, len(shown))
     rows = -(-len(shown) // columns)
     ax = open_axes(ax, width=_CELL_WIDTH * columns, height=1.55 * rows)
-    scale = min(1.0, width_of(ax) / (_CELL_WIDTH * columns))
+    scale = max(0.55, min(1.0, width_of(ax) / (_CELL_WIDTH * columns)))  # smaller letters nobody reads
     cells = [cell for row in divide(ax, rows, columns, gap_x=0.08, gap_y=0.28) for cell in row]
     for cell, image, prediction, truth in zip(cells, shown, predictions, truths, strict=False):
         _draw_cell(cell, _thumbnail(image, len(classifier.preprocess.mean)), prediction, truth, scale)
@@ -115,7 +115,7 @@ def _draw_cell(cell: Axes, pixels: Tensor, prediction: Prediction, truth: str | 
     show_image(picture, pixels, frame=frame, dashed=truth is not None and not right)
     # Few fonts have a check mark: the one that comes with matplotlib does.
     fonts = [*rcParams["font.family"], "DejaVu Sans"]
-    style: dict[str, Any] = {"color": INK, **PLAIN}
+    style: dict[str, Any] = {"color": ink_on(cell), **PLAIN}
     title = _title(prediction.label, truth)
     cell.set_title(title, loc="left", fontsize=8 * scale, pad=4, fontfamily=fonts, **style)
     for row, (label, probability) in enumerate(prediction.top):
@@ -136,8 +136,8 @@ def _title(label: str, truth: str | None) -> str:
         return _shorten(label, 40)
     if label == truth:
         return f"✓ {_shorten(label, 38)}"
-    between = ", is " if len(label) + len(truth) < 36 else "\nis "
-    return f"✗ {_shorten(label, 38)}{between}{_shorten(truth, 38)}"
+    between = " " if len(label) + len(truth) < 30 else "\n"
+    return f"✗ {_shorten(label, 38)}{between}(truth: {_shorten(truth, 30)})"
 
 
 def _thumbnail(image: ImageLike, channels: int) -> Tensor:
