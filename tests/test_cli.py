@@ -83,17 +83,17 @@ def test_train_writes_a_run_that_evaluate_finds_again(run: Run, tmp_path: Path) 
 
 
 def test_resume_after_a_kill_gives_the_bytes_of_an_unbroken_run(run: Run, tmp_path: Path) -> None:
-    options = ("train", "--data", "synthetic", "--epochs", "3", "--precision", "bf16")
+    options = ("train", "--data", "synthetic", "--epochs", "3", "--precision", "bf16", "--save-every", "0")
     assert run(*options, "--out", "a")[0] == 0
     script = (
         "import os, signal, sys\n"
         "from cifarnet import Checkpointer, cli, make_synthetic\n"
         "cli.data.make_synthetic = lambda: make_synthetic(num_train=200, num_test=60, seed=0)\n"
-        "save = Checkpointer.save\n"
-        "def save_and_die(self, source):\n"
-        "    save(self, source)\n"
-        "    if len(source.history) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "Checkpointer.save = save_and_die\n"
+        "save = Checkpointer.save_state\n"
+        "def save_and_die(self, state):\n"
+        "    save(self, state)\n"
+        "    if len(state['history']) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Checkpointer.save_state = save_and_die\n"
         "cli.main(sys.argv[1:])\n"
     )
     killed = subprocess.run([sys.executable, "-c", script, *options, "--out", "b"], capture_output=True, check=False)

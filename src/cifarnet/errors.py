@@ -24,10 +24,12 @@ __all__ = [
     "DatasetFormatError",
     "DatasetIntegrityError",
     "DatasetNotFoundError",
+    "DeviceMemoryError",
     "InputError",
     "NonFiniteLogitsError",
     "NonFiniteLossError",
     "ResumeMismatchError",
+    "RunDirectoryBusyError",
     "RunExistsError",
     "SettingError",
     "SettingTypeError",
@@ -110,6 +112,14 @@ class ResumeMismatchError(CheckpointError, ValueError):
 
 class RunExistsError(CheckpointError, FileExistsError):
     """The directory holds a run already, and continuing it was not asked for."""
+
+
+class RunDirectoryBusyError(CheckpointError, OSError):
+    """Another process, or another run of this one, is writing the directory."""
+
+
+class DeviceMemoryError(CifarnetError, MemoryError):
+    """A batch did not fit into the memory of the device."""
 
 
 class NonFiniteLossError(CifarnetError, FloatingPointError):

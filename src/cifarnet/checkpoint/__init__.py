@@ -1,5 +1,6 @@
 """Checkpoints that cannot be lost and cannot execute code: the format, the files of a run, and loading them."""
 
+from cifarnet.checkpoint.background import BackgroundWriter, snapshot
 from cifarnet.checkpoint.checkpointer import Checkpointer, Stateful
 from cifarnet.checkpoint.reading import load_best, read_checkpoint
 from cifarnet.checkpoint.restore import (
@@ -13,6 +14,7 @@ from cifarnet.checkpoint.restore import (
 
 __all__ = [
     "OPTIMIZER_FLAGS",
+    "BackgroundWriter",
     "Checkpointer",
     "Stateful",
     "check_weights",
@@ -21,5 +23,6 @@ __all__ = [
     "load_optimizer",
     "load_weights",
     "read_checkpoint",
+    "snapshot",
     "unwrapped_state_dict",
 ]

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -13,13 +14,15 @@ from torch import Tensor
 from cifarnet.checkpoint.codec import flatten
 from cifarnet.checkpoint.format import encode
 from cifarnet.checkpoint.layout import REMEDY
+from cifarnet.checkpoint.lock import RunLock
 from cifarnet.checkpoint.reading import load_best, read_checkpoint, read_state
-from cifarnet.checkpoint.writing import prepare_directory, write_checkpoint
+from cifarnet.checkpoint.writing import make_directory, probe_directory, sweep_directory, write_checkpoint
 from cifarnet.errors import (
     CheckpointCorruptError,
     CheckpointError,
     CheckpointNotFoundError,
     CheckpointWarning,
+    SettingError,
     SettingTypeError,
 )
 
@@ -43,14 +46,19 @@ class Checkpointer:
 
     A save is atomic: whenever the machine stops, the newest checkpoint or the one before it is whole.
 
+    In a ``with`` block it has the directory to itself, as `Trainer.fit` wants it; other processes are refused.
+
     Args:
         directory: Where the run lives. Nothing is touched there before `prepare` or a save.
+        every_s: Seconds after which `Trainer.fit` saves ``last`` again, in mid-epoch too; 0 saves at every step.
 
     Attributes:
         directory: As given.
+        every_s: As given.
         best_path: ``best.safetensors``, weights and a description.
         last_path: ``last.safetensors``, all that a resume needs.
         previous_path: ``last.previous.safetensors``, the one before it.
+        last_is_sound: Whether this object has written or verified `last_path`.
 
     Example:
         >>> import torch
@@ -62,26 +70,61 @@ class Checkpointer:
         True
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, *, every_s: float = 30.0) -> None:
+        if not every_s >= 0:
+            raise SettingError(f"every_s must be 0 or more seconds, got {every_s}; 30 is the default")
         self.directory = Path(directory)
+        self.every_s = every_s
         self.best_path = self.directory / "best.safetensors"
         self.last_path = self.directory / "last.safetensors"
         self.previous_path = self.directory / "last.previous.safetensors"
-        self._last_is_sound = False  # this object has neither written nor verified it yet
+        self.last_is_sound = False
+        self._lock = RunLock(self.directory)
+        self._num_entered = 0
 
     def __repr__(self) -> str:
         return f"Checkpointer({str(self.directory)!r})"
+
+    def __enter__(self) -> Checkpointer:
+        """Prepare the directory, and keep every other process out of it until the block ends.
+
+        Raises:
+            RunDirectoryBusyError: If another process is writing it.
+            CheckpointSaveError: As `prepare` does.
+        """
+        if not self._num_entered:
+            make_directory(self.directory, self._lock.acquire)
+            try:
+                self._prepare()
+            except BaseException:
+                self._lock.release()
+                raise
+        self._num_entered += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._num_entered -= 1
+        if not self._num_entered:
+            self._lock.release()
 
     def prepare(self) -> None:
         """Create the directory, find out whether it can be written, and sweep what a killed save left.
 
         Raises:
+            RunDirectoryBusyError: If another process is writing it.
             CheckpointSaveError: If the directory cannot be created or written.
 
         Warns:
             CheckpointWarning: If there was something to sweep.
         """
-        removed = prepare_directory(self.best_path, self.last_path, self.previous_path)
+        with self:
+            pass
+
+    def _prepare(self) -> None:
+        probe_directory(self.last_path)
+        removed = sweep_directory(self.best_path, self.last_path, self.previous_path)
         if removed:
             message = f"Removed {removed} unfinished checkpoint{'s' if removed > 1 else ''}"
             warnings.warn(message, CheckpointWarning, stacklevel=2)
@@ -104,13 +147,27 @@ class Checkpointer:
             SettingTypeError: If something else is in the state; the message names where.
             CheckpointSaveError: If the file cannot be written. The old one is intact then.
         """
-        state = source.state_dict()
+        return self.save_state(source.state_dict())
+
+    def save_state(self, state: Mapping[str, Any]) -> Path:
+        """Write a state to `last_path`, as `save` does.
+
+        Args:
+            state: What a ``state_dict()`` gave.
+
+        Returns:
+            `last_path`.
+
+        Raises:
+            SettingTypeError: If it is no dictionary, or holds what cannot be saved.
+            CheckpointSaveError: If the file cannot be written. The old one is intact then.
+        """
         if not isinstance(state, Mapping):
             raise SettingTypeError(f"state_dict() must give a dict, got {type(state).__name__}")
         tensors, values = flatten(state)
         content = encode(tensors, values, kind="last")
         write_checkpoint(self.last_path, content, previous=self._keep_as())
-        self._last_is_sound = True
+        self.last_is_sound = True
         return self.last_path
 
     def save_best(self, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> Path:
@@ -139,7 +196,7 @@ class Checkpointer:
 
     def _keep_as(self) -> Path | None:
         """Where the old `last_path` is kept. A damaged one must not take the place of a sound previous one."""
-        if not self._last_is_sound:
+        if not self.last_is_sound:
             try:
                 read_checkpoint(self.last_path)
             except CheckpointError:
@@ -183,7 +240,7 @@ class Checkpointer:
         except (CheckpointNotFoundError, CheckpointCorruptError) as error:
             state = self._read_previous(error, missing=missing)
         else:
-            self._last_is_sound = True
+            self.last_is_sound = True
         return state
 
     def _read_previous(self, error: CheckpointError, *, missing: bool) -> dict[str, Any]:

@@ -5,33 +5,56 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cifarnet._files import probe_write, remove_unfinished, write_atomic
-from cifarnet.errors import CheckpointSaveError
+from cifarnet.errors import CheckpointSaveError, RunDirectoryBusyError
 
-__all__ = ["prepare_directory", "write_checkpoint"]
+__all__ = ["make_directory", "probe_directory", "sweep_directory", "write_checkpoint"]
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def prepare_directory(*paths: Path) -> int:
-    """Create the directory of ``paths``, find out whether it can be written, and sweep unfinished files.
-
-    Args:
-        paths: What will be written there.
-
-    Returns:
-        How many unfinished files a killed process had left.
+def make_directory(directory: Path, acquire: Callable[[], None]) -> None:
+    """Create a run's directory and take its lock.
 
     Raises:
+        RunDirectoryBusyError: If another process has the lock.
         CheckpointSaveError: If the directory cannot be created or written.
     """
-    directory = paths[0].parent
-    try:
+    with _save_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        probe_write(paths[0])
+        acquire()
+
+
+def probe_directory(path: Path) -> None:
+    """Find out whether a checkpoint could be written to ``path``.
+
+    Raises:
+        CheckpointSaveError: If it could not.
+    """
+    with _save_errors(path.parent):
+        probe_write(path)
+
+
+def sweep_directory(*paths: Path) -> int:
+    """Remove the unfinished files that a killed process left beside ``paths``; how many there were.
+
+    Raises:
+        CheckpointSaveError: If they cannot be removed.
+    """
+    with _save_errors(paths[0].parent):
         return sum(map(remove_unfinished, paths))
+
+
+@contextmanager
+def _save_errors(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except RunDirectoryBusyError:
+        raise
     except OSError as error:
         reason = f"cannot write to {directory}: {error.strerror or error}"
         raise _with_errno(f"{reason}; choose another directory or change its permissions", error) from error

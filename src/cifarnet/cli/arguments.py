@@ -103,6 +103,9 @@ def _add_train(subparsers: Any) -> None:
     train.add_argument("--deterministic", action="store_true", help="on CUDA: equal bits on every run, and slower")
     train.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     _add_out(train, "runs/RECIPE")
+    train.add_argument(
+        "--save-every", type=float, default=30.0, metavar="S", help="seconds between saves of last (default: 30)"
+    )
     train.add_argument("--resume", action="store_true", help="go on with the run in --out; start it if there is none")
 
 

@@ -37,7 +37,8 @@ def train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
     check_count("seed", args.seed, "0 is the default", least=0)  # all of this before anything is read
     if args.val_fraction is not None:
         check_split(args.val_fraction, args.seed)
-    out = args.out or Path("runs") / recipe.name
+    checkpointer = Checkpointer(args.out or Path("runs") / recipe.name, every_s=args.save_every)
+    out = checkpointer.directory
 
     data = load_data(args.data)
     train, val = data.train, None
@@ -57,7 +58,7 @@ def train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
         test=data.test if recipe.watch_test else None,
         max_epochs=recipe.max_epochs,
         batch_size=recipe.batch_size,
-        checkpointer=Checkpointer(out),
+        checkpointer=checkpointer,
         resume=args.resume,
     )
     evaluation = trainer.evaluate(data.test)

@@ -45,7 +45,7 @@ def run_demo(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], st
     trainer = _build_trainer(device)
     say(
         f"2. Training: the published network, CifarCNN, with a quarter of its hidden units, {_EPOCHS} epochs on "
-        f"{trainer.device} in {trainer.precision.name}. Each is saved: a run that is killed goes on where it was."
+        f"{trainer.device} in {trainer.precision.name}. Killed on the way? The same command goes on."
     )
     history = trainer.fit(
         train,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cifarnet.engine.batches import EVAL_BATCH_SIZE, Batch, Batches, BatchSource, ForeignBatches
+from cifarnet.engine.batches import EVAL_BATCH_SIZE, Batch, Batches, BatchSource, ForeignBatches, OrderedBatches
 from cifarnet.engine.device import Precision, describe_device, resolve_device, resolve_precision
 from cifarnet.engine.eager import EagerBackend
 from cifarnet.engine.evaluate import check_fit, evaluate, predict_logits
@@ -15,6 +15,7 @@ __all__ = [
     "Batches",
     "EagerBackend",
     "ForeignBatches",
+    "OrderedBatches",
     "Precision",
     "RunningSums",
     "check_fit",

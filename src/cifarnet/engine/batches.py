@@ -12,7 +12,7 @@ from cifarnet import randomness
 from cifarnet._types import Images, Labels
 from cifarnet.errors import InputError, ResumeMismatchError
 
-__all__ = ["EVAL_BATCH_SIZE", "Batch", "BatchSource", "Batches", "ForeignBatches"]
+__all__ = ["EVAL_BATCH_SIZE", "Batch", "BatchSource", "Batches", "ForeignBatches", "OrderedBatches"]
 
 #: Images a batch in evaluation. Fixed, because logits change in the last digits with the batch they are in:
 #: a fresh process then counts exactly what the run counted.
@@ -27,18 +27,26 @@ class Batch(NamedTuple):
     ids: Tensor  # (N,) int64
 
 
-class BatchSource(Protocol):
-    """What training and evaluation take batches from."""
+class OrderedBatches(Protocol):
+    """What evaluation takes batches from."""
+
+    def in_order(self) -> Iterator[Batch]:
+        """Every image once."""
+
+
+class BatchSource(OrderedBatches, Protocol):
+    """What training takes batches from, and evaluation too."""
 
     @property
     def num_steps(self) -> int | None:
         """Batches an epoch; ``None`` where nobody knows."""
 
+    @property
+    def starts_anywhere(self) -> bool:
+        """Whether an epoch can be begun at any step."""
+
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of one epoch in its order, from the step ``first_step`` on."""
-
-    def in_order(self) -> Iterator[Batch]:
-        """Every image once, for evaluation."""
 
 
 class Batches:
@@ -66,6 +74,11 @@ class Batches:
     def num_steps(self) -> int:
         """Batches an epoch."""
         return -(-len(self._labels) // self._batch_size)
+
+    @property
+    def starts_anywhere(self) -> bool:
+        """An epoch can be begun at any step."""
+        return True
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of one epoch in its order, from the step ``first_step`` on."""
@@ -100,6 +113,11 @@ class ForeignBatches:
             return len(self._batches)  # type: ignore[arg-type]  # an iterable may have a length
         except TypeError:
             return None
+
+    @property
+    def starts_anywhere(self) -> bool:
+        """An epoch can only be begun at its first step."""
+        return False
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of one epoch; it can only begin at the first.

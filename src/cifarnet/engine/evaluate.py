@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cifarnet import randomness
 from cifarnet._types import Images, Logits
-from cifarnet.engine.batches import BatchSource
+from cifarnet.engine.batches import OrderedBatches
 from cifarnet.engine.device import Precision
 from cifarnet.engine.sums import RunningSums
 from cifarnet.errors import SettingError
@@ -85,7 +85,7 @@ def check_fit(
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    batches: BatchSource,
+    batches: OrderedBatches,
     *,
     preprocess: Preprocess,
     loss_fn: Callable[[Tensor, Tensor], Tensor],

@@ -1,42 +1,216 @@
-"""How a run finds its files and what its best weights say of themselves."""
+"""How a run finds its files, saves itself while it trains, and what its best weights say of themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
+from types import TracebackType
 from typing import Any
 
 from torch import nn
 
-from cifarnet.checkpoint import Checkpointer
+from cifarnet.checkpoint import BackgroundWriter, Checkpointer, snapshot, unwrapped_state_dict
 from cifarnet.engine import Precision
-from cifarnet.errors import CheckpointCorruptError, CheckpointNotFoundError, RunExistsError, SettingError
+from cifarnet.errors import (
+    CheckpointCorruptError,
+    CheckpointNotFoundError,
+    NonFiniteLossError,
+    RunExistsError,
+    SettingError,
+)
 from cifarnet.models import describe_model
 from cifarnet.trainer.plan import Plan, describe_data
 from cifarnet.trainer.selection import Selection
+from cifarnet.trainer.state import RunState
 from cifarnet.transforms import Preprocess
 
-__all__ = ["describe_best", "holds_best", "open_run"]
+__all__ = ["RunSaver", "check_resume", "describe_best", "holds_best", "open_run"]
+
+
+class RunSaver:
+    """Saves a run beside its training: ``last`` by time, ``best`` when an epoch improves, both at the end.
+
+    Only a copy of the state is made between two steps; a thread writes it. ``last`` always goes first, so that a
+    best epoch on the disk is never ahead of its run. Within the block, no other process writes the directory.
+
+    Args:
+        checkpointer: Of the run's directory; without one nothing is saved.
+        plan: What is trained.
+        state: Of the run.
+        read_state: Gives all that a resume needs.
+        describe: Gives what to write beside the best weights.
+        check: Raises where the state is not fit to be saved.
+    """
+
+    def __init__(
+        self,
+        checkpointer: Checkpointer | None,
+        plan: Plan,
+        state: RunState,
+        *,
+        read_state: Callable[[], Mapping[str, Any]],
+        describe: Callable[[], dict[str, Any]],
+        check: Callable[[], None],
+    ) -> None:
+        self._checkpointer = checkpointer
+        self._plan = plan
+        self._state = state
+        self._read_state = read_state
+        self._describe = describe
+        self._check = check
+        self._saved_at = time.perf_counter()
+        self._saved: tuple[int, int] | None = None  # epoch and steps of the newest save, begun or done
+        self._best_on_disk: Any = None
+
+    def __enter__(self) -> RunSaver:
+        if self._checkpointer is not None:
+            self._checkpointer.__enter__()
+            self._writer = BackgroundWriter("last", "best")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._checkpointer is None:
+            return
+        try:
+            self._writer.close()
+        except BaseException as failure:
+            if error is None:
+                raise
+            error.add_note(f"Besides, a save failed: {failure}")
+        finally:
+            self._checkpointer.__exit__(kind, error, trace)
+        if isinstance(error, NonFiniteLossError) and self._checkpointer.last_path.exists():
+            error.args = (f"{error}. Last good checkpoint: {self._checkpointer.last_path}",)
+
+    def open(self, resume: bool | str) -> Mapping[str, Any] | None:
+        """What is to be continued, if anything; see `open_run`."""
+        return None if self._checkpointer is None else open_run(self._checkpointer, resume)
+
+    def begin(self) -> None:
+        """Note what is on the disk, and write a best that was found but not written when the run was killed."""
+        if self._checkpointer is None:
+            return
+        if self._state.global_step and self._checkpointer.last_is_sound:
+            self._saved = self._state.epoch, self._state.global_step
+        if self._state.selection.weights is not None:
+            self._write_best()
+
+    def after_step(self) -> None:
+        """Save ``last`` if it is time to, and the save before is done.
+
+        Raises:
+            CheckpointSaveError: If an earlier save failed.
+        """
+        if self._checkpointer is None:
+            return
+        self._writer.raise_failure()
+        due = time.perf_counter() - self._saved_at >= self._checkpointer.every_s
+        if due and self._can_continue_here and not self._writer.busy:
+            self._save()
+
+    def after_epoch(self, *, improved: bool) -> None:
+        """Save both if the epoch is the best so far, else ``last`` if it is time to.
+
+        Raises:
+            CheckpointSaveError: If an earlier save failed.
+        """
+        if improved and self._checkpointer is not None:
+            self._save(with_best=True)
+        else:
+            self.after_step()
+
+    def stop(self) -> str:
+        """Save where the run stands before it is stopped; what to tell about it.
+
+        Raises:
+            CheckpointSaveError: If that fails.
+        """
+        where = f"Stopped at epoch {self._state.epoch + 1} step {self._state.step}"
+        if self._checkpointer is None:
+            return f"{where}; nothing is saved without a checkpointer"
+        if self._can_continue_here:
+            self._save()
+            self._writer.wait()
+            return f"{where}; saved {self._checkpointer.last_path}"
+        self._writer.wait()
+        return f"{where}; it will go on from the end of an epoch, as an iterable cannot be continued within one"
+
+    def finish(self) -> None:
+        """Write what is not on the disk yet.
+
+        Raises:
+            CheckpointSaveError: If that fails.
+        """
+        if self._checkpointer is None:
+            return
+        if self._saved != (self._state.epoch, self._state.global_step):
+            self._save()
+        self._writer.wait()
+        self._write_best()
+
+    @property
+    def _can_continue_here(self) -> bool:
+        return self._plan.train.starts_anywhere or not self._state.step
+
+    def _save(self, *, with_best: bool = False) -> None:
+        assert self._checkpointer is not None
+        if not with_best:
+            self._writer.wait()  # a best epoch that waits must not come behind a later `last`, and perhaps never
+        self._check()
+        state = snapshot(self._read_state())
+        jobs: dict[str, Callable[[], object]] = {"last": partial(self._checkpointer.save_state, state)}
+        if with_best:
+            # The selection's weights are a copy already, and replaced as a whole.
+            weights, description = self._state.selection.weights, self._describe()
+            assert weights is not None
+            jobs["best"] = partial(self._checkpointer.save_best, weights, description)
+            self._best_on_disk = description["selected_by"]  # or will be, or a failure is raised
+        self._writer.put(**jobs)
+        self._saved_at = time.perf_counter()
+        self._saved = self._state.epoch, self._state.global_step
+
+    def _write_best(self) -> None:
+        """Write the best weights unless they are there: without validation, those that the model has."""
+        assert self._checkpointer is not None
+        description = self._describe()
+        chosen = description["selected_by"]
+        if self._best_on_disk == chosen or holds_best(self._checkpointer, chosen):
+            return
+        weights = self._state.selection.weights
+        self._checkpointer.save_best(
+            unwrapped_state_dict(self._state.model) if weights is None else weights, description
+        )
+        self._best_on_disk = chosen
+
+
+def check_resume(resume: object) -> None:
+    """Refuse what `Trainer.fit` does not take.
+
+    Raises:
+        SettingError: If it is not ``True``, ``False`` or ``"weights"``.
+    """
+    if resume not in (False, True, "weights"):
+        raise SettingError(f'resume must be True, False or "weights", got {resume!r}')
 
 
 def open_run(checkpointer: Checkpointer, resume: bool | str) -> Mapping[str, Any] | None:
-    """Make the run's directory ready.
+    """Find out what is in the run's directory.
 
     Args:
-        checkpointer: Of the directory.
+        checkpointer: Of the directory, which is prepared.
         resume: Whether to continue the run that is there: ``True``, ``False`` or ``"weights"``.
 
     Returns:
         The state to continue from, or the weights alone; ``None`` where there is no run yet.
 
     Raises:
-        SettingError: If ``resume`` is something else.
         RunExistsError: If there is a run that is not to be continued.
-        CheckpointError: If the directory cannot be written, or the state not be read.
+        CheckpointError: If the state cannot be read.
     """
-    if resume not in (False, True, "weights"):
-        raise SettingError(f'resume must be True, False or "weights", got {resume!r}')
-    checkpointer.prepare()
     if not checkpointer.holds_run():
         return None
     if not resume:

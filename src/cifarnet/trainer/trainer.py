@@ -12,19 +12,21 @@ from torch import Tensor, nn
 
 from cifarnet import randomness
 from cifarnet._checks import check_count
-from cifarnet.checkpoint import Checkpointer, follow_weights, load_weights, unwrapped_state_dict
+from cifarnet.checkpoint import Checkpointer, follow_weights, load_weights
 from cifarnet.datasets import ImageDataset
-from cifarnet.engine import BatchSource, EagerBackend, check_fit, evaluate, resolve_device, resolve_precision
+from cifarnet.engine import EagerBackend, OrderedBatches, check_fit, evaluate, resolve_device, resolve_precision
 from cifarnet.errors import CheckpointMismatchError, SettingError
 from cifarnet.history import EpochRecord, History
 from cifarnet.metrics import Evaluation
 from cifarnet.optim import Schedule, constant
 from cifarnet.trainer import identity
+from cifarnet.trainer.memory import explained_memory_errors
 from cifarnet.trainer.plan import Data, Plan, check_optimizer, open_for_evaluation
 from cifarnet.trainer.progress import Progress
-from cifarnet.trainer.saving import describe_best, holds_best, open_run
+from cifarnet.trainer.saving import RunSaver, check_resume, describe_best
 from cifarnet.trainer.selection import Selection
 from cifarnet.trainer.state import RunState, check_epochs, check_finite
+from cifarnet.trainer.stopping import StopRequestedError, StopSignals, WatchedBatches
 from cifarnet.transforms import Transforms, build_transforms
 
 __all__ = ["Trainer"]
@@ -147,7 +149,8 @@ class Trainer:
             test: Images that are evaluated each epoch, as published curves do it; they select nothing.
             max_epochs: Epochs of the whole run, counting those done before.
             batch_size: Images a step.
-            checkpointer: Saves ``last`` after each epoch and ``best`` on improvement.
+            checkpointer: Saves ``last`` every ``every_s`` seconds and at the end, ``best`` on improvement, in a thread
+                of its own. Ctrl-C and SIGTERM save ``last`` after the step that was begun; the second one acts at once.
             resume: ``True`` continues if there is something to continue, and starts if not; ``False`` refuses a
                 directory that holds a run; ``"weights"`` starts anew from the weights of the run that is there.
             monitor: What ``best`` means: ``"val_accuracy"`` or ``"val_loss"``.
@@ -161,42 +164,45 @@ class Trainer:
             SettingError: If a value is outside its range.
             RunExistsError: If the checkpointer's directory holds a run and ``resume`` is ``False``.
             ResumeMismatchError: If the run there has other settings.
+            RunDirectoryBusyError: If another process is training in the directory.
             CheckpointError: If a checkpoint cannot be read or written.
             NonFiniteLossError: If the loss or a weight becomes NaN or infinite; nothing is saved after it did.
+            DeviceMemoryError: If a batch does not fit into memory.
         """
         if patience is not None:
             check_count("patience", patience, "3 is usual")
             if val is None:
                 raise SettingError("patience needs validation images; hold some out with train.split(0.1, seed=0)")
-        selection = Selection(monitor)
+        check_resume(resume)
+        selection, state = Selection(monitor), self._state
         plan = self._make_plan(train, val, test, max_epochs=max_epochs, batch_size=batch_size)
-        if checkpointer is not None:
-            self._open(checkpointer, resume, plan)
-        self._check_same_run(plan)
-        check_epochs(self._state, plan)
-        state, improved = self._state, False
-        state.take_up_selection(selection, checkpointer)
-        if checkpointer is not None and state.selection.weights is not None:
-            self._save_best(checkpointer, plan, unless_there=True)  # the run may have been killed before it did
-        with (
-            Progress(plan, epoch=state.epoch, step=state.step, enabled=progress) as bar,
-            closing(self._run(plan, patience=patience)) as events,
-        ):
-            if state.epoch >= max_epochs:
-                bar.show_line(f"Run already finished ({state.epoch}/{max_epochs})")
-            for event in events:
-                if isinstance(event, int):
-                    bar.show_step(state.epoch, event, state.sums, state.train_s)
-                    continue
-                bar.show_epoch(event)
-                improved = val is not None and state.selection.update(event, self.model)
-                if checkpointer is not None:
-                    checkpointer.save(self)  # first, so that a best epoch on disk is never ahead of its run
-                    if improved:
-                        self._save_best(checkpointer, plan)
+        with self._saver(checkpointer, plan) as saver, StopSignals() as signals:
+            self._open(saver.open(resume), resume, plan)
+            self._check_same_run(plan)
+            check_epochs(state, plan)
+            state.take_up_selection(selection, checkpointer)
+            saver.begin()
+            with (
+                Progress(plan, epoch=state.epoch, step=state.step, enabled=progress) as bar,
+                closing(self._run(plan, patience=patience, check=signals.check)) as events,
+            ):
+                if state.epoch >= max_epochs:
+                    bar.show_line(f"Run already finished ({state.epoch}/{max_epochs})")
+                try:
+                    for event in events:
+                        if isinstance(event, int):
+                            bar.show_step(state.epoch, event, state.sums, state.train_s)
+                            saver.after_step()
+                        else:
+                            bar.show_epoch(event)
+                            improved = val is not None and state.selection.update(event, self.model)
+                            saver.after_epoch(improved=improved)
+                        signals.check()
+                except StopRequestedError as request:
+                    bar.show_line(saver.stop())
+                    raise request.outcome from None
+            saver.finish()
         state.put_best_weights()
-        if checkpointer is not None and not improved:
-            self._save_best(checkpointer, plan, unless_there=True)
         return state.history
 
     def epochs(
@@ -229,15 +235,20 @@ class Trainer:
         plan = self._make_plan(train, val, test, max_epochs=max_epochs, batch_size=batch_size)
         return (event for event in self._run(plan) if isinstance(event, EpochRecord))
 
-    def _run(self, plan: Plan, *, patience: int | None = None) -> Generator[int | EpochRecord, None, None]:
+    def _run(
+        self, plan: Plan, *, patience: int | None = None, check: Callable[[], None] = lambda: None
+    ) -> Generator[int | EpochRecord, None, None]:
         """Train on: an int after each step of an epoch (how many are done), a record after each epoch."""
         self._check_same_run(plan)
         state = self._state
         state.put_last_weights()
         while state.epoch < plan.max_epochs and (patience is None or state.selection.epochs_since < patience):
-            with randomness.isolated(self.device, deterministic=self._deterministic):
+            with (
+                randomness.isolated(self.device, deterministic=self._deterministic),
+                explained_memory_errors(self.optimizer, self.device, plan.batch_size),
+            ):
                 yield from self._train_epoch(plan)
-                record = self._finish_epoch(plan)
+                record = self._finish_epoch(plan, check)
             yield record
 
     def _train_epoch(self, plan: Plan) -> Iterator[int]:
@@ -258,10 +269,10 @@ class Trainer:
         check_finite(self.model, state, plan, self.precision)  # waits for the device: once an epoch
         state.train_s = time.perf_counter() - started
 
-    def _finish_epoch(self, plan: Plan) -> EpochRecord:
+    def _finish_epoch(self, plan: Plan, check: Callable[[], None]) -> EpochRecord:
         clock = time.perf_counter()
-        val = None if plan.val is None else self._evaluate(plan.val)
-        test = None if plan.test is None else self._evaluate(plan.test)
+        val = None if plan.val is None else self._evaluate(WatchedBatches(plan.val, check))
+        test = None if plan.test is None else self._evaluate(WatchedBatches(plan.test, check))
         state = self._state
         totals = state.sums.read()
         record = EpochRecord(
@@ -342,7 +353,7 @@ class Trainer:
     def _check_same_run(self, plan: Plan) -> None:
         """Make sure that what was begun or loaded goes on as the same run."""
         facts = self._describe(plan)
-        if self._facts is not None:
+        if self._facts is not None and self._state.global_step:
             identity.refuse_differences(self._facts["run"], facts["run"])
             identity.warn_of_differences(self._facts["environment"], facts["environment"])
         self._facts = facts
@@ -363,26 +374,28 @@ class Trainer:
         )
         return {"run": run, "environment": environment}
 
-    def _open(self, checkpointer: Checkpointer, resume: bool | str, plan: Plan) -> None:
+    def _saver(self, checkpointer: Checkpointer | None, plan: Plan) -> RunSaver:
+        return RunSaver(
+            checkpointer,
+            plan,
+            self._state,
+            read_state=self.state_dict,
+            describe=lambda: describe_best(
+                self.model, self.transforms.preprocess, self.precision, plan, self.selection, epoch=self._state.epoch
+            ),
+            check=lambda: check_finite(self.model, self._state, plan, self.precision),
+        )
+
+    def _open(self, state: Mapping[str, Any] | None, resume: bool | str, plan: Plan) -> None:
         """Load what is to be continued, if anything."""
-        state = open_run(checkpointer, resume)
         if resume == "weights" and state is not None:
-            load_weights(self.model, state["model"], source=str(checkpointer.directory))
+            load_weights(self.model, state["model"], source="the run in the directory")
         elif state is not None:
             # Before anything is changed: a run that cannot go on is left as it was.
             identity.refuse_differences(state["run"], self._describe(plan)["run"])
             self.load_state_dict(state)
 
-    def _save_best(self, checkpointer: Checkpointer, plan: Plan, *, unless_there: bool = False) -> None:
-        selection, state = self.selection, self._state
-        weights = unwrapped_state_dict(self.model) if selection.weights is None else selection.weights
-        description = describe_best(
-            self.model, self.transforms.preprocess, self.precision, plan, selection, epoch=state.epoch
-        )
-        if not (unless_there and holds_best(checkpointer, description["selected_by"])):
-            checkpointer.save_best(weights, description)
-
-    def _evaluate(self, batches: BatchSource) -> Evaluation:
+    def _evaluate(self, batches: OrderedBatches) -> Evaluation:
         return evaluate(
             self.model,
             batches,

@@ -1,0 +1,381 @@
+"""Signals, memory and numbers that end a run: what was done is kept, and the run goes on to the same bytes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from cifarnet import Checkpointer, DatasetSplits, Trainer
+from cifarnet.checkpoint import read_checkpoint
+from cifarnet.errors import (
+    CheckpointSaveError,
+    CheckpointWarning,
+    DeviceMemoryError,
+    NonFiniteLossError,
+    RunDirectoryBusyError,
+)
+from cifarnet.trainer.stopping import StopSignals
+
+MakeTrainer = Callable[..., Trainer]
+
+
+class Tripwire(nn.Module):
+    """A loss that does something when it is called for the k-th time."""
+
+    def __init__(self, at: int, action: Callable[[], object]) -> None:
+        super().__init__()
+        self.calls, self.at, self.action = [0], [at], action  # in lists: they are no settings of the run
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        self.calls[0] += 1
+        if self.calls == self.at:
+            self.action()
+        return nn.functional.cross_entropy(logits, labels)
+
+    def __repr__(self) -> str:
+        return "Tripwire()"
+
+
+def send(*signums: int) -> Callable[[], None]:
+    def action() -> None:
+        for signum in signums:
+            signal.raise_signal(signum)
+
+    return action
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("best", "last"):
+        a, b = (read_checkpoint(directory / f"{name}.safetensors").tensors for directory in (one, other))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+# 300 images in batches of 64 are 5 steps an epoch, each with a call of the loss; then 100 test images are one more.
+@pytest.mark.parametrize("at", [1, 3, 5, 6, 9, 12])
+@pytest.mark.parametrize(("signum", "outcome"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_at_any_step_saves_and_the_run_goes_on_to_the_same_bytes(
+    make_trainer: MakeTrainer,
+    synthetic: DatasetSplits,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    at: int,
+    signum: int,
+    outcome: type[BaseException],
+) -> None:
+    def fit(directory: str, action: Callable[[], None], *, at: int = 0, resume: bool = False) -> Trainer:
+        trainer = make_trainer(loss_fn=Tripwire(at, action))
+        try:
+            trainer.fit(
+                synthetic.train,
+                synthetic.test,
+                max_epochs=2,
+                checkpointer=Checkpointer(tmp_path / directory),
+                resume=resume,
+            )
+        finally:
+            trainers.append(trainer)
+        return trainer
+
+    trainers: list[Trainer] = []
+    unbroken = fit("unbroken", send())
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    capsys.readouterr()
+    with pytest.raises(outcome) as caught:
+        fit("stopped", send(signum), at=at)
+    if outcome is SystemExit:
+        assert caught.value.code == 143  # type: ignore[attr-defined]
+    assert {number: signal.getsignal(number) for number in before} == before
+    stopped = trainers[-1]
+    epoch, step = (at - 1) // 6, (at - 1) % 6 + 1
+    told = re.search(r"Stopped at epoch (\d+) step (\d+); saved (.*)\n", capsys.readouterr().err)
+    assert told is not None
+    if step < 6:
+        assert (int(told[1]), int(told[2])) == (epoch + 1, step)
+        assert len(stopped.history) == epoch
+    assert Path(told[3]) == tmp_path / "stopped/last.safetensors"
+    resumed = fit("stopped", send(), resume=True)
+    assert_same_run(tmp_path / "unbroken", tmp_path / "stopped")
+    assert [r.train_loss for r in resumed.history] == [r.train_loss for r in unbroken.history]
+    assert [r.val_loss for r in resumed.history] == [r.val_loss for r in unbroken.history]
+
+
+def test_a_signal_in_a_long_evaluation_does_not_wait_for_its_end(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+
+    def batches() -> Any:
+        for number, index in enumerate(range(0, 100, 10)):
+            if number == 3:
+                signal.raise_signal(signal.SIGINT)
+            seen.append(number)
+            yield synthetic.test.images[index : index + 10], synthetic.test.labels[index : index + 10]
+
+    class Loader:
+        def __iter__(self) -> Any:
+            return batches()
+
+    trainer = make_trainer()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(synthetic.train, Loader(), max_epochs=2, checkpointer=Checkpointer(tmp_path), progress=False)
+    assert seen == [0, 1, 2, 3]
+    position = Checkpointer(tmp_path).read_last()
+    assert position is not None
+    assert (position["position"]["epoch"], position["position"]["step"]) == (0, 5)
+
+
+def test_the_second_signal_acts_at_once(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
+    trainer = make_trainer(loss_fn=Tripwire(3, send(signal.SIGINT, signal.SIGINT)))
+    with pytest.raises(KeyboardInterrupt) as caught:
+        trainer.fit(synthetic.train, max_epochs=2, checkpointer=Checkpointer(tmp_path), progress=False)
+    assert any(entry.name == "forward" for entry in caught.traceback)  # in the middle of the step
+    assert not (tmp_path / "last.safetensors").exists()
+
+
+def test_a_signal_that_comes_while_the_run_is_finished_is_late_but_not_lost(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    class Late(Checkpointer):
+        def save_best(self, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> Path:
+            signal.raise_signal(signal.SIGINT)
+            return super().save_best(weights, description)
+
+    trainer = make_trainer()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(synthetic.train, max_epochs=1, checkpointer=Late(tmp_path), progress=False)
+    assert Checkpointer(tmp_path).read_best()[1]["selected_by"]["epoch"] == 1
+    assert len(trainer.history) == 1
+
+
+def test_a_damaged_last_is_replaced_though_nothing_is_left_to_train(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    for max_epochs in (1, 2):
+        checkpointer = Checkpointer(tmp_path, every_s=1e9)
+        make_trainer().fit(
+            synthetic.train, max_epochs=max_epochs, checkpointer=checkpointer, resume=True, progress=False
+        )
+    last = tmp_path / "last.safetensors"
+    last.write_bytes(last.read_bytes()[:-1])
+    with pytest.warns(CheckpointWarning, match="resuming from last.previous"):
+        make_trainer().fit(
+            synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), resume=True, progress=False
+        )
+    assert read_checkpoint(last).kind == "last"
+
+
+def test_handlers_of_others_are_left_alone(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    received: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    try:
+        trainer = make_trainer(loss_fn=Tripwire(2, send(signal.SIGINT)))
+        trainer.fit(synthetic.train, max_epochs=1, progress=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert received == [signal.SIGINT]
+    assert trainer.global_step == 5
+
+
+def test_another_thread_can_train(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    trainer = make_trainer()
+    thread = threading.Thread(target=lambda: trainer.fit(synthetic.train, max_epochs=1, progress=False))
+    thread.start()
+    thread.join()
+    assert len(trainer.history) == 1
+    with StopSignals() as signals:
+        signals.check()
+
+
+def test_without_a_checkpointer_what_was_done_is_kept_in_memory(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unbroken = make_trainer(loss_fn=Tripwire(0, send()))
+    unbroken.fit(synthetic.train, max_epochs=3, progress=False)
+    trainer = make_trainer(loss_fn=Tripwire(7, send(signal.SIGINT)))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(synthetic.train, max_epochs=3)
+    assert "Stopped at epoch 2 step 2; nothing is saved without a checkpointer" in capsys.readouterr().err
+    assert len(trainer.history) == 1
+    trainer.fit(synthetic.train, max_epochs=3, progress=False)  # goes on from the step that it had finished
+    assert [r.train_loss for r in trainer.history] == [r.train_loss for r in unbroken.history]
+
+
+def test_an_iterable_goes_on_from_the_end_of_an_epoch(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fit(directory: str, at: int, *, resume: bool = False) -> Trainer:
+        trainer = make_trainer(loss_fn=Tripwire(at, send(signal.SIGINT)))
+        loader = DataLoader(synthetic.train, batch_size=100, shuffle=True)
+        checkpointer = Checkpointer(tmp_path / directory, every_s=0)
+        trainer.fit(loader, max_epochs=3, checkpointer=checkpointer, resume=resume)
+        return trainer
+
+    unbroken = fit("unbroken", 0)
+    with pytest.raises(KeyboardInterrupt):
+        fit("stopped", 5)
+    assert "Stopped at epoch 2 step 2; it will go on from the end of an epoch" in capsys.readouterr().err
+    state = Checkpointer(tmp_path / "stopped").read_last()
+    assert state is not None
+    assert state["position"]["step"] == 0
+    resumed = fit("stopped", 0, resume=True)
+    assert [r.train_loss for r in resumed.history] == [r.train_loss for r in unbroken.history]
+    assert_same_run(tmp_path / "unbroken", tmp_path / "stopped")
+
+
+def test_a_run_saves_by_time_in_mid_epoch(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
+    saved: list[tuple[int, int]] = []
+
+    class Noting(Checkpointer):
+        def save_state(self, state: Mapping[str, Any]) -> Path:
+            saved.append((state["position"]["epoch"], state["position"]["step"]))
+            return super().save_state(state)
+
+    make_trainer().fit(synthetic.train, max_epochs=6, checkpointer=Noting(tmp_path / "a", every_s=0), progress=False)
+    assert saved == sorted(set(saved))
+    assert saved[-1] == (6, 0)
+    assert any(step for _, step in saved)
+    saved.clear()
+    make_trainer().fit(synthetic.train, max_epochs=6, checkpointer=Noting(tmp_path / "b", every_s=1e9), progress=False)
+    assert saved == [(6, 0)]
+
+
+def test_a_save_that_fails_in_its_thread_ends_the_run_and_costs_nothing(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    class Failing(Checkpointer):
+        def save_state(self, state: Mapping[str, Any]) -> Path:
+            if state["position"]["epoch"] >= 1:
+                raise CheckpointSaveError("needs 77 MB, 12 MB free")
+            return super().save_state(state)
+
+    trainer = make_trainer()
+    with pytest.raises(CheckpointSaveError, match="12 MB free"):
+        trainer.fit(synthetic.train, max_epochs=50, checkpointer=Failing(tmp_path, every_s=0), progress=False)
+    assert len(trainer.history) < 50
+    assert Checkpointer(tmp_path).read_last() is not None
+
+
+def test_a_directory_in_use_is_refused_before_anything_is_trained(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    trainer = make_trainer()
+    with Checkpointer(tmp_path), pytest.raises(RunDirectoryBusyError, match="in use by another run of this process"):
+        trainer.fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
+    assert trainer.global_step == 0
+
+
+def test_an_exploding_run_names_its_last_good_checkpoint(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    def explode() -> None:
+        with torch.no_grad():
+            trainer.model.get_parameter("fc2.bias").fill_(float("nan"))
+
+    trainer = make_trainer(loss_fn=Tripwire(8, explode))
+    with pytest.raises(NonFiniteLossError, match=rf"epoch 2 .*Last good checkpoint: {tmp_path}/last.safetensors$"):
+        trainer.fit(synthetic.train, max_epochs=50, checkpointer=Checkpointer(tmp_path, every_s=0), progress=False)
+    state = Checkpointer(tmp_path).read_last()
+    assert state is not None
+    assert state["position"]["global_step"] <= 7
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+class TestMemory:
+    def test_a_batch_that_does_not_fit_says_what_to_try(
+        self, make_trainer: MakeTrainer, synthetic: DatasetSplits
+    ) -> None:
+        trainer = make_trainer(loss_fn=Tripwire(1, lambda: torch.empty(2**58)))  # which no machine has
+        with pytest.raises(DeviceMemoryError, match=r"batch_size=128 did not fit into the memory of cpu; try 64 \("):
+            trainer.fit(synthetic.train, max_epochs=1, batch_size=128, progress=False)
+        assert all(parameter.grad is None for parameter in trainer.model.parameters())
+        history = trainer.fit(synthetic.train, max_epochs=1, batch_size=64, progress=False)  # as it said
+        assert len(history) == 1
+
+    def test_the_activations_of_the_step_are_freed(self, make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+        import gc
+        import weakref
+
+        held: list[Any] = []
+
+        def loss(logits: Tensor, labels: Tensor) -> Tensor:
+            held.append(weakref.ref(logits))
+            torch.empty(2**58)
+            return logits.sum()
+
+        trainer = make_trainer(loss_fn=loss)
+        with pytest.raises(DeviceMemoryError) as caught:
+            trainer.fit(synthetic.train, max_epochs=1, progress=False)
+        gc.collect()
+        assert caught.value.args
+        assert held[0]() is None
+
+    def test_errors_of_other_kinds_are_left_alone(self, make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+        def fail() -> None:
+            raise RuntimeError("something else")
+
+        with pytest.raises(RuntimeError, match="something else"):
+            make_trainer(loss_fn=Tripwire(2, fail)).fit(synthetic.train, max_epochs=1, progress=False)
+
+
+CHILD = """
+import os, signal, sys, threading
+from cifarnet import Checkpointer, cli, make_synthetic
+cli.data.make_synthetic = lambda: make_synthetic(num_train=200, num_test=60, seed=0)
+where, signum, times = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+def strike():
+    for _ in range(times):
+        os.kill(os.getpid(), signum)
+if where == "training":
+    from cifarnet.engine import EagerBackend
+    step = EagerBackend._step
+    def struck(self, batch, number, sums):
+        if number == 2: strike()
+        step(self, batch, number, sums)
+    EagerBackend._step = struck
+elif where == "saving":
+    save = Checkpointer.save_state
+    struck_before = []
+    def struck(self, state):
+        if not struck_before:
+            struck_before.append(True)
+            strike()
+        return save(self, state)
+    Checkpointer.save_state = struck
+sys.exit(cli.main(["train", "--data", "synthetic", "--epochs", "2", "--out", sys.argv[4], "--save-every", "0"]))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize(
+    ("where", "signum", "times", "code"),
+    [
+        ("training", signal.SIGTERM, 1, 143),
+        ("training", signal.SIGTERM, 2, -signal.SIGTERM),
+        ("training", signal.SIGINT, 1, 130),
+        ("saving", signal.SIGTERM, 1, 143),  # twice in one moment is once, from another thread
+        ("saving", signal.SIGINT, 1, 130),
+    ],
+)
+def test_the_command_line_stops_with_the_shells_code(
+    tmp_path: Path, where: str, signum: int, times: int, code: int
+) -> None:
+    command = [sys.executable, "-c", CHILD, where, str(int(signum)), str(times), "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == code, done.stderr
+    if times == 1:
+        assert re.search(r"Stopped at epoch 1 step \d; saved run/last.safetensors", done.stderr)
+        assert Checkpointer(tmp_path / "run").read_last() is not None
+    assert "Traceback" not in done.stderr
