@@ -13,7 +13,7 @@ from pathlib import Path
 from cifarnet.report import results_table
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/results/reference.md")
+PAGES = ("README.md", "docs/results/reference.md", "docs/explanation/resume.md")
 
 
 def augmentation_table(path: Path) -> str:
@@ -33,12 +33,24 @@ def augmentation_table(path: Path) -> str:
     return "\n".join(lines)
 
 
+def stress_table(path: Path) -> str:
+    """What was tried to lose a run, and how often it was lost."""
+    report = json.loads(path.read_text())
+    lines = ["| tried | how often | went wrong |", "| --- | --- | --- |"]
+    for name, counts in report["counts"].items():
+        (unit, tried), *wrong = ((key, count) for key, count in counts.items() if key != "swept")
+        lines.append(f"| {name} | {tried:,} {unit} | {', '.join(f'{count} {key}' for key, count in wrong)} |")
+    lines += ["", f"`{report['command']}`, {report['system']}, Python {report['python']}, torch {report['torch']}."]
+    return "\n".join(lines)
+
+
 def tables() -> dict[str, str]:
     """Every generated table by the name in its markers."""
     results = ROOT / "docs" / "results" / "reference-cpu"
     return {
         "reference-cpu": results_table(results),
         "reference-augmentation": augmentation_table(results / "augmentation.json"),
+        "stress": stress_table(ROOT / "docs" / "results" / "stress.json"),
     }
 
 
