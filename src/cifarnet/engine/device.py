@@ -64,7 +64,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
         reason = str(error).splitlines()[0].partition(". ")[0][:120]
         hint = 'did you mean "cuda"?' if device == "gpu" else '"auto" takes what is there'
         raise SettingError(f'device "{device}" cannot be used ({reason}); {hint}') from error
