@@ -13,6 +13,7 @@ from cifarnet.engine import (
     EagerBackend,
     ForeignBatches,
     RunningSums,
+    StepSettings,
     describe_device,
     evaluate,
     resolve_device,
@@ -138,9 +139,8 @@ def test_an_eager_step_is_the_textbook_step(small_transforms: Transforms) -> Non
     ours.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(ours.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
     optimizer.param_groups[0]["initial_lr"] = 1e-3
-    backend = EagerBackend(
-        ours, optimizer, nn.CrossEntropyLoss(), small_transforms, precision=FLOAT64, max_grad_norm=0.5, seed=0
-    )
+    settings = StepSettings(ours, optimizer, nn.CrossEntropyLoss(), small_transforms, FLOAT64, 0, max_grad_norm=0.5)
+    backend = EagerBackend(settings)
     sums = RunningSums(CPU)
     source = ForeignBatches(data, device=CPU)
     assert list(backend.epoch(source, 0, first_step=0, multipliers=multipliers, sums=sums)) == list(range(1, 21))
@@ -166,15 +166,8 @@ def test_a_learning_rate_that_is_a_tensor_stays_that_tensor(small_transforms: Tr
     optimizer = torch.optim.Adam(model.parameters(), lr=torch.tensor(0.5), capturable=False)
     optimizer.param_groups[0]["initial_lr"] = 0.5
     rate = optimizer.param_groups[0]["lr"]
-    backend = EagerBackend(
-        model,
-        optimizer,
-        nn.CrossEntropyLoss(),
-        small_transforms,
-        precision=resolve_precision("float32", CPU),
-        max_grad_norm=None,
-        seed=0,
-    )
+    precision = resolve_precision("float32", CPU)
+    backend = EagerBackend(StepSettings(model, optimizer, nn.CrossEntropyLoss(), small_transforms, precision, 0))
     source = ForeignBatches([(torch.rand(2, 3, 8, 8), torch.tensor([0, 1]))], device=CPU)
     list(backend.epoch(source, 0, first_step=0, multipliers=[0.25], sums=RunningSums(CPU)))
     assert optimizer.param_groups[0]["lr"] is rate

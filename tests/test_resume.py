@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torchvision.transforms import v2
 
 from cifarnet import Checkpointer, CifarCNN, DatasetSplits, Trainer, build_transforms
 from cifarnet.checkpoint import read_checkpoint
@@ -51,11 +52,12 @@ SETTINGS = [
     {"precision": "float32"},
     {"precision": "bf16", "schedule": one_cycle()},
     {"precision": "float32", "max_grad_norm": 0.5, "deterministic": True},
+    {"precision": "float32", "ema_decay": 0.95, "mix": v2.CutMix(num_classes=10)},
 ]
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
-@pytest.mark.parametrize("settings", SETTINGS, ids=["float32", "bf16-schedule", "clipped"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=["float32", "bf16-schedule", "clipped", "mixed-averaged"])
 def test_a_run_resumed_after_any_epoch_equals_an_unbroken_one(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, settings: dict[str, Any], stop_after: int
 ) -> None:
@@ -219,6 +221,8 @@ def test_more_epochs_stretch_the_schedule_and_warn_of_it(
         ({"transforms": build_transforms(size=16)}, "(?s)augmentation .* in the run"),
         ({"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.1)}, r"label_smoothing.: 0\.0.* in the run, .*: 0\.1.* now"),
         ({"max_grad_norm": 1.0}, "max_grad_norm None in the run, 1.0 now"),
+        ({"ema_decay": 0.9}, "ema_decay None in the run, 0.9 now"),
+        ({"mix": v2.MixUp(num_classes=10)}, "mix None in the run, .*MixUp.* now"),
         ({"schedule": one_cycle()}, "schedule .* in the run, .*warmup=0.3.* now"),
         ({"val": "other"}, "val_data.fingerprint"),
         ({"val": None}, "val_data .* in the run, None now"),

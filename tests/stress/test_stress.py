@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from torchvision.transforms import v2
 
 from cifarnet import Checkpointer, CifarCNN, DatasetSplits, Trainer, build_transforms
 from cifarnet.checkpoint import read_checkpoint
@@ -127,6 +128,12 @@ def test_a_process_killed_while_saving_loses_nothing(tmp_path: Path, stress_repo
 SETTINGS: dict[str, dict[str, Any]] = {
     "augmentation": {"dropout": 0.0},
     "dropout": {"dropout": 0.5},
+    "mixup": {"dropout": 0.0, "trainer": {"mix": v2.MixUp(num_classes=10)}},
+    "average of the weights": {"dropout": 0.0, "trainer": {"ema_decay": 0.95}},
+    "all of them, cutmix": {
+        "dropout": 0.5,
+        "trainer": {"mix": v2.CutMix(num_classes=10), "ema_decay": 0.95, "schedule": one_cycle()},
+    },
     "bf16, one-cycle, clipping": {
         "dropout": 0.5,
         "trainer": {"precision": "bf16", "schedule": one_cycle(), "max_grad_norm": 1.0},
@@ -147,7 +154,8 @@ def make(settings: dict[str, Any], seed: int = 0) -> Trainer:
 def tensors_of(trainer: Trainer) -> dict[str, torch.Tensor]:
     state = trainer.state_dict()
     moments = {f"{i} {key}": value for i, entry in state["optimizer"]["state"].items() for key, value in entry.items()}
-    return {**state["model"], **moments}
+    average = {f"average {key}": value for key, value in state.get("average", {"weights": {}})["weights"].items()}
+    return {**state["model"], **moments, **average}
 
 
 def are_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -30,12 +30,12 @@ _WRAPPERS = ("_orig_mod.", "module.")  # torch.compile; DistributedDataParallel,
 _AVERAGE_COUNT = "n_averaged"  # AveragedModel's own buffer: a count, not a weight
 
 
-def unwrapped_state_dict(model: nn.Module) -> dict[str, Tensor]:
+def unwrapped_state_dict(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights and buffers of a network under the names that they have without wrappers.
 
     Args:
         model: A network, perhaps inside ``torch.compile``, ``DistributedDataParallel`` or ``AveragedModel``, or
-            several of them; parts of it may be compiled too.
+            several of them; parts of it may be compiled too. Or its ``state_dict``.
 
     Returns:
         The network's own tensors, detached, by name.
@@ -44,10 +44,7 @@ def unwrapped_state_dict(model: nn.Module) -> dict[str, Tensor]:
         >>> list(unwrapped_state_dict(nn.DataParallel(nn.Linear(2, 3))))
         ['weight', 'bias']
     """
-    return _unwrap(model.state_dict())
-
-
-def _unwrap(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    tensors: Mapping[str, Tensor] = model.state_dict() if isinstance(model, nn.Module) else model
     bare = {name.replace("._orig_mod.", "."): tensor for name, tensor in tensors.items()}
     while True:
         names = bare.keys() - {_AVERAGE_COUNT}
@@ -80,7 +77,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str
         [[2.0, 2.0, 2.0]]
     """
     check_weights(model, weights, source=source, built_with=built_with)
-    saved = _unwrap(weights)
+    saved = unwrapped_state_dict(weights)
     with torch.no_grad():
         for name, target in unwrapped_state_dict(model).items():
             target.copy_(saved[name])
@@ -89,7 +86,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str
 def check_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str, built_with: str = "") -> None:
     """Refuse weights that `load_weights` would refuse; its arguments and errors."""
     remedy = f"built with {built_with}" if built_with else "build the model as the file's was built"
-    differences = _weight_differences(_unwrap(weights), unwrapped_state_dict(model))
+    differences = _weight_differences(unwrapped_state_dict(weights), unwrapped_state_dict(model))
     _refuse(differences, f"{source} does not fit the model", remedy)
 
 

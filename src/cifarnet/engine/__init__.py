@@ -6,6 +6,7 @@ from cifarnet.engine.batches import EVAL_BATCH_SIZE, Batch, Batches, BatchSource
 from cifarnet.engine.device import Precision, describe_device, resolve_device, resolve_precision
 from cifarnet.engine.eager import EagerBackend
 from cifarnet.engine.evaluate import check_fit, evaluate, predict_logits
+from cifarnet.engine.settings import Mix, StepSettings
 from cifarnet.engine.sums import RunningSums
 
 __all__ = [
@@ -15,9 +16,11 @@ __all__ = [
     "Batches",
     "EagerBackend",
     "ForeignBatches",
+    "Mix",
     "OrderedBatches",
     "Precision",
     "RunningSums",
+    "StepSettings",
     "check_fit",
     "describe_device",
     "evaluate",

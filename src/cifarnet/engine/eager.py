@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from cifarnet import randomness
+from cifarnet._types import Images, Labels
 from cifarnet.engine.batches import Batch, BatchSource
-from cifarnet.engine.device import Precision
+from cifarnet.engine.settings import StepSettings
 from cifarnet.engine.sums import RunningSums
-from cifarnet.transforms import Transforms
+from cifarnet.errors import SettingError
 
 __all__ = ["EagerBackend"]
 
@@ -20,37 +20,15 @@ class EagerBackend:
     """Forward, loss, backward, optimizer: one batch at a time.
 
     Args:
-        model: On the device already, in the precision's dtype. Modules that are in evaluation mode while it is in
-            training mode are taken for frozen, and stay so.
-        optimizer: Holds the model's parameters; a group's ``initial_lr`` is its base learning rate.
-        loss_fn: ``(logits, labels) -> mean loss``.
-        transforms: For uint8 batches; floating ones are taken as they are.
-        precision: Number format.
-        max_grad_norm: Longer gradients are shortened to this 2-norm; ``None`` leaves them.
-        seed: The run's seed.
+        settings: What a step is made of.
     """
 
     name = "eager"
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        loss_fn: Callable[[Tensor, Tensor], Tensor],
-        transforms: Transforms,
-        *,
-        precision: Precision,
-        max_grad_norm: float | None,
-        seed: int,
-    ) -> None:
-        self._model = model
-        self._optimizer = optimizer
-        self._loss_fn = loss_fn
-        self._transforms = transforms
-        self._augment_and_preprocess = transforms.train
-        self._precision = precision
-        self._max_grad_norm = max_grad_norm
-        self._seed = seed
+    def __init__(self, settings: StepSettings) -> None:
+        self._settings = settings
+        self._augment_and_preprocess = settings.transforms.train
+        model = settings.model
         self._frozen = [module for module in model.modules() if model.training and not module.training]
 
     def epoch(
@@ -68,31 +46,47 @@ class EagerBackend:
         Yields:
             How many steps of the epoch are done; the state is whole and may be saved.
         """
-        device = self._precision.device
-        self._model.train()
+        seed, optimizer, device = self._settings.seed, self._settings.optimizer, self._settings.precision.device
+        self._settings.model.train()
         for module in self._frozen:
             module.training = False
-        randomness.seed_torch(randomness.step_seed(self._seed, epoch, -1), device)  # a foreign sampler draws now
+        randomness.seed_torch(randomness.step_seed(seed, epoch, -1), device)  # a foreign sampler draws now
         for step, batch in enumerate(batches.epoch(epoch, first_step), first_step):
-            randomness.seed_torch(randomness.step_seed(self._seed, epoch, step), device)
-            for group in self._optimizer.param_groups:
+            randomness.seed_torch(randomness.step_seed(seed, epoch, step), device)
+            for group in optimizer.param_groups:
                 _set_learning_rate(group, group["initial_lr"] * multipliers[min(step, len(multipliers) - 1)])
-            with randomness.scope(self._seed, epoch, batch.ids):
+            with randomness.scope(seed, epoch, batch.ids):
                 self._step(batch, step, sums)
             yield step + 1
 
     def _step(self, batch: Batch, step: int, sums: RunningSums) -> None:
+        model, optimizer, precision = self._settings.model, self._settings.optimizer, self._settings.precision
         images = batch.images if batch.images.is_floating_point() else self._augment_and_preprocess(batch.images)
-        with self._precision.autocast():
-            logits = self._model(self._precision.prepare(images))
-        logits = logits.to(self._precision.weights)  # the loss of bf16 logits has 3 digits
-        loss = self._loss_fn(logits, batch.labels)
-        self._optimizer.zero_grad()
+        images, labels = self._mixed(images, batch.labels)
+        with precision.autocast():
+            logits = model(precision.prepare(images))
+        logits = logits.to(precision.weights)  # the loss of bf16 logits has 3 digits
+        loss = self._settings.loss_fn(logits, labels)
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        if self._max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self._model.parameters(), self._max_grad_norm)
-        self._optimizer.step()
-        sums.add(loss, logits, batch.labels, step)
+        if self._settings.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), self._settings.max_grad_norm)
+        optimizer.step()
+        if self._settings.average is not None:
+            self._settings.average.update()
+        sums.add(loss, logits, labels, step)
+
+    def _mixed(self, images: Images, labels: Labels) -> tuple[Images, Tensor]:
+        """The batch with shares of the classes for labels, where it is mixed."""
+        if self._settings.mix is None:
+            return images, labels
+        images, shares = self._settings.mix(images, labels)
+        if shares.ndim != 2 or not shares.is_floating_point():
+            raise SettingError(
+                f"mix gave labels of shape {tuple(shares.shape)} and {shares.dtype}; it must give the shares of the "
+                "classes, floating, (N, K), as torchvision.transforms.v2.MixUp(num_classes=K) does"
+            )
+        return images, shares.to(self._settings.precision.weights)
 
 
 def _set_learning_rate(group: dict[str, object], value: float) -> None:

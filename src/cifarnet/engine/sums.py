@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cifarnet._types import Labels, Logits
+from cifarnet._types import Logits
 
 __all__ = ["RunningSums", "Totals"]
 
@@ -45,16 +45,17 @@ class RunningSums:
         self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
         self._num_images = 0
 
-    def add(self, loss: Tensor, logits: Logits, labels: Labels, step: int) -> None:
+    def add(self, loss: Tensor, logits: Logits, labels: Tensor, step: int) -> None:
         """Count one batch.
 
         Args:
             loss: Mean over the batch, 0-d.
             logits: Shape ``(N, K)``.
-            labels: Shape ``(N,)``.
+            labels: Shape ``(N,)``; or shares of the classes, ``(N, K)``, of which the largest counts.
             step: Counted from 0 within the epoch.
         """
         num_images = len(labels)
+        labels = labels.argmax(dim=1) if labels.ndim > 1 else labels
         self._loss += loss.detach().to(self._loss.dtype) * num_images
         self._num_correct += (logits.detach().argmax(dim=1) == labels).sum()
         first_bad = ~loss.detach().isfinite() & (self._first_bad_step < 0)

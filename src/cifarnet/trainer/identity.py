@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 from cifarnet.checkpoint import OPTIMIZER_FLAGS
-from cifarnet.engine import Precision
+from cifarnet.engine import Precision, StepSettings
 from cifarnet.errors import CheckpointWarning, ResumeMismatchError
 from cifarnet.models import describe_model
 from cifarnet.optim import Schedule
 from cifarnet.trainer.plan import Plan, describe_data
-from cifarnet.transforms import Transforms
 
 __all__ = ["describe_environment", "describe_run", "optimizer_settings", "refuse_differences", "warn_of_differences"]
 
@@ -24,26 +23,21 @@ __all__ = ["describe_environment", "describe_run", "optimizer_settings", "refuse
 _NOT_SETTINGS = {"params", "lr", *OPTIMIZER_FLAGS}
 
 
-def describe_run(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    transforms: Transforms,
-    loss_fn: object,
-    schedule: Schedule,
-    plan: Plan | None,
-    *,
-    seed: int,
-    max_grad_norm: float | None,
-) -> dict[str, Any]:
+def describe_run(settings: StepSettings, schedule: Schedule, plan: Plan | None) -> dict[str, Any]:
     """What must agree: another value would be another run. What is not known yet is left out."""
     facts: dict[str, Any] = {
-        "seed": seed,
-        "model": describe_model(model),
-        "optimizer": {"name": type(optimizer).__name__, "groups": optimizer_settings(optimizer)},
-        "preprocess": asdict(transforms.preprocess),
-        "augmentation": _describe(transforms.augment),
-        "loss": _describe(loss_fn),
-        "max_grad_norm": max_grad_norm,
+        "seed": settings.seed,
+        "model": describe_model(settings.model),
+        "optimizer": {
+            "name": type(settings.optimizer).__name__,
+            "groups": optimizer_settings(settings.optimizer),
+        },
+        "preprocess": asdict(settings.transforms.preprocess),
+        "augmentation": _describe(settings.transforms.augment),
+        "mix": None if settings.mix is None else _describe(settings.mix),
+        "loss": _describe(settings.loss_fn),
+        "max_grad_norm": settings.max_grad_norm,
+        "ema_decay": None if settings.average is None else settings.average.decay,
         "schedule": _describe(schedule),
     }
     if plan is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from cifarnet.checkpoint import BackgroundWriter, Checkpointer, snapshot, unwrapped_state_dict
+from cifarnet.checkpoint import BackgroundWriter, Checkpointer, snapshot
 from cifarnet.engine import Precision
 from cifarnet.errors import (
     CheckpointCorruptError,
@@ -181,9 +181,7 @@ class RunSaver:
         if self._best_on_disk == chosen or holds_best(self._checkpointer, chosen):
             return
         weights = self._state.selection.weights
-        self._checkpointer.save_best(
-            unwrapped_state_dict(self._state.model) if weights is None else weights, description
-        )
+        self._checkpointer.save_best(self._state.evaluated_weights if weights is None else weights, description)
         self._best_on_disk = chosen
 
 

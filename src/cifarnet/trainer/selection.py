@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from cifarnet.checkpoint import Checkpointer, unwrapped_state_dict
+from cifarnet.checkpoint import Checkpointer
 from cifarnet.errors import CheckpointNotFoundError, SettingError, did_you_mean
 from cifarnet.history import MONITORS, EpochRecord, is_better
 
@@ -39,8 +40,8 @@ class Selection:
         #: A copy of its weights, on their device.
         self.weights: dict[str, Tensor] | None = None
 
-    def update(self, record: EpochRecord, model: nn.Module) -> bool:
-        """Take an epoch into account; whether it is the new best."""
+    def update(self, record: EpochRecord, weights: Mapping[str, Tensor]) -> bool:
+        """Take an epoch and the weights that were evaluated into account; whether it is the new best."""
         value: float | None = getattr(record, self.monitor)
         if value is not None and math.isnan(value):
             warnings.warn(f"{self.monitor} is NaN at epoch {record.epoch}; it cannot become the best", stacklevel=2)
@@ -48,12 +49,12 @@ class Selection:
             self.epochs_since += 1
             return False
         self.epoch, self.value, self.epochs_since = record.epoch, value, 0
-        self.keep(model)
+        self.keep(weights)
         return True
 
-    def keep(self, model: nn.Module) -> None:
-        """Copy the weights of ``model``, which are those of the best epoch."""
-        self.weights = {name: tensor.clone() for name, tensor in unwrapped_state_dict(model).items()}
+    def keep(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy the weights of the best epoch."""
+        self.weights = {name: tensor.clone() for name, tensor in weights.items()}
 
     def read(self, checkpointer: Checkpointer) -> bool:
         """Read the weights of the best epoch from its file; whether it was of this epoch, or of a better later one.

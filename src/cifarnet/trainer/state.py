@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from cifarnet.checkpoint import Checkpointer, check_weights, load_optimizer, loa
 from cifarnet.engine import Precision, RunningSums
 from cifarnet.errors import CheckpointWarning, NonFiniteLossError, ResumeMismatchError
 from cifarnet.history import History
+from cifarnet.optim import ExponentialMovingAverage
 from cifarnet.trainer.plan import Plan
 from cifarnet.trainer.selection import Selection
 
@@ -25,12 +27,20 @@ class RunState:
     Args:
         model: Changed in place by training and loading.
         optimizer: Over its parameters.
-        device: Where both are.
+        average: Of its weights, if there is one: it is evaluated and kept in their place.
+        device: Where all are.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        average: ExponentialMovingAverage | None,
+        device: torch.device,
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
+        self._average = average
         self._device = device
         #: Whole epochs done, steps done of the one begun, steps done in all.
         self.epoch = self.step = self.global_step = 0
@@ -70,7 +80,7 @@ class RunState:
         if own.weights is not None:
             return
         if own.epoch == self.epoch and self.step == 0:
-            own.keep(self.model)  # the weights at hand are the best
+            own.keep(self.evaluated_weights)  # the weights at hand are the best
         elif checkpointer is None or not own.read(checkpointer):
             warnings.warn(
                 f"the weights of epoch {own.epoch}, the best so far, are not at hand; the best will be chosen among "
@@ -80,11 +90,27 @@ class RunState:
             )
             self.selection = selection
 
+    @property
+    def evaluated_weights(self) -> dict[str, Tensor]:
+        """The weights that an epoch is judged by, between its steps: the average where there is one; not copies."""
+        return unwrapped_state_dict(self.model if self._average is None else self._average.weights)
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """Within the block the model holds the weights that are judged."""
+        with nullcontext() if self._average is None or self._last_weights is not None else self._average.applied():
+            yield
+
     def put_best_weights(self) -> None:
         """Load the best weights into the model, and keep the last ones aside."""
-        if self.selection.weights is not None and self.selection.epoch != self.epoch:
+        best = self.selection.weights
+        if best is None or self.selection.epoch == self.epoch:
+            if self._average is None:
+                return  # they are there
+            best = self.evaluated_weights
+        if self._last_weights is None:
             self._last_weights = {name: tensor.clone() for name, tensor in unwrapped_state_dict(self.model).items()}
-            load_weights(self.model, self.selection.weights, source="the best epoch")
+        load_weights(self.model, best, source="the best epoch")
 
     def put_last_weights(self) -> None:
         """Load the weights that training had reached: it goes on from them, not from the best."""
@@ -94,6 +120,8 @@ class RunState:
 
     def state_dict(self) -> dict[str, Any]:
         """Nested dicts of tensors and plain values; the tensors are not copies."""
+        average = self._average
+        kept = None if average is None else (average.num_updates, unwrapped_state_dict(average.weights))
         return {
             "model": unwrapped_state_dict(self.model) if self._last_weights is None else self._last_weights,
             "optimizer": self.optimizer.state_dict(),
@@ -106,6 +134,7 @@ class RunState:
             "sums": self.sums.state_dict(),
             "history": self.history.to_list(),
             "selection": self.selection.state_dict(),
+            **({} if kept is None else {"average": {"num_updates": kept[0], "weights": kept[1]}}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -114,9 +143,15 @@ class RunState:
         Raises:
             CheckpointMismatchError: If they do not fit.
         """
-        check_weights(self.model, state["model"], source="the checkpoint")  # before either of the two is changed
+        check_weights(self.model, state["model"], source="the checkpoint")  # before any of them is changed
+        if self._average is not None:
+            check_weights(self.model, state["average"]["weights"], source="the checkpoint's average")
         load_optimizer(self.optimizer, state["optimizer"])
         load_weights(self.model, state["model"], source="the checkpoint")
+        if self._average is not None:
+            with self._average.applied():  # what is loaded into the model there is the average afterwards
+                load_weights(self.model, state["average"]["weights"], source="the checkpoint's average")
+            self._average.num_updates = state["average"]["num_updates"]
         position = state["position"]
         self.epoch, self.step = position["epoch"], position["step"]
         self.global_step, self.train_s = position["global_step"], position["train_s"]

@@ -14,11 +14,20 @@ from cifarnet import randomness
 from cifarnet._checks import check_count
 from cifarnet.checkpoint import Checkpointer, follow_weights, load_weights
 from cifarnet.datasets import ImageDataset
-from cifarnet.engine import EagerBackend, OrderedBatches, check_fit, evaluate, resolve_device, resolve_precision
+from cifarnet.engine import (
+    EagerBackend,
+    Mix,
+    OrderedBatches,
+    StepSettings,
+    check_fit,
+    evaluate,
+    resolve_device,
+    resolve_precision,
+)
 from cifarnet.errors import CheckpointMismatchError, SettingError
 from cifarnet.history import EpochRecord, History
 from cifarnet.metrics import Evaluation
-from cifarnet.optim import Schedule, constant
+from cifarnet.optim import ExponentialMovingAverage, Schedule, constant
 from cifarnet.trainer import identity
 from cifarnet.trainer.memory import explained_memory_errors
 from cifarnet.trainer.plan import Data, Plan, check_optimizer, open_for_evaluation
@@ -44,9 +53,14 @@ class Trainer:
             ``schedule`` multiplies at each step.
         transforms: For uint8 images; ``None`` takes the defaults of `build_transforms`. Floating batches of a
             foreign iterable are taken as they are.
+        mix: Mixes images of a batch after the transforms, such as ``v2.MixUp(num_classes=10)`` or ``v2.CutMix`` of
+            `torchvision.transforms`: ``(images, labels) -> (images, shares of the classes)``. The training accuracy
+            then counts the class with the largest share.
         loss_fn: ``(logits, labels) -> mean loss``; give ``nn.CrossEntropyLoss(label_smoothing=0.1)`` to smooth.
         schedule: Multiplier of the base learning rates at each step; see `cifarnet.optim`.
         max_grad_norm: Longer gradients are shortened to this 2-norm; ``None`` leaves them as they are.
+        ema_decay: Average the weights along the way, see `cifarnet.optim.ExponentialMovingAverage`; the average is
+            what is evaluated, selected and left in the model by `fit`. ``None`` averages nothing.
         device: ``"auto"`` (CUDA where there is one, else the CPU) or what `torch.device` takes.
         precision: ``"auto"`` (bf16 autocast on CUDA and on CPUs where it is faster, else float32), ``"bf16"``,
             ``"float32"`` or ``"float64"``.
@@ -72,9 +86,11 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         *,
         transforms: Transforms | None = None,
+        mix: Mix | None = None,
         loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
         schedule: Schedule | None = None,
         max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
         device: str | torch.device = "auto",
         precision: str = "auto",
         deterministic: bool = False,
@@ -93,20 +109,21 @@ class Trainer:
             group["initial_lr"] = float(group["lr"])
         self.transforms = build_transforms() if transforms is None else transforms
         self.seed = seed
-        self._loss_fn = nn.CrossEntropyLoss() if loss_fn is None else loss_fn
         self._schedule = constant() if schedule is None else schedule
         self._deterministic = deterministic
-        self._max_grad_norm = max_grad_norm
-        self._backend = EagerBackend(
+        self._settings = StepSettings(
             model,
             optimizer,
-            self._loss_fn,
+            nn.CrossEntropyLoss() if loss_fn is None else loss_fn,
             self.transforms,
-            precision=self.precision,
+            self.precision,
+            seed,
+            mix=mix,
             max_grad_norm=max_grad_norm,
-            seed=seed,
+            average=None if ema_decay is None else ExponentialMovingAverage(model, ema_decay),
         )
-        self._state = RunState(model, optimizer, self.device)
+        self._backend = EagerBackend(self._settings)
+        self._state = RunState(model, optimizer, self._settings.average, self.device)
         self._facts: dict[str, Any] | None = None  # of the run that was begun or loaded: what it is, where it runs
 
     @property
@@ -123,6 +140,11 @@ class Trainer:
     def global_step(self) -> int:
         """How many optimizer steps were done."""
         return self._state.global_step
+
+    @property
+    def average(self) -> ExponentialMovingAverage | None:
+        """Of the weights; ``None`` without ``ema_decay``."""
+        return self._settings.average
 
     def fit(
         self,
@@ -195,7 +217,7 @@ class Trainer:
                             saver.after_step()
                         else:
                             bar.show_epoch(event)
-                            improved = val is not None and state.selection.update(event, self.model)
+                            improved = val is not None and state.selection.update(event, state.evaluated_weights)
                             saver.after_epoch(improved=improved)
                         signals.check()
                 except StopRequestedError as request:
@@ -271,9 +293,9 @@ class Trainer:
 
     def _finish_epoch(self, plan: Plan, check: Callable[[], None]) -> EpochRecord:
         clock = time.perf_counter()
+        state = self._state
         val = None if plan.val is None else self._evaluate(WatchedBatches(plan.val, check))
         test = None if plan.test is None else self._evaluate(WatchedBatches(plan.test, check))
-        state = self._state
         totals = state.sums.read()
         record = EpochRecord(
             epoch=state.epoch + 1,
@@ -294,7 +316,7 @@ class Trainer:
         return record
 
     def evaluate(self, data: Data) -> Evaluation:
-        """Score the model as it is now, in evaluation mode.
+        """Score the model as it is now, in evaluation mode; in the course of a run with ``ema_decay`` the average.
 
         Args:
             data: An `ImageDataset`, or an iterable of ``(images, labels)`` batches.
@@ -328,11 +350,12 @@ class Trainer:
             ResumeMismatchError: If the run has another seed, model, optimizer or preprocessing.
         """
         own = self.state_dict()
+        if "run" in state:
+            for part in ("seed", "model", "optimizer", "preprocess", "ema_decay"):
+                identity.refuse_differences({part: state["run"].get(part)}, {part: own["run"][part]})
         if set(state) != set(own):
             parts = sorted(set(state) ^ set(own))
             raise CheckpointMismatchError(f"this is not the state of a Trainer: {parts} are missing or unknown")
-        for part in ("seed", "model", "optimizer", "preprocess"):
-            identity.refuse_differences({part: state["run"][part]}, {part: own["run"][part]})
         self._state.load_state_dict(state)
         self._facts = {"run": dict(state["run"]), "environment": dict(state["environment"])}
 
@@ -359,16 +382,7 @@ class Trainer:
         self._facts = facts
 
     def _describe(self, plan: Plan | None) -> dict[str, Any]:
-        run = identity.describe_run(
-            self.model,
-            self.optimizer,
-            self.transforms,
-            self._loss_fn,
-            self._schedule,
-            plan,
-            seed=self.seed,
-            max_grad_norm=self._max_grad_norm,
-        )
+        run = identity.describe_run(self._settings, self._schedule, plan)
         environment = identity.describe_environment(
             self.optimizer, self.precision, plan, backend=self._backend.name, deterministic=self._deterministic
         )
@@ -396,10 +410,11 @@ class Trainer:
             self.load_state_dict(state)
 
     def _evaluate(self, batches: OrderedBatches) -> Evaluation:
-        return evaluate(
-            self.model,
-            batches,
-            preprocess=self.transforms.preprocess,
-            loss_fn=self._loss_fn,
-            precision=self.precision,
-        )
+        with self._state.evaluated():
+            return evaluate(
+                self.model,
+                batches,
+                preprocess=self.transforms.preprocess,
+                loss_fn=self._settings.loss_fn,
+                precision=self.precision,
+            )

@@ -1,0 +1,97 @@
+"""An average of the weights along the way of the training, which is often better than where it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from cifarnet.errors import SettingError
+
+__all__ = ["ExponentialMovingAverage"]
+
+
+class ExponentialMovingAverage:
+    """A copy of a network's weights that follows them slowly (Polyak and Juditsky, 1992).
+
+    After each step ``average = decay * average + (1 - decay) * weights``, running statistics of batch norm
+    included; counters are copied. In the beginning the decay is smaller, ``n / (n + 9)`` after ``n`` updates, so
+    that the initial weights are soon forgotten (the warm-up of TensorFlow's ``ExponentialMovingAverage``).
+
+    Args:
+        model: On its device, in its dtype; the average has its memory format. Parameters and persistent buffers are
+            averaged, tied ones once.
+        decay: In ``(0, 1)``; 0.999 averages over about 1,000 steps.
+
+    Attributes:
+        decay: As given.
+        num_updates: How often `update` was called.
+
+    Raises:
+        SettingError: If ``decay`` is outside its range.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> average = ExponentialMovingAverage(model, decay=0.5)
+        >>> for weight in (1.0, 2.0):
+        ...     _ = nn.init.constant_(model.weight, weight)
+        ...     average.update()
+        >>> round(average.weights["weight"].item(), 3)  # a decay of 0, then of 0.1
+        1.9
+        >>> with average.applied():
+        ...     round(model.weight.item(), 3)
+        1.9
+        >>> model.weight.item()
+        2.0
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0 < decay < 1:
+            raise SettingError(f"the decay of an average must be in (0, 1), got {decay}; 0.999 is usual")
+        self.decay = decay
+        self.num_updates = 0
+        self._model = model
+        copies: dict[tuple[object, ...], Tensor] = {}
+        #: By the names of the model's ``state_dict``; tied weights share a tensor.
+        self.weights: dict[str, Tensor] = {}
+        for name, tensor in model.state_dict().items():
+            place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            self.weights[name] = copies.setdefault(place, tensor.clone())
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take a step of the model into account."""
+        floating, counters = self._pairs()
+        if floating:
+            decay = min(self.decay, self.num_updates / (self.num_updates + 9))
+            averages, weights = zip(*floating, strict=True)
+            get_ema_multi_avg_fn(decay)(averages, weights, self.num_updates)  # type: ignore[no-untyped-call]
+        for average, counter in counters:
+            average.copy_(counter)
+        self.num_updates += 1
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within the block the model holds the average, and `weights` what the model had."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        floating, counters = self._pairs()
+        for average, tensor in floating + counters:
+            aside = tensor.clone()
+            tensor.copy_(average)
+            average.copy_(aside)
+
+    def _pairs(self) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
+        """Each average beside its tensor of the model, once: those that can be averaged, and counters."""
+        pairs = {id(self.weights[name]): (self.weights[name], x) for name, x in self._model.state_dict().items()}
+        floating = [pair for pair in pairs.values() if pair[0].is_floating_point()]
+        return floating, [pair for pair in pairs.values() if not pair[0].is_floating_point()]
