@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,14 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy
-import safetensors
 import torch
-import torchvision
 
 from cifarnet._files import write_atomic
 from cifarnet.datasets import ImageDataset
-from cifarnet.engine import describe_device
+from cifarnet.engine import describe_machine
 from cifarnet.errors import InputError
 from cifarnet.history import finite_json
 from cifarnet.metrics import Evaluation
@@ -56,6 +52,7 @@ def build_report(
     """
     records = list(trainer.history)
     selected = trainer.selection.describe(last_epoch=len(records))
+    machine = describe_machine(trainer.precision)
     report = {
         "format": 1,
         "recipe": asdict(recipe),
@@ -86,18 +83,8 @@ def build_report(
             "eval_s": sum(record.eval_s for record in records),
         },
         "peak_memory_mb": _peak_memory_mb(trainer.device),
-        "hardware": describe_device(trainer.device),
-        "device": trainer.device.type,
-        "precision": trainer.precision.name,
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "cifarnet": version,
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "torchvision": torchvision.__version__,
-            "numpy": numpy.__version__,
-            "safetensors": safetensors.__version__,
-        },
+        **machine,
+        "versions": {"cifarnet": version, **machine["versions"]},
         "history": trainer.history.to_list(),
     }
     return dict(finite_json(report))

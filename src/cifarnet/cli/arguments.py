@@ -9,6 +9,7 @@ from typing import Any
 
 import cifarnet
 from cifarnet.cli import commands
+from cifarnet.cli.bench import BENCHMARKS, run_bench
 from cifarnet.cli.demo import run_demo
 from cifarnet.recipes import RECIPES
 
@@ -53,6 +54,14 @@ examples:
   cifarnet predict runs/reference cat.jpg --json    every probability with all its digits
 """
 
+_BENCH_EXAMPLES = """\
+examples:
+  cifarnet bench saving                             what it costs to save a run while it trains, and to read it
+  cifarnet bench saving --data DIR --json
+
+Give it the machine alone: whatever else runs is measured too.
+"""
+
 _INFO_EXAMPLES = """\
 examples:
   cifarnet info                                     is there a GPU, and where is CIFAR-10?
@@ -74,6 +83,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     _add_train(subparsers)
     _add_evaluate(subparsers)
     _add_predict(subparsers)
+    _add_bench(subparsers)
     _add_command(
         subparsers, "info", "tell versions, hardware, and where CIFAR-10 is", _INFO_EXAMPLES, commands.show_info
     )
@@ -91,15 +101,13 @@ def _add_demo(subparsers: Any) -> None:
 def _add_train(subparsers: Any) -> None:
     train = _add_command(subparsers, "train", "train a recipe and report on it", _TRAIN_EXAMPLES, commands.train)
     train.set_defaults(interrupted="; a run that was begun goes on with --resume")
-    train.add_argument("--recipe", default="reference", metavar="NAME", help=f"one of: {', '.join(RECIPES)}")
+    _add_recipe(train)
     _add_data(train)
     train.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
     train.add_argument("--batch-size", type=int, metavar="N", help="instead of the recipe's")
     train.add_argument("--val-fraction", type=float, metavar="F", help="share of the training images to select by")
     _add_device(train)
-    train.add_argument(
-        "--precision", default="auto", metavar="P", help="auto, bf16, float32 or float64 (default: auto)"
-    )
+    _add_precision(train)
     train.add_argument("--deterministic", action="store_true", help="on CUDA: equal bits on every run, and slower")
     train.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     _add_out(train, "runs/RECIPE")
@@ -123,6 +131,17 @@ def _add_predict(subparsers: Any) -> None:
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="a picture: PNG, JPEG, WebP, ...")
     predict.add_argument("--top", type=int, metavar="K", help="name at most K classes (default: 5; all with --json)")
     _add_device(predict)
+
+
+def _add_bench(subparsers: Any) -> None:
+    bench = _add_command(subparsers, "bench", "measure this machine", _BENCH_EXAMPLES, run_bench)
+    bench.add_argument("what", choices=BENCHMARKS, metavar="WHAT", help=f"one of: {', '.join(BENCHMARKS)}")
+    _add_recipe(bench)
+    _add_data(bench)
+    bench.add_argument("--steps", type=int, default=100, metavar="N", help="training steps a part (default: 100)")
+    bench.add_argument("--rounds", type=int, default=10, metavar="N", help="parts of each kind (default: 10)")
+    _add_device(bench)
+    _add_precision(bench)
 
 
 def _add_command(subparsers: Any, name: str, summary: str, examples: str, function: Any) -> argparse.ArgumentParser:
@@ -153,6 +172,16 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", default="reference", metavar="NAME", help=f"one of: {', '.join(RECIPES)}")
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision", default="auto", metavar="P", help="auto, bf16, float32 or float64 (default: auto)"
+    )
 
 
 def _add_out(parser: argparse.ArgumentParser, default: str) -> None:

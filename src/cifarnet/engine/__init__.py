@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cifarnet.engine.batches import EVAL_BATCH_SIZE, Batch, Batches, BatchSource, ForeignBatches, OrderedBatches
-from cifarnet.engine.device import Precision, describe_device, resolve_device, resolve_precision
+from cifarnet.engine.device import Precision, describe_device, describe_machine, resolve_device, resolve_precision
 from cifarnet.engine.eager import EagerBackend
 from cifarnet.engine.evaluate import check_fit, evaluate, predict_logits
 from cifarnet.engine.settings import Mix, StepSettings
@@ -23,6 +23,7 @@ __all__ = [
     "StepSettings",
     "check_fit",
     "describe_device",
+    "describe_machine",
     "evaluate",
     "predict_logits",
     "resolve_device",

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
+import safetensors
 import torch
+import torchvision
 from torch import Tensor
 
 from cifarnet._types import Images
 from cifarnet.errors import SettingError, did_you_mean
 
-__all__ = ["Precision", "describe_device", "resolve_device", "resolve_precision"]
+__all__ = ["Precision", "describe_device", "describe_machine", "resolve_device", "resolve_precision"]
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,27 @@ def describe_device(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{_cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def describe_machine(precision: Precision) -> dict[str, Any]:
+    """What a measurement was made with, as plain values: hardware, number format, threads, versions.
+
+    Args:
+        precision: And, with it, the device.
+    """
+    return {
+        "hardware": describe_device(precision.device),
+        "device": precision.device.type,
+        "precision": precision.name,
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "torchvision": torchvision.__version__,
+            "numpy": numpy.__version__,
+            "safetensors": safetensors.__version__,
+        },
+    }
 
 
 def _is_bf16_faster(device: torch.device) -> bool:
