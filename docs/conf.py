@@ -26,5 +26,5 @@ nitpick_ignore_regex = [
     ("any", r"(torch|torchvision|dataclasses|matplotlib)\..*"),
     ("py:.*", r"(torch|torchvision|numpy|npt|matplotlib|PIL|v2|nn|collections|pathlib|dataclasses)(\..*)?"),
     ("py:.*", r"(Path|Tensor|Any|Axes|Figure|Literal|Self|optional)"),
-    ("py:.*", r"(Images|Labels|Logits|Json|ImageLike|ImageSource|Family|Schedule|Data|Stateful)"),
+    ("py:.*", r"(Images|Labels|Logits|Json|Mix|ImageLike|ImageSource|Family|Schedule|Data|Stateful)"),
 ]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -20,7 +21,9 @@ from cifarnet.errors import (
     CheckpointWarning,
     CifarnetError,
     ResumeMismatchError,
+    SettingError,
 )
+from cifarnet.history import EpochRecord, History
 from cifarnet.optim import one_cycle
 
 MakeTrainer = Callable[..., Trainer]
@@ -40,6 +43,12 @@ def assert_equal_bytes(one: Path, other: Path) -> None:
     for name in a:
         assert a[name].dtype == b[name].dtype
         assert torch.equal(a[name], b[name]), name
+
+
+def state_in(directory: Path) -> dict[str, Any]:
+    state = Checkpointer(directory).read_last()
+    assert state is not None
+    return state
 
 
 def without_times(trainer: Trainer) -> list[tuple[Any, ...]]:
@@ -84,7 +93,10 @@ def test_a_run_resumed_after_any_epoch_equals_an_unbroken_one(
     with pytest.raises(StoppedError):  # between `last` and `best`: the worst moment
         fit("resumed", stop=stop_after)
     torch.rand(100)
+    saved = state_in(tmp_path / "resumed")
     resumed = fit("resumed", resume=True)
+    assert [record.epoch for record in History.from_list(saved["history"])] == list(range(1, stop_after + 1))
+    assert list(resumed.history[:stop_after]) == list(History.from_list(saved["history"])), "times too: not done again"
     assert_equal_bytes(tmp_path / "unbroken", tmp_path / "resumed")
     assert without_times(resumed) == without_times(unbroken)
     other_seed = fit("other-seed", seed=1)
@@ -130,8 +142,11 @@ def test_a_fresh_process_resumes_to_the_same_bytes(tmp_path: Path) -> None:
         "trainer.fit(data.train, data.test, max_epochs=int(sys.argv[2]), resume=True, progress=False,\n"
         "            checkpointer=Checkpointer(sys.argv[1]))\n"
     )
+    histories = []
     for directory, epochs in (("a", 2), ("b", 1), ("b", 2)):
         subprocess.run([sys.executable, script, tmp_path / directory, str(epochs)], check=True)
+        histories.append(state_in(tmp_path / directory)["history"])
+    assert histories[2][0] == histories[1][0], "with the same times: not done again"
     assert_equal_bytes(tmp_path / "a", tmp_path / "b")
 
 
@@ -141,15 +156,17 @@ def test_a_dataloader_resumes_at_the_end_of_an_epoch(
     loader = DataLoader(synthetic.train, batch_size=64, shuffle=True)
     unbroken = make_trainer()
     unbroken.fit(loader, max_epochs=3, progress=False)
-    make_trainer().fit(loader, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
+    first = make_trainer().fit(loader, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
     resumed = make_trainer()
     resumed.fit(loader, max_epochs=3, checkpointer=Checkpointer(tmp_path), resume=True, progress=False)
+    assert resumed.history[0] == first[0]
     assert without_times(resumed) == without_times(unbroken)
 
 
 def test_early_stopping_goes_on_counting(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
     train, val = synthetic.train.split(0.2, seed=0)
     unbroken = make_trainer(lr=0.05).fit(train, val, max_epochs=40, patience=2, progress=False)
+    before: list[EpochRecord] = []
     for max_epochs in (*range(1, len(unbroken)), 40, 40):
         resumed = make_trainer(lr=0.05).fit(
             train,
@@ -160,6 +177,8 @@ def test_early_stopping_goes_on_counting(make_trainer: MakeTrainer, synthetic: D
             resume=True,
             progress=False,
         )
+        assert list(resumed[: len(before)]) == before
+        before = list(resumed)
     assert len(resumed) == len(unbroken)
 
 
@@ -456,6 +475,7 @@ def test_parameter_groups_and_rates_that_are_tensors_resume_too(
         Checkpointer(tmp_path).save(stopped)
         break
     fit(resumed, checkpointer=Checkpointer(tmp_path), resume=True)
+    assert resumed.history[0] == stopped.history[0]
     for one, other in zip(unbroken.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other)
     assert [float(g["lr"]) for g in unbroken.optimizer.param_groups] == [
@@ -472,11 +492,12 @@ def test_a_compiled_networks_run_goes_on_uncompiled(
         wrapped = torch.compile(model, backend="eager")
         return Trainer(wrapped, optimizer, transforms=make_trainer().transforms, device="cpu")  # type: ignore[arg-type]
 
-    compiled().fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
+    first = compiled().fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
     assert "conv1.weight" in Checkpointer(tmp_path).read_best()[0]
     plain = make_trainer()
     plain.fit(synthetic.train, max_epochs=2, checkpointer=Checkpointer(tmp_path), resume=True, progress=False)
     assert len(plain.history) == 2
+    assert plain.history[0] == first[0]
 
 
 def test_a_best_that_a_kill_kept_from_the_disk_is_written_before_training_goes_on(
@@ -526,3 +547,146 @@ def test_a_damaged_last_goes_on_from_the_one_before_with_the_better_best(
         resumed = fit(4)
     assert [record.epoch for record in resumed.history] == [1, 2, 3, 4]
     assert resumed.selection.epoch == 4
+
+
+def test_another_best_of_the_same_epoch_is_not_taken_for_this_runs(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    """Without validation two runs of one length say the same of their best: the weights tell them apart."""
+    settings: dict[str, Any] = {"max_epochs": 2, "checkpointer": Checkpointer(tmp_path), "progress": False}
+    make_trainer().fit(synthetic.train, **settings)
+    second = make_trainer(lr=0.01)
+    second.fit(synthetic.train, resume="weights", **settings)
+    best, description = Checkpointer(tmp_path).read_best()
+    assert description["selected_by"] == {"monitor": "final", "epoch": 2, "value": None}
+    assert all(torch.equal(best[name], tensor) for name, tensor in second.model.state_dict().items())
+
+
+def test_weights_alone_are_for_a_trainer_that_is_new(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    trainer = make_trainer()
+    trainer.fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
+    with pytest.raises(SettingError, match="this trainer has trained already; build a new Trainer"):
+        trainer.fit(
+            synthetic.train, max_epochs=2, checkpointer=Checkpointer(tmp_path), resume="weights", progress=False
+        )
+
+
+@pytest.mark.parametrize("resume", [True, "weights"])
+def test_what_somebody_else_saved_is_no_run(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, resume: Any
+) -> None:
+    Checkpointer(tmp_path).save(nn.Linear(2, 2))
+    before = (tmp_path / "last.safetensors").read_bytes()
+    with pytest.raises(CheckpointMismatchError, match=r"not the state of a Trainer|not saved by a Trainer"):
+        make_trainer().fit(
+            synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), resume=resume, progress=False
+        )
+    assert (tmp_path / "last.safetensors").read_bytes() == before
+
+
+def test_a_fall_back_into_an_epoch_goes_on_with_early_stopping_to_the_same_bytes(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    """The file before the damaged one is from the middle of an epoch, and the best on the disk from later."""
+    train, val = synthetic.train.split(0.2, seed=0)
+
+    def fit(directory: str, **settings: Any) -> Trainer:
+        trainer = make_trainer(lr=0.05)
+        trainer.fit(
+            train,
+            val,
+            max_epochs=40,
+            patience=3,
+            checkpointer=Checkpointer(tmp_path / directory, every_s=settings.pop("every_s", 1e9)),
+            progress=False,
+            **settings,
+        )
+        return trainer
+
+    unbroken = fit("unbroken")
+    for stop in range(2, unbroken.global_step, 3):
+        directory = tmp_path / str(stop)
+        trainer = make_trainer(lr=0.05)
+        plan = trainer._make_plan(train, val, None, max_epochs=40, batch_size=64)
+        for event in trainer._run(plan):
+            if isinstance(event, int) and trainer.global_step == stop:
+                Checkpointer(directory).save(trainer)
+                break
+            if not isinstance(event, int):
+                trainer.selection.update(event, trainer._state.evaluated_weights)
+        best, description = Checkpointer(tmp_path / "unbroken").read_best()
+        checkpointer = Checkpointer(directory)
+        checkpointer.save_best(best, description)
+        checkpointer.save(unbroken)
+        checkpointer.last_path.write_bytes(checkpointer.last_path.read_bytes()[:-1])
+        with pytest.warns(
+            CheckpointWarning, match=rf"resuming from last\.previous\.safetensors \(epoch {(stop - 1) // 4}\)"
+        ):
+            resumed = fit(str(stop), resume=True)
+        assert without_times(resumed) == without_times(unbroken)
+        assert_equal_bytes(tmp_path / "unbroken", directory)
+
+
+def test_what_was_changed_on_resuming_is_kept(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    def fit(max_epochs: int) -> Trainer:
+        trainer = make_trainer(schedule=one_cycle())
+        settings: dict[str, Any] = {"checkpointer": Checkpointer(tmp_path), "resume": True, "progress": False}
+        trainer.fit(synthetic.train, max_epochs=max_epochs, **settings)
+        return trainer
+
+    assert fit(1).changes == []
+    first = "schedule 'over 1 epochs' in the run, 'over 2 epochs' now, from step 5 on"
+    with pytest.warns(CheckpointWarning, match="over 1 epochs"):
+        assert fit(2).changes == [first]
+    assert fit(2).changes == [first], "told again, though nothing is new"
+    with pytest.warns(CheckpointWarning, match="over 2 epochs"):
+        assert fit(3).changes == [first, "schedule 'over 2 epochs' in the run, 'over 3 epochs' now, from step 10 on"]
+
+
+def test_a_directory_that_was_emptied_between_two_fits_gets_both_files(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    trainer, checkpointer = make_trainer(), Checkpointer(tmp_path / "run")
+    trainer.fit(synthetic.train, max_epochs=1, checkpointer=checkpointer, progress=False)
+    shutil.rmtree(tmp_path / "run")
+    trainer.fit(synthetic.train, max_epochs=1, checkpointer=checkpointer, progress=False)
+    assert state_in(tmp_path / "run")["position"]["epoch"] == 1
+    assert checkpointer.read_best()[1]["selected_by"]["epoch"] == 1
+
+
+def test_a_damaged_best_beside_a_sound_last_is_chosen_anew(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    def fit(max_epochs: int) -> Trainer:
+        trainer = make_trainer(lr=0.05)
+        settings: dict[str, Any] = {"checkpointer": Checkpointer(tmp_path), "resume": True, "progress": False}
+        trainer.fit(synthetic.train, synthetic.test, max_epochs=max_epochs, **settings)
+        return trainer
+
+    assert fit(6).selection.epoch < 6
+    (tmp_path / "best.safetensors").write_bytes(b"x" * 100)
+    with pytest.warns(CheckpointWarning, match="the best so far, are not at hand"):
+        assert fit(7).selection.epoch == 7
+    assert Checkpointer(tmp_path).read_best()[1]["selected_by"]["epoch"] == 7
+
+
+def test_an_early_stop_that_is_reached_says_so(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        capsys.readouterr()
+        trainer = make_trainer(lr=0.05)
+        trainer.fit(
+            synthetic.train,
+            synthetic.test,
+            max_epochs=40,
+            patience=2,
+            checkpointer=Checkpointer(tmp_path),
+            resume=True,
+        )
+    epochs = len(trainer.history)
+    assert capsys.readouterr().err == (f"Run already finished: the best val_accuracy was 2 epochs ago ({epochs}/40)\n")

@@ -63,6 +63,12 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+def read_last(directory: Path) -> dict[str, Any]:
+    state = Checkpointer(directory).read_last()
+    assert state is not None
+    return state
+
+
 # 300 images in batches of 64 are 5 steps an epoch, each with a call of the loss; then 100 test images are one more.
 @pytest.mark.parametrize("at", [1, 3, 5, 6, 9, 12])
 @pytest.mark.parametrize(("signum", "outcome"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
@@ -106,7 +112,10 @@ def test_a_signal_at_any_step_saves_and_the_run_goes_on_to_the_same_bytes(
         assert (int(told[1]), int(told[2])) == (epoch + 1, step)
         assert len(stopped.history) == epoch
     assert Path(told[3]) == tmp_path / "stopped/last.safetensors"
+    saved = read_last(tmp_path / "stopped")
+    assert saved["position"]["global_step"] == at - (at - 1) // 6 - (at % 6 == 0)  # what of the calls were steps
     resumed = fit("stopped", send(), resume=True)
+    assert list(resumed.history[: len(stopped.history)]) == list(stopped.history), "times too: not done again"
     assert_same_run(tmp_path / "unbroken", tmp_path / "stopped")
     assert [r.train_loss for r in resumed.history] == [r.train_loss for r in unbroken.history]
     assert [r.val_loss for r in resumed.history] == [r.val_loss for r in unbroken.history]
@@ -213,23 +222,28 @@ def test_without_a_checkpointer_what_was_done_is_kept_in_memory(
     assert [r.train_loss for r in trainer.history] == [r.train_loss for r in unbroken.history]
 
 
+@pytest.mark.parametrize("every_s", [0, 1e9])
 def test_an_iterable_goes_on_from_the_end_of_an_epoch(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_trainer: MakeTrainer,
+    synthetic: DatasetSplits,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    every_s: float,
 ) -> None:
     def fit(directory: str, at: int, *, resume: bool = False) -> Trainer:
         trainer = make_trainer(loss_fn=Tripwire(at, send(signal.SIGINT)))
         loader = DataLoader(synthetic.train, batch_size=100, shuffle=True)
-        checkpointer = Checkpointer(tmp_path / directory, every_s=0)
+        checkpointer = Checkpointer(tmp_path / directory, every_s=every_s)
         trainer.fit(loader, max_epochs=3, checkpointer=checkpointer, resume=resume)
         return trainer
 
     unbroken = fit("unbroken", 0)
     with pytest.raises(KeyboardInterrupt):
         fit("stopped", 5)
-    assert "Stopped at epoch 2 step 2; it will go on from the end of an epoch" in capsys.readouterr().err
-    state = Checkpointer(tmp_path / "stopped").read_last()
-    assert state is not None
-    assert state["position"]["step"] == 0
+    message = "Stopped at epoch 2 step 2; it will go on from the end of epoch 1, as an iterable only can"
+    assert message in capsys.readouterr().err
+    position = read_last(tmp_path / "stopped")["position"]
+    assert (position["epoch"], position["step"]) == (1, 0)
     resumed = fit("stopped", 0, resume=True)
     assert [r.train_loss for r in resumed.history] == [r.train_loss for r in unbroken.history]
     assert_same_run(tmp_path / "unbroken", tmp_path / "stopped")
@@ -331,7 +345,7 @@ class TestMemory:
 
 
 CHILD = """
-import os, signal, sys, threading
+import os, signal, sys, threading, time
 from cifarnet import Checkpointer, cli, make_synthetic
 cli.data.make_synthetic = lambda: make_synthetic(num_train=200, num_test=60, seed=0)
 where, signum, times = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -345,6 +359,24 @@ if where == "training":
         if number == 2: strike()
         step(self, batch, number, sums)
     EagerBackend._step = struck
+elif where == "evaluating":
+    from cifarnet.engine import Batches
+    in_order = Batches.in_order
+    def struck(self):
+        strike()
+        return in_order(self)
+    Batches.in_order = struck
+elif where == "saving twice":
+    save = Checkpointer.save_state
+    saves = []
+    def struck(self, state):
+        saves.append(state)
+        if len(saves) == 2:
+            for _ in range(2):
+                os.kill(os.getpid(), signum)
+                time.sleep(0.5)
+        return save(self, state)
+    Checkpointer.save_state = struck
 elif where == "saving":
     save = Checkpointer.save_state
     struck_before = []
@@ -365,6 +397,10 @@ sys.exit(cli.main(["train", "--data", "synthetic", "--epochs", "2", "--out", sys
         ("training", signal.SIGTERM, 1, 143),
         ("training", signal.SIGTERM, 2, -signal.SIGTERM),
         ("training", signal.SIGINT, 1, 130),
+        ("evaluating", signal.SIGTERM, 1, 143),
+        ("evaluating", signal.SIGINT, 1, 130),
+        ("saving twice", signal.SIGTERM, 2, -signal.SIGTERM),
+        ("saving twice", signal.SIGINT, 2, 130),
         ("saving", signal.SIGTERM, 1, 143),  # twice in one moment is once, from another thread
         ("saving", signal.SIGINT, 1, 130),
     ],
@@ -377,5 +413,6 @@ def test_the_command_line_stops_with_the_shells_code(
     assert done.returncode == code, done.stderr
     if times == 1:
         assert re.search(r"Stopped at epoch 1 step \d; saved run/last.safetensors", done.stderr)
+    if times == 1 or where == "saving twice":
         assert Checkpointer(tmp_path / "run").read_last() is not None
     assert "Traceback" not in done.stderr

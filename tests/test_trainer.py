@@ -240,7 +240,7 @@ def test_a_validation_that_is_nan_never_becomes_the_best(make_trainer: MakeTrain
         return loss if logits.requires_grad else loss * math.nan
 
     trainer = make_trainer(loss_fn=loss_fn)
-    with pytest.warns(UserWarning, match="val_loss is NaN at epoch 1; it cannot become the best"):
+    with pytest.warns(UserWarning, match="val_loss is nan at epoch 1, which cannot become the best"):
         trainer.fit(synthetic.train, synthetic.test, max_epochs=1, monitor="val_loss", progress=False)
     assert trainer.selection.epoch == 0
 

@@ -66,6 +66,7 @@ def build_report(
         },
         "num_parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "selected_by": selected,
+        "changed_on_resume": trainer.changes,
         "test_watched": (
             "each epoch, as the published curve did; nothing was selected by it" if recipe.watch_test else "at the end"
         ),

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from cifarnet import Checkpointer, CifarCNN, DatasetSplits, Trainer, build_transforms
@@ -141,14 +142,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def make(settings: dict[str, Any], seed: int = 0) -> Trainer:
+def make(settings: dict[str, Any], seed: int = 0, loss: nn.Module | None = None) -> Trainer:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = CifarCNN(image_size=SIZE, widths=(4, 8), hidden=16, dropout=settings["dropout"])
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
     transforms = build_transforms(crop_padding=2, cutout=4, brightness=0.1, contrast=0.1, size=SIZE)
     extra = {"precision": "float32", **settings.get("trainer", {})}
-    return Trainer(model, optimizer, transforms=transforms, seed=seed, device="cpu", **extra)
+    return Trainer(model, optimizer, transforms=transforms, loss_fn=loss, seed=seed, device="cpu", **extra)
 
 
 def tensors_of(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -162,8 +163,18 @@ def are_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-class Halted(Exception):  # noqa: N818
-    """In the place of a kill."""
+class Interrupted(nn.CrossEntropyLoss):
+    """Ctrl-C in the k-th step."""
+
+    def __init__(self, at: int | None) -> None:
+        super().__init__()
+        self.steps, self.at = [0], [at]  # in lists: they are no settings of the run
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        self.steps[0] += torch.is_grad_enabled()
+        if torch.is_grad_enabled() and self.steps == self.at:
+            signal.raise_signal(signal.SIGINT)
+        return super().forward(logits, labels)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -173,40 +184,37 @@ def test_a_run_stopped_at_every_step_ends_in_the_same_bytes(
     train, val = synthetic.train.split(0.2, seed=0)  # 240 images: 15 steps an epoch of 16 images
     max_epochs = 4 if LARGE else 1
 
-    def run(trainer: Trainer, directory: Path, *, stop_at: int | None = None, resume: bool = False) -> None:
-        class Stopping(Checkpointer):
-            def save_state(self, state: Any) -> Path:
-                path = super().save_state(state)
-                if stop_at is not None and state["position"]["global_step"] >= stop_at:
-                    raise Halted
-                return path
-
+    def run(directory: Path, *, stop_at: int | None = None, seed: int = 0) -> tuple[Trainer, int]:
+        loss = Interrupted(stop_at)
+        trainer = make(SETTINGS[name], seed, loss)
         trainer.fit(
             train,
             val,
             max_epochs=max_epochs,
             batch_size=16,
-            checkpointer=Stopping(directory, every_s=0),
-            resume=resume,
+            checkpointer=Checkpointer(directory, every_s=0 if stop_at else 1e9),
+            resume=True,
             progress=False,
         )
+        return trainer, loss.steps[0]
 
-    unbroken = make(SETTINGS[name])
-    run(unbroken, tmp_path / "unbroken")
+    unbroken, steps = run(tmp_path / "unbroken")
+    assert steps == 15 * max_epochs
     expected, history = tensors_of(unbroken), [r.val_loss for r in unbroken.history]
     best = read_checkpoint(tmp_path / "unbroken/best.safetensors").tensors
-    steps = 15 * max_epochs
     unequal = 0
     for step in range(1, steps):
         directory = tmp_path / str(step)
-        with pytest.raises(Halted):
-            run(make(SETTINGS[name]), directory, stop_at=step)
-        resumed = make(SETTINGS[name])
-        run(resumed, directory, resume=True)
+        with pytest.raises(KeyboardInterrupt):
+            run(directory, stop_at=step)
+        saved = Checkpointer(directory).read_last()
+        assert saved is not None
+        assert saved["position"]["global_step"] == step
+        resumed, rest = run(directory)
+        assert rest == steps - step, "none is done again"
         same = are_equal(tensors_of(resumed), expected) and [r.val_loss for r in resumed.history] == history
         unequal += not (same and are_equal(read_checkpoint(directory / "best.safetensors").tensors, best))
-    other = make(SETTINGS[name], seed=1)
-    run(other, tmp_path / "other")
+    other, _ = run(tmp_path / "other", seed=1)
     assert not are_equal(tensors_of(other), expected), "the control"
     total = stress_report.setdefault("stopped at every step", {"runs": 0, "unequal": 0})
     total["runs"] += steps - 1

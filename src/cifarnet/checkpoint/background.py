@@ -6,7 +6,10 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from cifarnet.errors import CheckpointSaveError
 
 __all__ = ["BackgroundWriter", "snapshot"]
 
@@ -18,14 +21,19 @@ def snapshot(state: Any) -> Any:
         state: Nested dictionaries, lists and tuples; of other values, tensors are copied and the rest is kept.
 
     Returns:
-        The same with tensors of its own, in the same memory format.
+        The same with tensors of its own, in the same memory format; on the CPU where the device has no room.
     """
     if isinstance(state, Tensor):
-        return state.detach().clone()
+        try:
+            return state.detach().clone()
+        except torch.OutOfMemoryError:
+            return state.detach().to("cpu", copy=True)
     if isinstance(state, Mapping):
         return {key: snapshot(value) for key, value in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(snapshot(value) for value in state)
+    if isinstance(state, list):
+        return [snapshot(value) for value in state]
+    if isinstance(state, tuple):
+        return tuple(snapshot(value) for value in state)
     return state
 
 
@@ -36,6 +44,9 @@ class BackgroundWriter:
 
     Args:
         order: The names that jobs may have. Of those that wait, the first in this order is run first.
+
+    Raises:
+        CheckpointSaveError: If the system has no thread to give.
     """
 
     def __init__(self, *order: str) -> None:
@@ -45,8 +56,13 @@ class BackgroundWriter:
         self._closed = False
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="cifarnet-save", daemon=False)
-        self._thread.start()
+        self._at_end: Callable[[], object] = lambda: None
+        # A daemon: a process that is told twice to end must not wait for a disk. A save that it cuts is swept.
+        self._thread = threading.Thread(target=self._work, name="cifarnet-save", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise CheckpointSaveError(f"no thread to save in ({error}); raise the limit on threads") from error
 
     @property
     def busy(self) -> bool:
@@ -95,7 +111,25 @@ class BackgroundWriter:
         self._thread.join()
         self.raise_failure()
 
+    def abandon(self, then: Callable[[], object]) -> None:
+        """Drop what waits, and do not wait for the job that runs.
+
+        Args:
+            then: Run when it has ended; in its thread.
+        """
+        with self._changed:
+            self._waiting.clear()
+            self._at_end = then
+            self._closed = True
+            self._changed.notify_all()
+
     def _work(self) -> None:
+        try:
+            self._run_jobs()
+        finally:
+            self._at_end()
+
+    def _run_jobs(self) -> None:
         while True:
             with self._changed:
                 self._running = False

@@ -123,6 +123,7 @@ class Checkpointer:
             pass
 
     def _prepare(self) -> None:
+        self.last_is_sound = False  # it was out of our hands
         probe_directory(self.last_path)
         removed = sweep_directory(self.best_path, self.last_path, self.previous_path)
         if removed:
@@ -253,9 +254,19 @@ class Checkpointer:
                 raise
             raise error from None
         reason = f"{self.last_path} is missing" if missing else str(error).removesuffix(REMEDY)
-        warnings.warn(f"{reason}; resuming from {self.previous_path.name}", CheckpointWarning, stacklevel=3)
+        warnings.warn(
+            f"{reason}; resuming from {self.previous_path.name}{_where(state)}", CheckpointWarning, stacklevel=3
+        )
         return state
 
     def read_best(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Read `best_path`, as `load_best` does."""
         return load_best(self.best_path)
+
+
+def _where(state: Mapping[str, Any]) -> str:
+    """`` (epoch 11)``, where the state is one of a trainer."""
+    position = state.get("position")
+    if not isinstance(position, Mapping) or "epoch" not in position:
+        return ""
+    return f" (epoch {position['epoch']})"

@@ -47,9 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 2, debug=args.debug)
     except (CifarnetError, OSError) as error:
         return _fail(error, 1, debug=args.debug)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        _tell_cause(error)
         print(f"cifarnet: interrupted{args.interrupted}", file=sys.stderr)
         return 130  # 128 + SIGINT, as shells count
+    except SystemExit as error:  # SIGTERM
+        _tell_cause(error)
+        raise
     errors = document.get("errors", [])  # of parts of the work, which did not cost the rest
     for message in errors:
         print(f"cifarnet: error: {message}", file=sys.stderr)
@@ -98,5 +102,11 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 def _fail(error: Exception, code: int, *, debug: bool) -> int:
     if debug:
         raise error
-    print(f"cifarnet: error: {error}", file=sys.stderr)
+    print("\n".join([f"cifarnet: error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
     return code
+
+
+def _tell_cause(stop: BaseException) -> None:
+    """An error in the step that a signal waited for must not be lost with it."""
+    if isinstance(stop.__cause__, CifarnetError):
+        _fail(stop.__cause__, 1, debug=False)

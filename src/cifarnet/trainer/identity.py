@@ -17,20 +17,101 @@ from cifarnet.models import describe_model
 from cifarnet.optim import Schedule
 from cifarnet.trainer.plan import Plan, describe_data
 
-__all__ = ["describe_environment", "describe_run", "optimizer_settings", "refuse_differences", "warn_of_differences"]
+__all__ = ["Identity"]
 
 #: Group entries that are no settings: they change in the course of a run, or say how it is computed.
 _NOT_SETTINGS = {"params", "lr", *OPTIMIZER_FLAGS}
 
 
-def describe_run(settings: StepSettings, schedule: Schedule, plan: Plan | None) -> dict[str, Any]:
+class Identity:
+    """Says what a run is and where it runs, and sees to it that it goes on as the same run.
+
+    Args:
+        settings: What its steps are made of.
+        schedule: Of the learning rate.
+        backend: What computes the steps.
+        deterministic: Whether only kernels whose result never changes are allowed.
+    """
+
+    def __init__(self, settings: StepSettings, schedule: Schedule, *, backend: str, deterministic: bool) -> None:
+        self._settings = settings
+        self._schedule = schedule
+        self._backend = backend
+        self._deterministic = deterministic
+        self._facts: dict[str, Any] | None = None  # of the run that was begun or loaded
+
+    @property
+    def changes(self) -> list[str]:
+        """What was changed on resuming, and from which step on."""
+        return [] if self._facts is None else list(self._facts["environment"]["changes"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return self._facts or self._describe(None, [])
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Be the run that `state_dict` said."""
+        self._facts = {
+            "run": dict(state["run"]),
+            "environment": {"changes": [], **state["environment"]},
+        }
+
+    def refuse_other(self, state: Mapping[str, Any], plan: Plan | None = None) -> None:
+        """Refuse the state of another run; without a ``plan``, its data and batch size are not looked at.
+
+        Raises:
+            ResumeMismatchError: Naming every setting that differs.
+        """
+        now = self._describe(plan, [])["run"]
+        saved = state["run"]
+        if plan is None:
+            saved = {part: saved.get(part) for part in ("seed", "model", "optimizer", "preprocess", "ema_decay")}
+        _refuse_differences(saved, {part: now.get(part) for part in saved})
+
+    def begin(self, plan: Plan, *, global_step: int) -> None:
+        """Make sure that what was begun or loaded goes on as the same run.
+
+        Args:
+            plan: What it shall do now.
+            global_step: Steps that it has done.
+
+        Raises:
+            ResumeMismatchError: If it would be another one.
+
+        Warns:
+            CheckpointWarning: If it will not be equal to an unbroken one bit for bit.
+        """
+        changes: list[str] = []
+        facts = self._describe(plan, changes)
+        if self._facts is not None and global_step:
+            _refuse_differences(self._facts["run"], facts["run"])
+            changes += self.changes
+            known = {key: value for key, value in self._facts["environment"].items() if key != "changes"}
+            new = list(_differences(known, facts["environment"]))
+            if new:
+                _warn_of(new)
+                changes += [f"{change}, from step {global_step} on" for change in new]
+        self._facts = facts
+
+    def _describe(self, plan: Plan | None, changes: list[str]) -> dict[str, Any]:
+        settings = self._settings
+        environment = _describe_environment(
+            settings.optimizer, settings.precision, plan, backend=self._backend, deterministic=self._deterministic
+        )
+        return {
+            "run": _describe_run(settings, self._schedule, plan),
+            "environment": environment | {"changes": changes},
+        }
+
+
+def _describe_run(settings: StepSettings, schedule: Schedule, plan: Plan | None) -> dict[str, Any]:
     """What must agree: another value would be another run. What is not known yet is left out."""
     facts: dict[str, Any] = {
         "seed": settings.seed,
         "model": describe_model(settings.model),
         "optimizer": {
             "name": type(settings.optimizer).__name__,
-            "groups": optimizer_settings(settings.optimizer),
+            "groups": _optimizer_settings(settings.optimizer),
         },
         "preprocess": asdict(settings.transforms.preprocess),
         "augmentation": _describe(settings.transforms.augment),
@@ -47,7 +128,7 @@ def describe_run(settings: StepSettings, schedule: Schedule, plan: Plan | None) 
     return facts
 
 
-def optimizer_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+def _optimizer_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """Plain settings of every parameter group."""
     return [
         {key: _plain(value) for key, value in sorted(group.items()) if key not in _NOT_SETTINGS}
@@ -55,7 +136,7 @@ def optimizer_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]
     ]
 
 
-def describe_environment(
+def _describe_environment(
     optimizer: torch.optim.Optimizer, precision: Precision, plan: Plan | None, *, backend: str, deterministic: bool
 ) -> dict[str, Any]:
     """What should agree: with another value the resumed run is a good run, but not equal to the last bit."""
@@ -77,7 +158,7 @@ def describe_environment(
     return facts
 
 
-def refuse_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _refuse_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise where a run would go on as another one.
 
     Raises:
@@ -91,15 +172,12 @@ def refuse_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None
         )
 
 
-def warn_of_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Warn where a continued run will not be equal to the last bit."""
-    differences = list(_differences(saved, now))
-    if differences:
-        warnings.warn(
-            f"{'; '.join(differences)}: the resumed run will be sound, but not equal to an unbroken one bit for bit",
-            CheckpointWarning,
-            stacklevel=2,
-        )
+def _warn_of(differences: list[str]) -> None:
+    warnings.warn(
+        f"{'; '.join(differences)}: the resumed run will be sound, but not equal to an unbroken one bit for bit",
+        CheckpointWarning,
+        stacklevel=4,
+    )
 
 
 def _differences(saved: Any, now: Any, name: str = "") -> Iterator[str]:

@@ -9,7 +9,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from cifarnet.checkpoint import BackgroundWriter, Checkpointer, snapshot
 from cifarnet.engine import Precision
@@ -39,6 +40,7 @@ class RunSaver:
         checkpointer: Of the run's directory; without one nothing is saved.
         plan: What is trained.
         state: Of the run.
+        device: Where it is.
         read_state: Gives all that a resume needs.
         describe: Gives what to write beside the best weights.
         check: Raises where the state is not fit to be saved.
@@ -50,6 +52,7 @@ class RunSaver:
         plan: Plan,
         state: RunState,
         *,
+        device: torch.device,
         read_state: Callable[[], Mapping[str, Any]],
         describe: Callable[[], dict[str, Any]],
         check: Callable[[], None],
@@ -57,17 +60,23 @@ class RunSaver:
         self._checkpointer = checkpointer
         self._plan = plan
         self._state = state
+        self._device = device
         self._read_state = read_state
         self._describe = describe
         self._check = check
         self._saved_at = time.perf_counter()
         self._saved: tuple[int, int] | None = None  # epoch and steps of the newest save, begun or done
+        self._epoch_end: Any = None  # the state there, where a run can only be continued from the end of an epoch
         self._best_on_disk: Any = None
 
     def __enter__(self) -> RunSaver:
         if self._checkpointer is not None:
             self._checkpointer.__enter__()
-            self._writer = BackgroundWriter("last", "best")
+            try:
+                self._writer = BackgroundWriter("last", "best")
+            except BaseException as error:
+                self._checkpointer.__exit__(type(error), error, error.__traceback__)
+                raise
         return self
 
     def __exit__(
@@ -75,16 +84,27 @@ class RunSaver:
     ) -> None:
         if self._checkpointer is None:
             return
+        release = partial(self._checkpointer.__exit__, kind, error, trace)
         try:
+            if isinstance(error, KeyboardInterrupt) and self._writer.busy:  # the second one: the first has saved
+                self._writer.abandon(then=release)  # the directory is ours until the write has ended
+                return
             self._writer.close()
+        except KeyboardInterrupt:
+            self._writer.abandon(then=release)
+            raise
         except BaseException as failure:
+            release()
             if error is None:
                 raise
             error.add_note(f"Besides, a save failed: {failure}")
-        finally:
-            self._checkpointer.__exit__(kind, error, trace)
-        if isinstance(error, NonFiniteLossError) and self._checkpointer.last_path.exists():
-            error.args = (f"{error}. Last good checkpoint: {self._checkpointer.last_path}",)
+        else:
+            release()
+        if isinstance(error, NonFiniteLossError):
+            paths = (self._checkpointer.last_path, self._checkpointer.previous_path)
+            good = paths[0] if self._checkpointer.last_is_sound else paths[1]
+            if good.exists():
+                error.args = (f"{error}. Last good checkpoint: {good}",)
 
     def open(self, resume: bool | str) -> Mapping[str, Any] | None:
         """What is to be continued, if anything; see `open_run`."""
@@ -95,7 +115,7 @@ class RunSaver:
         if self._checkpointer is None:
             return
         if self._state.global_step and self._checkpointer.last_is_sound:
-            self._saved = self._state.epoch, self._state.global_step
+            self._saved = self._position
         if self._state.selection.weights is not None:
             self._write_best()
 
@@ -118,10 +138,14 @@ class RunSaver:
         Raises:
             CheckpointSaveError: If an earlier save failed.
         """
-        if improved and self._checkpointer is not None:
+        if self._checkpointer is None:
+            return
+        if improved:
             self._save(with_best=True)
         else:
             self.after_step()
+        if not self._plan.train.starts_anywhere:
+            self._epoch_end = None if self._saved == self._position else snapshot(self._read_state())
 
     def stop(self) -> str:
         """Save where the run stands before it is stopped; what to tell about it.
@@ -136,8 +160,13 @@ class RunSaver:
             self._save()
             self._writer.wait()
             return f"{where}; saved {self._checkpointer.last_path}"
+        if self._epoch_end is not None:
+            self._writer.wait()
+            self._writer.put(last=partial(self._checkpointer.save_state, self._epoch_end))
         self._writer.wait()
-        return f"{where}; it will go on from the end of an epoch, as an iterable cannot be continued within one"
+        if not self._state.epoch:
+            return f"{where}; nothing is saved, as an iterable can only be continued from the end of an epoch"
+        return f"{where}; it will go on from the end of epoch {self._state.epoch}, as an iterable only can"
 
     def finish(self) -> None:
         """Write what is not on the disk yet.
@@ -147,10 +176,14 @@ class RunSaver:
         """
         if self._checkpointer is None:
             return
-        if self._saved != (self._state.epoch, self._state.global_step):
+        if self._saved != self._position:
             self._save()
         self._writer.wait()
         self._write_best()
+
+    @property
+    def _position(self) -> tuple[int, int]:
+        return self._state.epoch, self._state.global_step
 
     @property
     def _can_continue_here(self) -> bool:
@@ -162,26 +195,40 @@ class RunSaver:
             self._writer.wait()  # a best epoch that waits must not come behind a later `last`, and perhaps never
         self._check()
         state = snapshot(self._read_state())
-        jobs: dict[str, Callable[[], object]] = {"last": partial(self._checkpointer.save_state, state)}
+        jobs: dict[str, Callable[[], object]] = {"last": self._after_copies(self._checkpointer.save_state, state)}
         if with_best:
             # The selection's weights are a copy already, and replaced as a whole.
             weights, description = self._state.selection.weights, self._describe()
             assert weights is not None
-            jobs["best"] = partial(self._checkpointer.save_best, weights, description)
+            jobs["best"] = self._after_copies(self._checkpointer.save_best, weights, description)
             self._best_on_disk = description["selected_by"]  # or will be, or a failure is raised
         self._writer.put(**jobs)
         self._saved_at = time.perf_counter()
-        self._saved = self._state.epoch, self._state.global_step
+        self._saved = self._position
+
+    def _after_copies(self, save: Callable[..., object], *content: Any) -> Callable[[], object]:
+        """A job that waits for the copies that the device was told to make: its thread has another stream."""
+        if self._device.type != "cuda":
+            return partial(save, *content)
+        copied = torch.cuda.current_stream(self._device).record_event()
+
+        def job() -> None:
+            copied.synchronize()
+            save(*content)
+
+        return job
 
     def _write_best(self) -> None:
         """Write the best weights unless they are there: without validation, those that the model has."""
         assert self._checkpointer is not None
         description = self._describe()
         chosen = description["selected_by"]
-        if self._best_on_disk == chosen or holds_best(self._checkpointer, chosen):
+        if self._best_on_disk == chosen:
             return
         weights = self._state.selection.weights
-        self._checkpointer.save_best(self._state.evaluated_weights if weights is None else weights, description)
+        weights = self._state.evaluated_weights if weights is None else weights
+        if not holds_best(self._checkpointer, chosen, weights):
+            self._checkpointer.save_best(weights, description)
         self._best_on_disk = chosen
 
 
@@ -228,13 +275,15 @@ def open_run(checkpointer: Checkpointer, resume: bool | str) -> Mapping[str, Any
     return state
 
 
-def holds_best(checkpointer: Checkpointer, selected_by: Mapping[str, Any]) -> bool:
+def holds_best(checkpointer: Checkpointer, selected_by: Mapping[str, Any], weights: Mapping[str, Tensor]) -> bool:
     """Whether ``best`` on the disk is the one selected so: a run can be killed before it writes it."""
     try:
-        _, description = checkpointer.read_best()
+        saved, description = checkpointer.read_best()
     except (CheckpointNotFoundError, CheckpointCorruptError):
         return False
-    return bool(description.get("selected_by") == selected_by)
+    if description.get("selected_by") != selected_by or saved.keys() != weights.keys():
+        return False
+    return all(torch.equal(saved[name], tensor.cpu()) for name, tensor in weights.items())
 
 
 def describe_best(

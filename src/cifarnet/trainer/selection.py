@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from cifarnet.checkpoint import Checkpointer
-from cifarnet.errors import CheckpointNotFoundError, SettingError, did_you_mean
+from cifarnet.errors import CheckpointCorruptError, CheckpointNotFoundError, SettingError, did_you_mean
 from cifarnet.history import MONITORS, EpochRecord, is_better
 
 __all__ = ["Selection"]
@@ -43,10 +43,17 @@ class Selection:
     def update(self, record: EpochRecord, weights: Mapping[str, Tensor]) -> bool:
         """Take an epoch and the weights that were evaluated into account; whether it is the new best."""
         value: float | None = getattr(record, self.monitor)
-        if value is not None and math.isnan(value):
-            warnings.warn(f"{self.monitor} is NaN at epoch {record.epoch}; it cannot become the best", stacklevel=2)
+        if record.val_loss is not None and not math.isfinite(record.val_loss):
+            # The accuracy of a network that says NaN is a number like any other.
+            warnings.warn(
+                f"val_loss is {record.val_loss} at epoch {record.epoch}, which cannot become the best; try a tenth of "
+                "the learning rate",
+                stacklevel=2,
+            )
+            value = None
         if not is_better(self.monitor, value, self.value):
-            self.epochs_since += 1
+            # A best from the file may be of an epoch that is only now trained again.
+            self.epochs_since = max(0, record.epoch - self.epoch) if self.epoch else self.epochs_since + 1
             return False
         self.epoch, self.value, self.epochs_since = record.epoch, value, 0
         self.keep(weights)
@@ -63,7 +70,7 @@ class Selection:
         """
         try:
             weights, description = checkpointer.read_best()
-        except CheckpointNotFoundError:
+        except (CheckpointNotFoundError, CheckpointCorruptError):
             return False
         chosen = description.get("selected_by", {})
         same = chosen == self.describe(last_epoch=0)

@@ -163,11 +163,17 @@ class RunState:
 
 
 def check_epochs(state: RunState, plan: Plan) -> None:
-    """Refuse to make a run shorter than it is.
+    """Refuse a position that the plan does not have.
 
     Raises:
-        ResumeMismatchError: If more epochs are done than are asked for.
+        ResumeMismatchError: If more epochs or steps are done than are asked for.
     """
+    num_steps = plan.train.num_steps
+    if num_steps is not None and state.step > num_steps:
+        raise ResumeMismatchError(
+            f"the run has done {state.step} steps of an epoch, and the training data give {num_steps}; continue it "
+            "with the data that it was started with"
+        )
     if state.epoch > plan.max_epochs:
         raise ResumeMismatchError(
             f"the run has {state.epoch} epochs already, max_epochs={plan.max_epochs} asks for fewer; ask for at least "
@@ -178,14 +184,17 @@ def check_epochs(state: RunState, plan: Plan) -> None:
 def check_finite(model: nn.Module, state: RunState, plan: Plan, precision: Precision) -> None:
     """Wait for the device and refuse what is NaN or infinite, before anything of the epoch is recorded or saved."""
     bad_step = state.sums.read().first_bad_step
-    if bad_step < 0 and all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+    statistics = [buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    tensors = [*model.parameters(), *statistics]  # other buffers may well be infinite: a mask of an attention is
+    if bad_step < 0 and all(bool(tensor.isfinite().all()) for tensor in tensors):
         return
     multipliers = plan.epoch_multipliers(state.epoch)
     rate = state.optimizer.param_groups[0]["initial_lr"] * multipliers[min(bad_step, len(multipliers) - 1)]
     what = (
         f"the loss was not finite first at step {bad_step + 1} of" if bad_step >= 0 else "a weight was not finite after"
     )
+    narrow = "" if precision.name == "float32" else "float32"
     raise NonFiniteLossError(
         f"{what} epoch {state.epoch + 1} (learning rate {rate:g}, {precision.name}); nothing was saved since. Try a "
-        "tenth of the learning rate, max_grad_norm=1.0, or float32"
+        f"tenth of the learning rate{', max_grad_norm=1.0,' if narrow else ''} or {narrow or 'max_grad_norm=1.0'}"
     )

@@ -45,8 +45,9 @@ class StopSignals:
     ) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
-        if self._requested is not None and error is None:
-            signal.raise_signal(self._requested)  # it came after the last check: late, but not lost
+        if self._requested is not None and (error is None or isinstance(error, Exception)):
+            # It came after the last check, or the step that it waited for has failed: late, but not lost.
+            raise StopRequestedError(self._requested).outcome from error
 
     def _request(self, signum: int, frame: FrameType | None) -> None:
         if self._requested is not None:

@@ -28,11 +28,12 @@ from cifarnet.errors import CheckpointMismatchError, SettingError
 from cifarnet.history import EpochRecord, History
 from cifarnet.metrics import Evaluation
 from cifarnet.optim import ExponentialMovingAverage, Schedule, constant
-from cifarnet.trainer import identity
+from cifarnet.trainer.identity import Identity
 from cifarnet.trainer.memory import explained_memory_errors
 from cifarnet.trainer.plan import Data, Plan, check_optimizer, open_for_evaluation
 from cifarnet.trainer.progress import Progress
 from cifarnet.trainer.saving import RunSaver, check_resume, describe_best
+from cifarnet.trainer.schema import check_state
 from cifarnet.trainer.selection import Selection
 from cifarnet.trainer.state import RunState, check_epochs, check_finite
 from cifarnet.trainer.stopping import StopRequestedError, StopSignals, WatchedBatches
@@ -59,7 +60,7 @@ class Trainer:
         loss_fn: ``(logits, labels) -> mean loss``; give ``nn.CrossEntropyLoss(label_smoothing=0.1)`` to smooth.
         schedule: Multiplier of the base learning rates at each step; see `cifarnet.optim`.
         max_grad_norm: Longer gradients are shortened to this 2-norm; ``None`` leaves them as they are.
-        ema_decay: Average the weights along the way, see `cifarnet.optim.ExponentialMovingAverage`; the average is
+        ema_decay: Average the weights along the way, see `ExponentialMovingAverage`; the average is
             what is evaluated, selected and left in the model by `fit`. ``None`` averages nothing.
         device: ``"auto"`` (CUDA where there is one, else the CPU) or what `torch.device` takes.
         precision: ``"auto"`` (bf16 autocast on CUDA and on CPUs where it is faster, else float32), ``"bf16"``,
@@ -124,7 +125,9 @@ class Trainer:
         )
         self._backend = EagerBackend(self._settings)
         self._state = RunState(model, optimizer, self._settings.average, self.device)
-        self._facts: dict[str, Any] | None = None  # of the run that was begun or loaded: what it is, where it runs
+        self._identity = Identity(
+            self._settings, self._schedule, backend=self._backend.name, deterministic=deterministic
+        )
 
     @property
     def history(self) -> History:
@@ -140,6 +143,11 @@ class Trainer:
     def global_step(self) -> int:
         """How many optimizer steps were done."""
         return self._state.global_step
+
+    @property
+    def changes(self) -> list[str]:
+        """What cost a resumed run its equality with an unbroken one, and from which step on; empty if nothing did."""
+        return self._identity.changes
 
     @property
     def average(self) -> ExponentialMovingAverage | None:
@@ -198,9 +206,9 @@ class Trainer:
         check_resume(resume)
         selection, state = Selection(monitor), self._state
         plan = self._make_plan(train, val, test, max_epochs=max_epochs, batch_size=batch_size)
-        with self._saver(checkpointer, plan) as saver, StopSignals() as signals:
-            self._open(saver.open(resume), resume, plan)
-            self._check_same_run(plan)
+        with StopSignals() as signals, self._saver(checkpointer, plan) as saver:
+            self._open(saver.open(resume), resume, plan, f"the run in {getattr(checkpointer, 'directory', '')}")
+            self._identity.begin(plan, global_step=state.global_step)
             check_epochs(state, plan)
             state.take_up_selection(selection, checkpointer)
             saver.begin()
@@ -210,6 +218,11 @@ class Trainer:
             ):
                 if state.epoch >= max_epochs:
                     bar.show_line(f"Run already finished ({state.epoch}/{max_epochs})")
+                elif patience is not None and state.selection.epochs_since >= patience:
+                    bar.show_line(
+                        f"Run already finished: the best {monitor} was {state.selection.epochs_since} epochs ago "
+                        f"({state.epoch}/{max_epochs})"
+                    )
                 try:
                     for event in events:
                         if isinstance(event, int):
@@ -261,8 +274,8 @@ class Trainer:
         self, plan: Plan, *, patience: int | None = None, check: Callable[[], None] = lambda: None
     ) -> Generator[int | EpochRecord, None, None]:
         """Train on: an int after each step of an epoch (how many are done), a record after each epoch."""
-        self._check_same_run(plan)
         state = self._state
+        self._identity.begin(plan, global_step=state.global_step)
         state.put_last_weights()
         while state.epoch < plan.max_epochs and (patience is None or state.selection.epochs_since < patience):
             with (
@@ -337,7 +350,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resume needs, as nested dicts of tensors and plain values; the tensors are not copies."""
-        return {**self._state.state_dict(), **(self._facts or self._describe(None))}
+        return {**self._state.state_dict(), **self._identity.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state_dict` was taken, given the same settings and data.
@@ -349,15 +362,10 @@ class Trainer:
             CheckpointMismatchError: If the weights or the optimizer's state do not fit; nothing is changed then.
             ResumeMismatchError: If the run has another seed, model, optimizer or preprocessing.
         """
-        own = self.state_dict()
-        if "run" in state:
-            for part in ("seed", "model", "optimizer", "preprocess", "ema_decay"):
-                identity.refuse_differences({part: state["run"].get(part)}, {part: own["run"][part]})
-        if set(state) != set(own):
-            parts = sorted(set(state) ^ set(own))
-            raise CheckpointMismatchError(f"this is not the state of a Trainer: {parts} are missing or unknown")
+        check_state(state)
+        self._identity.refuse_other(state)
         self._state.load_state_dict(state)
-        self._facts = {"run": dict(state["run"]), "environment": dict(state["environment"])}
+        self._identity.load_state_dict(state)
 
     def _make_plan(self, train: Data, val: Data | None, test: Data | None, *, max_epochs: int, batch_size: int) -> Plan:
         return Plan.make(
@@ -373,26 +381,12 @@ class Trainer:
             seed=self.seed,
         )
 
-    def _check_same_run(self, plan: Plan) -> None:
-        """Make sure that what was begun or loaded goes on as the same run."""
-        facts = self._describe(plan)
-        if self._facts is not None and self._state.global_step:
-            identity.refuse_differences(self._facts["run"], facts["run"])
-            identity.warn_of_differences(self._facts["environment"], facts["environment"])
-        self._facts = facts
-
-    def _describe(self, plan: Plan | None) -> dict[str, Any]:
-        run = identity.describe_run(self._settings, self._schedule, plan)
-        environment = identity.describe_environment(
-            self.optimizer, self.precision, plan, backend=self._backend.name, deterministic=self._deterministic
-        )
-        return {"run": run, "environment": environment}
-
     def _saver(self, checkpointer: Checkpointer | None, plan: Plan) -> RunSaver:
         return RunSaver(
             checkpointer,
             plan,
             self._state,
+            device=self.device,
             read_state=self.state_dict,
             describe=lambda: describe_best(
                 self.model, self.transforms.preprocess, self.precision, plan, self.selection, epoch=self._state.epoch
@@ -400,13 +394,21 @@ class Trainer:
             check=lambda: check_finite(self.model, self._state, plan, self.precision),
         )
 
-    def _open(self, state: Mapping[str, Any] | None, resume: bool | str, plan: Plan) -> None:
+    def _open(self, state: Mapping[str, Any] | None, resume: bool | str, plan: Plan, source: str) -> None:
         """Load what is to be continued, if anything."""
+        if resume == "weights" and self.global_step:
+            raise SettingError(
+                'resume="weights" starts a run anew, and this trainer has trained already; build a new Trainer'
+            )
         if resume == "weights" and state is not None:
-            load_weights(self.model, state["model"], source="the run in the directory")
+            weights = state.get("model")
+            if not isinstance(weights, Mapping):
+                raise CheckpointMismatchError(f"{source} was not saved by a Trainer; load its weights by yourself")
+            load_weights(self.model, weights, source=source)
         elif state is not None:
+            check_state(state)
             # Before anything is changed: a run that cannot go on is left as it was.
-            identity.refuse_differences(state["run"], self._describe(plan)["run"])
+            self._identity.refuse_other(state, plan)
             self.load_state_dict(state)
 
     def _evaluate(self, batches: OrderedBatches) -> Evaluation:
