@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from cifarnet.engine.batches import EVAL_BATCH_SIZE, Batch, Batches, BatchSource, ForeignBatches, OrderedBatches
+from cifarnet.engine.batches import EVAL_BATCH_SIZE, Batch, Batches, BatchSource, OrderedBatches
 from cifarnet.engine.device import Precision, describe_device, describe_machine, resolve_device, resolve_precision
 from cifarnet.engine.eager import EagerBackend
 from cifarnet.engine.evaluate import check_fit, evaluate, predict_logits
+from cifarnet.engine.foreign import ForeignBatches
 from cifarnet.engine.settings import Mix, StepSettings
 from cifarnet.engine.sums import RunningSums
 

@@ -11,6 +11,7 @@ from cifarnet import randomness
 from cifarnet._types import Images, Logits
 from cifarnet.engine.batches import OrderedBatches
 from cifarnet.engine.device import Precision
+from cifarnet.engine.foreign import check_labels
 from cifarnet.engine.sums import RunningSums
 from cifarnet.errors import SettingError
 from cifarnet.metrics import Evaluation
@@ -47,16 +48,19 @@ def check_fit(
     *,
     preprocess: Preprocess,
     precision: Precision,
-) -> None:
+) -> int:
     """Send one image through a network, and compare its logits with the classes.
 
     Args:
         model: On the precision's device, in its dtype.
-        images: One of them, uint8, shape ``(1, C, H, W)``.
+        images: One of them, uint8 or ready for the network, shape ``(1, C, H, W)``.
         num_classes: How many logits there should be; ``None`` where nobody knows.
         name: What messages call the images.
         preprocess: What the network needs.
         precision: Number format.
+
+    Returns:
+        How many logits there are.
 
     Raises:
         SettingError: If the network cannot take the image, or does not give logits for as many classes.
@@ -69,9 +73,10 @@ def check_fit(
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        prepared = "" if images.is_floating_point() else f", prepared to {preprocess.size} pixels"
         raise SettingError(
-            f"{built} cannot take the images of {name} ({tuple(images.shape[1:])}, prepared to {preprocess.size} "
-            f"pixels), or gives no tensor: {str(error).splitlines()[0]}; build it for that size and those channels"
+            f"{built} cannot take the images of {name} ({tuple(images.shape[1:])}{prepared}), or gives no "
+            f"tensor: {str(error).splitlines()[0]}; build it for that size and those channels"
         ) from error
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else None
     if shape is None or len(shape) != 2 or shape[0] != 1 or num_classes not in (None, shape[1]):
@@ -80,6 +85,7 @@ def check_fit(
             f"{built} gives logits of shape {shape} for one image, and {name} has {classes} classes; build it with "
             f"num_classes={classes}"
         )
+    return shape[1]
 
 
 @torch.no_grad()
@@ -102,12 +108,16 @@ def evaluate(
 
     Returns:
         Loss and accuracy.
+
+    Raises:
+        InputError: If a foreign batch is none, or has a label that the network has no logit for.
     """
     sums = RunningSums(precision.device)
     # cuDNN's timing of kernels could pick others in another process, and count an image otherwise.
     with evaluation_mode(model), randomness.isolated(precision.device, autotune=False):
         for step, batch in enumerate(batches.in_order()):
             logits = predict_logits(model, batch.images, preprocess=preprocess, precision=precision)
+            check_labels(batch, logits.shape[-1], step)
             sums.add(loss_fn(logits, batch.labels), logits, batch.labels, step)
     totals = sums.read()
     return Evaluation(totals.mean_loss, totals.num_correct, totals.num_images)
