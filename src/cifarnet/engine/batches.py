@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cifarnet import randomness
 from cifarnet._types import Images, Labels
+from cifarnet.engine.memory import explained_out_of_memory
 
 __all__ = ["EVAL_BATCH_SIZE", "Batch", "BatchSource", "Batches", "OrderedBatches"]
 
@@ -59,14 +60,24 @@ class Batches:
         batch_size: Images a step; the last batch of an epoch has what is left.
         device: Where the images are kept.
         seed: The run's seed.
+
+    Raises:
+        DeviceMemoryError: If the device has no room for them.
     """
 
     def __init__(
         self, images: Images, labels: Labels, ids: Tensor, *, batch_size: int, device: torch.device, seed: int
     ) -> None:
-        self._images = images.to(device)
-        self._labels = labels.to(device)
-        self._ids = ids.to(device)
+        def explain() -> str:
+            return (
+                f"{len(images):,} images ({images.nbytes / 1e6:,.0f} MB) did not fit into the memory of {device}; "
+                "give a DataLoader, which moves one batch at a time"
+            )
+
+        with explained_out_of_memory(device, explain):
+            self._images = images.to(device)
+            self._labels = labels.to(device)
+            self._ids = ids.to(device)
         self._batch_size = batch_size
         self._seed = seed
 

@@ -125,7 +125,7 @@ def _check_shapes(item: Any) -> tuple[Images, Labels]:
 def _check_pixels(images: Images) -> None:
     if not images.is_floating_point() or images.device.type != "cpu":
         return
-    low, high = (float(end) for end in images.aminmax())  # one pass: about 25 us for 64 images of 32x32
+    low, high = (float(end) for end in images.aminmax())  # one pass: about 40 us for 64 images of 32x32
     if not (math.isfinite(low) and math.isfinite(high)):  # a NaN is both
         row = int((~images.isfinite()).flatten(1).any(1).nonzero()[0])
         value = float(images[row][~images[row].isfinite()][0])
