@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from cifarnet._types import Images, Labels
 from cifarnet.engine.batches import Batch
+from cifarnet.engine.workers import check_workers
 from cifarnet.errors import InputError, ResumeMismatchError
 
 __all__ = ["ForeignBatches", "check_labels"]
@@ -28,9 +30,14 @@ class ForeignBatches:
     Args:
         batches: Gives the batches of an epoch each time it is iterated.
         device: Where they are moved.
+
+    Raises:
+        SettingError: If it is a ``DataLoader`` whose parts cannot be sent to its workers.
     """
 
     def __init__(self, batches: Iterable[Any], *, device: torch.device) -> None:
+        if isinstance(batches, DataLoader):
+            check_workers(batches)
         self._batches = batches
         self._device = device
 
