@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from cifarnet import Checkpointer, DatasetSplits, Trainer
+from cifarnet.checkpoint import read_checkpoint
 from cifarnet.engine import ForeignBatches
-from cifarnet.errors import SettingError
+from cifarnet.errors import CheckpointWarning, SettingError
 
 MakeTrainer = Callable[..., Trainer]
 CPU = torch.device("cpu")
@@ -85,3 +90,114 @@ def test_the_trial_leaves_the_data_where_it_is() -> None:
     images = torch.full((2, 3, 16, 16), 0.5)
     ForeignBatches(loader_of(TensorDataset(images, torch.arange(2))), device=CPU)
     assert not images.untyped_storage().is_shared()
+
+
+class Drawn(Dataset[tuple[Tensor, int]]):
+    """Images with noise that the workers draw."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        noise = torch.randint(0, 9, (3, 1, 1), dtype=torch.uint8)
+        return self.images[index] // 2 + noise, int(self.labels[index])
+
+
+def losses(trainer: Trainer) -> list[tuple[float, float | None]]:
+    return [(record.train_loss, record.val_loss) for record in trainer.history]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("best", "last"):
+        a, b = (read_checkpoint(directory / f"{name}.safetensors").tensors for directory in (one, other))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_run_with_workers_saves_beside_them_and_resumes_to_the_same_bytes(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    """Workers are forked while the thread that saves is at work: it saves whenever it can."""
+
+    def fit(directory: str, max_epochs: int) -> Trainer:
+        drawn = Drawn(synthetic.train.images, synthetic.train.labels)
+        loader = DataLoader(drawn, batch_size=64, shuffle=True, num_workers=2)
+        val = DataLoader(synthetic.test, batch_size=50, num_workers=2)
+        trainer, checkpointer = make_trainer(), Checkpointer(tmp_path / directory, every_s=0)
+        trainer.fit(loader, val, max_epochs=max_epochs, checkpointer=checkpointer, resume=True, progress=False)
+        return trainer
+
+    unbroken = fit("unbroken", 3)
+    for max_epochs in (1, 3):
+        resumed = fit("resumed", max_epochs)
+    assert losses(resumed) == losses(unbroken)
+    assert len(set(losses(unbroken))) == 3
+    assert_same_run(tmp_path / "unbroken", tmp_path / "resumed")
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_workers_that_are_kept_cost_the_last_bit_and_are_named(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits
+) -> None:
+    def loader() -> DataLoader[Any]:
+        return DataLoader(synthetic.train, batch_size=64, shuffle=True, num_workers=1, persistent_workers=True)
+
+    begun, resumed, kept = make_trainer(), make_trainer(), loader()
+    begun.fit(kept, max_epochs=1, progress=False)
+    resumed.load_state_dict(begun.state_dict())
+    begun.fit(kept, max_epochs=2, progress=False)  # its workers are there still
+    with pytest.warns(CheckpointWarning, match="persistent_workers=True: they start anew in mid-run"):
+        resumed.fit(loader(), max_epochs=2, progress=False)
+    assert losses(begun) != losses(resumed)
+
+
+KILLED = """
+import multiprocessing, os, signal, sys, torch
+from torch.utils.data import DataLoader
+from cifarnet import Checkpointer, CifarCNN, Trainer, build_transforms, make_synthetic
+
+directory, kill_at = sys.argv[1], int(sys.argv[2])
+calls = 0
+
+def loss_fn(logits, labels):
+    global calls
+    calls += 1
+    if calls == kill_at:
+        print(len(multiprocessing.active_children()), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return torch.nn.functional.cross_entropy(logits, labels)
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    model = CifarCNN(image_size=16, widths=(8, 16), hidden=32)
+    trainer = Trainer(model, torch.optim.Adam(model.parameters()), loss_fn=loss_fn, device="cpu", precision="float32",
+                      transforms=build_transforms(size=16))
+    data = make_synthetic(num_train=300, num_test=100, seed=0, size=16)
+    loader = DataLoader(data.train, batch_size=32, shuffle=True, num_workers=2)
+    trainer.fit(loader, max_epochs=3, checkpointer=Checkpointer(directory, every_s=0), resume=True, progress=False)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_a_killed_run_goes_on_at_once_beside_the_workers_that_outlive_it(tmp_path: Path) -> None:
+    """Workers notice that their parent is gone seconds later; until then they must not hold its directory."""
+    script = tmp_path / "train.py"
+    script.write_text(KILLED)
+
+    def train(directory: str, kill_at: int = 0) -> subprocess.Popen[str]:
+        command = [sys.executable, str(script), str(tmp_path / directory), str(kill_at)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    with train("killed", kill_at=15) as killed:  # 10 steps an epoch: in the middle of the second
+        assert killed.stdout is not None
+        assert killed.stdout.readline() == "2\n"
+        assert killed.wait() == -signal.SIGKILL  # the pipe stays open as long as the workers live
+        with train("killed") as resumed:
+            assert resumed.wait() == 0
+    with train("unbroken") as unbroken:
+        assert unbroken.wait() == 0
+    assert_same_run(tmp_path / "unbroken", tmp_path / "killed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 from cifarnet._types import Images, Labels
 from cifarnet.engine.batches import Batch
 from cifarnet.engine.workers import check_workers
-from cifarnet.errors import InputError, ResumeMismatchError
+from cifarnet.errors import CheckpointWarning, InputError, ResumeMismatchError
 
 __all__ = ["ForeignBatches", "check_labels"]
 
@@ -60,11 +61,23 @@ class ForeignBatches:
         Raises:
             ResumeMismatchError: If ``first_step`` is not 0.
             InputError: If an item is not a batch of images and labels, or a value cannot be one of them.
+
+        Warns:
+            CheckpointWarning: If workers that are kept from epoch to epoch start in a later one than the first.
         """
         if first_step:
             raise ResumeMismatchError(
                 f"the checkpoint is at step {first_step} of an epoch, and only an ImageDataset can be continued there; "
                 "an iterable resumes at the end of an epoch"
+            )
+        # Kept workers go on with random states that nobody can save, and even the order is drawn after another number.
+        kept = getattr(self._batches, "persistent_workers", False)
+        if epoch and kept and getattr(self._batches, "_iterator", None) is None:
+            warnings.warn(
+                "persistent_workers=True: they start anew in mid-run, so that the resumed run will be sound, but not "
+                "equal to an unbroken one bit for bit; persistent_workers=False makes it equal",
+                CheckpointWarning,
+                stacklevel=2,
             )
         yield from self.in_order()
 
