@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from cifarnet import Checkpointer, DatasetSplits, Trainer
+from cifarnet import Checkpointer, CifarCNN, DatasetSplits, Trainer
 from cifarnet.checkpoint import read_checkpoint
 from cifarnet.errors import (
     CheckpointSaveError,
@@ -312,7 +312,9 @@ class TestMemory:
         self, make_trainer: MakeTrainer, synthetic: DatasetSplits
     ) -> None:
         trainer = make_trainer(loss_fn=Tripwire(1, lambda: torch.empty(2**58)))  # which no machine has
-        with pytest.raises(DeviceMemoryError, match=r"batch_size=128 did not fit into the memory of cpu; try 64 \("):
+        with pytest.raises(
+            DeviceMemoryError, match=r"^training with batch_size=128 did not fit into the memory of cpu; try 64 \("
+        ):
             trainer.fit(synthetic.train, max_epochs=1, batch_size=128, progress=False)
         assert all(parameter.grad is None for parameter in trainer.model.parameters())
         history = trainer.fit(synthetic.train, max_epochs=1, batch_size=64, progress=False)  # as it said
@@ -335,6 +337,54 @@ class TestMemory:
         gc.collect()
         assert caught.value.args
         assert held[0]() is None
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+            "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",  # as cuDNN 9 calls it
+            "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9",
+            "[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to allocate 9",
+            "MPS backend out of memory (MPS allocated: 9 GB)",
+        ],
+    )
+    def test_libraries_say_it_in_their_own_words(
+        self, make_trainer: MakeTrainer, synthetic: DatasetSplits, text: str
+    ) -> None:
+        def fail() -> None:
+            raise RuntimeError(text)
+
+        with pytest.raises(DeviceMemoryError, match=r"batch_size=64 did not fit .*; try 32") as caught:
+            make_trainer(loss_fn=Tripwire(2, fail)).fit(synthetic.train, max_epochs=1, progress=False)
+        assert text.splitlines()[0] in str(caught.value)
+
+    def test_an_evaluation_that_does_not_fit_says_so_and_the_run_goes_on(
+        self, make_trainer: MakeTrainer, synthetic: DatasetSplits
+    ) -> None:
+        wire = Tripwire(6, lambda: torch.empty(2**58))  # five steps, then the evaluation
+        trainer = make_trainer(loss_fn=wire)
+        remedy = r"evaluate DataLoader\(images, batch_size=50\) instead"
+        with pytest.raises(DeviceMemoryError, match=f"^evaluating 100 images at once did not fit .* of cpu; {remedy}"):
+            trainer.fit(synthetic.train, synthetic.test, max_epochs=1, progress=False)
+        assert trainer.model.training
+        assert len(trainer.fit(synthetic.train, synthetic.test, max_epochs=1, progress=False)) == 1
+        assert trainer.global_step == 5
+        wire.calls, wire.at = [0], [1]
+        with pytest.raises(DeviceMemoryError, match=r"^evaluating 100 images at once"):
+            trainer.evaluate(synthetic.test)
+        assert trainer.evaluate(DataLoader(synthetic.test, batch_size=50)).num_images == 100  # as it said
+
+    def test_a_network_that_does_not_fit_with_one_image_is_told(self, synthetic: DatasetSplits) -> None:
+        class Vast(CifarCNN):
+            def forward(self, images: Tensor) -> Tensor:
+                return torch.empty(2**58)
+
+        model = Vast()
+        trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), device="cpu")
+        with pytest.raises(DeviceMemoryError, match=r"^Vast and one image did not fit .*smaller network"):
+            trainer.fit(synthetic.train, max_epochs=1)
 
     def test_errors_of_other_kinds_are_left_alone(self, make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
         def fail() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from cifarnet.engine.batches import EVAL_BATCH_SIZE, Batch, Batches, BatchSource, ForeignBatches, OrderedBatches
+from cifarnet.engine.batches import EVAL_BATCH_SIZE, Batch, Batches, BatchSource, OrderedBatches
 from cifarnet.engine.device import Precision, describe_device, describe_machine, resolve_device, resolve_precision
 from cifarnet.engine.eager import EagerBackend
 from cifarnet.engine.evaluate import check_fit, evaluate, predict_logits
+from cifarnet.engine.foreign import ForeignBatches
+from cifarnet.engine.memory import explained_out_of_memory
 from cifarnet.engine.settings import Mix, StepSettings
 from cifarnet.engine.sums import RunningSums
 
@@ -25,6 +27,7 @@ __all__ = [
     "describe_device",
     "describe_machine",
     "evaluate",
+    "explained_out_of_memory",
     "predict_logits",
     "resolve_device",
     "resolve_precision",

@@ -1,18 +1,18 @@
-"""A data set cut into batches on the device: from memory, or from anybody's iterable."""
+"""A data set in memory cut into batches on the device, and what every source of batches gives."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from cifarnet import randomness
 from cifarnet._types import Images, Labels
-from cifarnet.errors import InputError, ResumeMismatchError
+from cifarnet.engine.memory import explained_out_of_memory
 
-__all__ = ["EVAL_BATCH_SIZE", "Batch", "BatchSource", "Batches", "ForeignBatches", "OrderedBatches"]
+__all__ = ["EVAL_BATCH_SIZE", "Batch", "BatchSource", "Batches", "OrderedBatches"]
 
 #: Images a batch in evaluation. Fixed, because logits change in the last digits with the batch they are in:
 #: a fresh process then counts exactly what the run counted.
@@ -25,6 +25,7 @@ class Batch(NamedTuple):
     images: Images
     labels: Labels
     ids: Tensor  # (N,) int64
+    highest_label: int | None = None  # known without waiting for the device; None: checked before, or nobody knows
 
 
 class OrderedBatches(Protocol):
@@ -59,14 +60,24 @@ class Batches:
         batch_size: Images a step; the last batch of an epoch has what is left.
         device: Where the images are kept.
         seed: The run's seed.
+
+    Raises:
+        DeviceMemoryError: If the device has no room for them.
     """
 
     def __init__(
         self, images: Images, labels: Labels, ids: Tensor, *, batch_size: int, device: torch.device, seed: int
     ) -> None:
-        self._images = images.to(device)
-        self._labels = labels.to(device)
-        self._ids = ids.to(device)
+        def explain() -> str:
+            return (
+                f"{len(images):,} images ({images.nbytes / 1e6:,.0f} MB) did not fit into the memory of {device}; "
+                "give a DataLoader, which moves one batch at a time"
+            )
+
+        with explained_out_of_memory(device, explain):
+            self._images = images.to(device)
+            self._labels = labels.to(device)
+            self._ids = ids.to(device)
         self._batch_size = batch_size
         self._seed = seed
 
@@ -90,78 +101,3 @@ class Batches:
     def in_order(self) -> Iterator[Batch]:
         """Every image once, for evaluation; batches are views, not copies."""
         yield from map(Batch, *(torch.split(x, self._batch_size) for x in (self._images, self._labels, self._ids)))
-
-
-class ForeignBatches:
-    """Anybody's iterable of ``(images, labels)`` batches, such as a ``DataLoader``.
-
-    Its order is its own business: where it shuffles with torch's generator, that is seeded for each epoch.
-
-    Args:
-        batches: Gives the batches of an epoch each time it is iterated.
-        device: Where they are moved.
-    """
-
-    def __init__(self, batches: Iterable[Any], *, device: torch.device) -> None:
-        self._batches = batches
-        self._device = device
-
-    @property
-    def num_steps(self) -> int | None:
-        """Batches an epoch; ``None`` where the iterable has no length."""
-        try:
-            return len(self._batches)  # type: ignore[arg-type]  # an iterable may have a length
-        except TypeError:
-            return None
-
-    @property
-    def starts_anywhere(self) -> bool:
-        """An epoch can only be begun at its first step."""
-        return False
-
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch; it can only begin at the first.
-
-        Raises:
-            ResumeMismatchError: If ``first_step`` is not 0.
-            InputError: If an item is not a batch of images and labels.
-        """
-        if first_step:
-            raise ResumeMismatchError(
-                f"the checkpoint is at step {first_step} of an epoch, and only an ImageDataset can be continued there; "
-                "an iterable resumes at the end of an epoch"
-            )
-        yield from self.in_order()
-
-    def in_order(self) -> Iterator[Batch]:
-        """The batches as they come."""
-        seen = 0
-        for item in self._batches:
-            images, labels = _check(item)
-            ids = torch.arange(seen, seen + len(labels), device=self._device)
-            seen += len(labels)
-            yield Batch(
-                images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True).long(), ids
-            )
-        if not seen:
-            raise InputError(
-                "the iterable gave no batch; one that can be iterated only once, such as a generator, is used up "
-                "after an epoch: give a DataLoader or a list"
-            )
-
-
-def _check(item: Any) -> tuple[Images, Labels]:
-    if not (isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(x, Tensor) for x in item)):
-        raise InputError(f"expected batches of (images, labels) tensors, got {type(item).__name__}")
-    images, labels = item
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise InputError(
-            f"expected uint8 images, or floating ones that are ready for the network, got {images.dtype}; "
-            "images.to(torch.uint8) suits values in [0, 255]"
-        )
-    if images.ndim != 4 or labels.shape != images.shape[:1] or labels.is_floating_point():
-        raise InputError(
-            f"expected images (N, C, H, W) and integer labels (N,), got {tuple(images.shape)} {images.dtype} and "
-            f"{tuple(labels.shape)} {labels.dtype}"
-        )
-    return images, labels

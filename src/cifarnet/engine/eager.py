@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from cifarnet import randomness
 from cifarnet._types import Images, Labels
 from cifarnet.engine.batches import Batch, BatchSource
+from cifarnet.engine.evaluate import check_fit
+from cifarnet.engine.foreign import check_labels
 from cifarnet.engine.settings import StepSettings
 from cifarnet.engine.sums import RunningSums
 from cifarnet.errors import SettingError
@@ -29,6 +31,7 @@ class EagerBackend:
         self._settings = settings
         self._augment_and_preprocess = settings.transforms.train
         model = settings.model
+        self._num_classes: int | None = None  # logits of the network, where batches are foreign
         self._frozen = [module for module in model.modules() if model.training and not module.training]
 
     def epoch(
@@ -45,6 +48,10 @@ class EagerBackend:
 
         Yields:
             How many steps of the epoch are done; the state is whole and may be saved.
+
+        Raises:
+            InputError: If a foreign batch is none, or has a label that the network has no logit for.
+            SettingError: If the network cannot take the images of a foreign batch.
         """
         seed, optimizer, device = self._settings.seed, self._settings.optimizer, self._settings.precision.device
         self._settings.model.train()
@@ -52,12 +59,25 @@ class EagerBackend:
             module.training = False
         randomness.seed_torch(randomness.step_seed(seed, epoch, -1), device)  # a foreign sampler draws now
         for step, batch in enumerate(batches.epoch(epoch, first_step), first_step):
+            self._check(batch, step)
             randomness.seed_torch(randomness.step_seed(seed, epoch, step), device)
             for group in optimizer.param_groups:
                 _set_learning_rate(group, group["initial_lr"] * multipliers[min(step, len(multipliers) - 1)])
             with randomness.scope(seed, epoch, batch.ids):
                 self._step(batch, step, sums)
             yield step + 1
+
+    def _check(self, batch: Batch, step: int) -> None:
+        """Before mixing and loss, which on CUDA would not raise but break the process."""
+        if batch.highest_label is None:
+            return
+        if self._num_classes is None:
+            preprocess, precision = self._settings.transforms.preprocess, self._settings.precision
+            image = batch.images[:1]
+            self._num_classes = check_fit(
+                self._settings.model, image, None, "the batches", preprocess=preprocess, precision=precision
+            )
+        check_labels(batch, self._num_classes, step)
 
     def _step(self, batch: Batch, step: int, sums: RunningSums) -> None:
         model, optimizer, precision = self._settings.model, self._settings.optimizer, self._settings.precision

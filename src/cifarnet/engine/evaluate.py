@@ -11,6 +11,8 @@ from cifarnet import randomness
 from cifarnet._types import Images, Logits
 from cifarnet.engine.batches import OrderedBatches
 from cifarnet.engine.device import Precision
+from cifarnet.engine.foreign import check_labels
+from cifarnet.engine.memory import explained_out_of_memory
 from cifarnet.engine.sums import RunningSums
 from cifarnet.errors import SettingError
 from cifarnet.metrics import Evaluation
@@ -47,31 +49,41 @@ def check_fit(
     *,
     preprocess: Preprocess,
     precision: Precision,
-) -> None:
+) -> int:
     """Send one image through a network, and compare its logits with the classes.
 
     Args:
         model: On the precision's device, in its dtype.
-        images: One of them, uint8, shape ``(1, C, H, W)``.
+        images: One of them, uint8 or ready for the network, shape ``(1, C, H, W)``.
         num_classes: How many logits there should be; ``None`` where nobody knows.
         name: What messages call the images.
         preprocess: What the network needs.
         precision: Number format.
 
+    Returns:
+        How many logits there are.
+
     Raises:
+        DeviceMemoryError: If there is no room for network and image.
         SettingError: If the network cannot take the image, or does not give logits for as many classes.
     """
     built = type(unwrapped(model)).__name__
+
+    def explain() -> str:
+        return (
+            f"{built} and one image did not fit into the memory of {precision.device}; end other processes there, or "
+            "take a smaller network"
+        )
+
     try:
-        with evaluation_mode(model):
+        with explained_out_of_memory(precision.device, explain), evaluation_mode(model):
             images = images.to(precision.device)
             logits: object = predict_logits(model, images, preprocess=preprocess, precision=precision)
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        prepared = "" if images.is_floating_point() else f", prepared to {preprocess.size} pixels"
         raise SettingError(
-            f"{built} cannot take the images of {name} ({tuple(images.shape[1:])}, prepared to {preprocess.size} "
-            f"pixels), or gives no tensor: {str(error).splitlines()[0]}; build it for that size and those channels"
+            f"{built} cannot take the images of {name} ({tuple(images.shape[1:])}{prepared}), or gives no "
+            f"tensor: {str(error).splitlines()[0]}; build it for that size and those channels"
         ) from error
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else None
     if shape is None or len(shape) != 2 or shape[0] != 1 or num_classes not in (None, shape[1]):
@@ -80,6 +92,7 @@ def check_fit(
             f"{built} gives logits of shape {shape} for one image, and {name} has {classes} classes; build it with "
             f"num_classes={classes}"
         )
+    return shape[1]
 
 
 @torch.no_grad()
@@ -102,12 +115,31 @@ def evaluate(
 
     Returns:
         Loss and accuracy.
+
+    Raises:
+        DeviceMemoryError: If a batch does not fit into memory.
+        InputError: If a foreign batch is none, or has a label that the network has no logit for.
     """
     sums = RunningSums(precision.device)
+    size = 0
+
+    def explain() -> str:
+        remedy = f"DataLoader(images, batch_size={size // 2})" if size > 1 else "smaller batches"
+        return (
+            f"evaluating {size or 'some'} images at once did not fit into the memory of {precision.device}; evaluate "
+            f"{remedy} instead, as batch_size is training's alone"
+        )
+
     # cuDNN's timing of kernels could pick others in another process, and count an image otherwise.
-    with evaluation_mode(model), randomness.isolated(precision.device, autotune=False):
+    with (
+        explained_out_of_memory(precision.device, explain),
+        evaluation_mode(model),
+        randomness.isolated(precision.device, autotune=False),
+    ):
         for step, batch in enumerate(batches.in_order()):
+            size = len(batch.labels)
             logits = predict_logits(model, batch.images, preprocess=preprocess, precision=precision)
+            check_labels(batch, logits.shape[-1], step)
             sums.add(loss_fn(logits, batch.labels), logits, batch.labels, step)
     totals = sums.read()
     return Evaluation(totals.mean_loss, totals.num_correct, totals.num_images)

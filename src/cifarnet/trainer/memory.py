@@ -1,13 +1,13 @@
-"""A batch that does not fit into memory."""
+"""A batch of training that does not fit into memory."""
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
+from cifarnet.engine import explained_out_of_memory
 from cifarnet.errors import DeviceMemoryError
 
 __all__ = ["explained_memory_errors"]
@@ -22,28 +22,20 @@ def explained_memory_errors(
     Args:
         optimizer: Its gradients are dropped.
         device: Where the memory is short.
-        batch_size: What was tried; ``None`` where nobody knows.
+        batch_size: Of the training; ``None`` where nobody knows.
 
     Raises:
-        DeviceMemoryError: In the place of what torch raises.
+        DeviceMemoryError: In the place of what torch raises; that of an evaluation passes through.
     """
+
+    def explain() -> str:
+        size = "a batch" if batch_size is None else f"batch_size={batch_size}"
+        remedy = "give smaller batches" if batch_size is None or batch_size < 2 else f"try {batch_size // 2}"
+        return f"training with {size} did not fit into the memory of {device}; {remedy}"
+
     try:
-        yield
-    except RuntimeError as error:  # which torch.OutOfMemoryError is, too
-        if not _is_out_of_memory(error):
-            raise
-        traceback.clear_frames(error.__traceback__)  # they hold the step's activations
-        reason = str(error).splitlines()[0]
-    else:
-        return
-    optimizer.zero_grad(set_to_none=True)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    size = "the batch" if batch_size is None else f"batch_size={batch_size}"
-    remedy = "give smaller batches" if batch_size is None or batch_size < 2 else f"try {batch_size // 2}"
-    raise DeviceMemoryError(f"{size} did not fit into the memory of {device}; {remedy} ({reason})")
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # torch has a type of its own for devices alone.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        with explained_out_of_memory(device, explain):
+            yield
+    except DeviceMemoryError:
+        optimizer.zero_grad(set_to_none=True)
+        raise

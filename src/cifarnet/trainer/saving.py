@@ -147,8 +147,11 @@ class RunSaver:
         if not self._plan.train.starts_anywhere:
             self._epoch_end = None if self._saved == self._position else snapshot(self._read_state())
 
-    def stop(self) -> str:
+    def stop(self, *, in_step: bool = False) -> str:
         """Save where the run stands before it is stopped; what to tell about it.
+
+        Args:
+            in_step: Whether a step was begun and has failed, so that the state as it is belongs to no step.
 
         Raises:
             CheckpointSaveError: If that fails.
@@ -156,7 +159,7 @@ class RunSaver:
         where = f"Stopped at epoch {self._state.epoch + 1} step {self._state.step}"
         if self._checkpointer is None:
             return f"{where}; nothing is saved without a checkpointer"
-        if self._can_continue_here:
+        if self._can_continue_here and not in_step:
             self._save()
             self._writer.wait()
             return f"{where}; saved {self._checkpointer.last_path}"

@@ -55,14 +55,19 @@ class StopSignals:
             signal.raise_signal(signum)
         self._requested = signum
 
+    @property
+    def requested(self) -> StopRequestedError | None:
+        """What `check` would raise."""
+        return None if self._requested is None else StopRequestedError(self._requested)
+
     def check(self) -> None:
         """Called where the run may stop.
 
         Raises:
             StopRequestedError: If it shall.
         """
-        if self._requested is not None:
-            raise StopRequestedError(self._requested)
+        if self.requested is not None:
+            raise self.requested
 
 
 class WatchedBatches:

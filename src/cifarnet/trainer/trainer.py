@@ -197,6 +197,7 @@ class Trainer:
             RunDirectoryBusyError: If another process is training in the directory.
             CheckpointError: If a checkpoint cannot be read or written.
             NonFiniteLossError: If the loss or a weight becomes NaN or infinite; nothing is saved after it did.
+            InputError: If a foreign batch is none, or has a label or a pixel that cannot be.
             DeviceMemoryError: If a batch does not fit into memory.
         """
         if patience is not None:
@@ -236,6 +237,12 @@ class Trainer:
                 except StopRequestedError as request:
                     bar.show_line(saver.stop())
                     raise request.outcome from None
+                except Exception as error:
+                    # What tells a group of processes to end has ended a loader's workers too, before their batch.
+                    if signals.requested is None or plan.train.starts_anywhere:
+                        raise
+                    bar.show_line(saver.stop(in_step=True))
+                    raise signals.requested.outcome from error
             saver.finish()
         state.put_best_weights()
         return state.history
@@ -266,6 +273,8 @@ class Trainer:
         Raises:
             SettingError: If a value is outside its range.
             NonFiniteLossError: If the loss or a weight becomes NaN or infinite.
+            InputError: If a foreign batch is none, or has a label or a pixel that cannot be.
+            DeviceMemoryError: If a batch does not fit into memory.
         """
         plan = self._make_plan(train, val, test, max_epochs=max_epochs, batch_size=batch_size)
         return (event for event in self._run(plan) if isinstance(event, EpochRecord))
@@ -339,6 +348,8 @@ class Trainer:
 
         Raises:
             SettingError: If the network does not fit the images or their number of classes.
+            InputError: If a foreign batch is none, or has a label or a pixel that cannot be.
+            DeviceMemoryError: If a batch does not fit into memory.
         """
         if isinstance(data, ImageDataset):
             preprocess = self.transforms.preprocess

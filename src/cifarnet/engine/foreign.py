@@ -1,0 +1,172 @@
+"""Batches from anybody's iterable: checked where they lie, and moved to the device."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cifarnet._types import Images, Labels
+from cifarnet.engine.batches import Batch
+from cifarnet.engine.workers import check_workers
+from cifarnet.errors import CheckpointWarning, InputError, ResumeMismatchError
+
+__all__ = ["ForeignBatches", "check_labels"]
+
+# Normalised by the mean and the deviation of CIFAR-10 pixels lie within 2.2 of 0, and half of them below it.
+_HIGHEST_OF_READY_IMAGES = 20
+
+
+class ForeignBatches:
+    """Anybody's iterable of ``(images, labels)`` batches, such as a ``DataLoader``.
+
+    Its order is its own business: where it shuffles with torch's generator, that is seeded for each epoch.
+    Values that are on the CPU are checked; those on another device are not, as that would wait for it.
+
+    Args:
+        batches: Gives the batches of an epoch each time it is iterated.
+        device: Where they are moved.
+
+    Raises:
+        SettingError: If it is a ``DataLoader`` whose parts cannot be sent to its workers.
+    """
+
+    def __init__(self, batches: Iterable[Any], *, device: torch.device) -> None:
+        if isinstance(batches, DataLoader):
+            check_workers(batches)
+        self._batches = batches
+        self._device = device
+
+    @property
+    def num_steps(self) -> int | None:
+        """Batches an epoch; ``None`` where the iterable has no length."""
+        try:
+            return len(self._batches)  # type: ignore[arg-type]  # an iterable may have a length
+        except TypeError:
+            return None
+
+    @property
+    def starts_anywhere(self) -> bool:
+        """An epoch can only be begun at its first step."""
+        return False
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch; it can only begin at the first.
+
+        Raises:
+            ResumeMismatchError: If ``first_step`` is not 0.
+            InputError: If an item is not a batch of images and labels, or a value cannot be one of them.
+
+        Warns:
+            CheckpointWarning: If workers that are kept from epoch to epoch start in a later one than the first.
+        """
+        if first_step:
+            raise ResumeMismatchError(
+                f"the checkpoint is at step {first_step} of an epoch, and only an ImageDataset can be continued there; "
+                "an iterable resumes at the end of an epoch"
+            )
+        # Kept workers go on with random states that nobody can save, and even the order is drawn after another number.
+        kept = getattr(self._batches, "persistent_workers", False)
+        if epoch and kept and getattr(self._batches, "_iterator", None) is None:
+            warnings.warn(
+                "persistent_workers=True: they start anew in mid-run, so that the resumed run will be sound, but not "
+                "equal to an unbroken one bit for bit; persistent_workers=False makes it equal",
+                CheckpointWarning,
+                stacklevel=2,
+            )
+        yield from self.in_order()
+
+    def in_order(self) -> Iterator[Batch]:
+        """The batches as they come."""
+        seen = 0
+        for number, item in enumerate(self._batches, 1):
+            try:
+                images, labels = _check_shapes(item)
+                _check_pixels(images)
+                highest_label = _check_signs(labels)
+            except InputError as error:
+                raise InputError(f"batch {number}: {error}") from None
+            ids = torch.arange(seen, seen + len(labels), device=self._device)
+            seen += len(labels)
+            yield Batch(
+                images.to(self._device, non_blocking=True),
+                labels.to(self._device, non_blocking=True).long(),
+                ids,
+                highest_label,
+            )
+        if not seen:
+            raise InputError(
+                "the iterable gave no batch; one that can be iterated only once, such as a generator, is used up "
+                "after an epoch: give a DataLoader or a list"
+            )
+
+
+def check_labels(batch: Batch, num_classes: int, step: int) -> None:
+    """Refuse labels that the network has no logit for, where they are known on the CPU.
+
+    Args:
+        batch: On the device.
+        num_classes: How many logits there are.
+        step: Counted from 0 within the epoch.
+
+    Raises:
+        InputError: Naming the batch, the label and its row.
+    """
+    if batch.highest_label is not None and batch.highest_label >= num_classes:
+        raise InputError(
+            f"batch {step + 1}: label {batch.highest_label} at row {int(batch.labels.argmax())}, and the network tells "
+            f"{num_classes} classes apart (0 to {num_classes - 1}); number the classes from 0, or build it with "
+            f"num_classes={batch.highest_label + 1}"
+        )
+
+
+def _check_shapes(item: Any) -> tuple[Images, Labels]:
+    if not (isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(x, Tensor) for x in item)):
+        raise InputError(f"expected batches of (images, labels) tensors, got {type(item).__name__}")
+    images, labels = item
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise InputError(
+            f"expected uint8 images, or floating ones that are ready for the network, got {images.dtype}; "
+            "images.to(torch.uint8) suits values in [0, 255]"
+        )
+    if images.ndim != 4 or labels.shape != images.shape[:1] or labels.is_floating_point() or 0 in images.shape:
+        raise InputError(
+            f"expected images (N, C, H, W) and integer labels (N,), got {tuple(images.shape)} {images.dtype} and "
+            f"{tuple(labels.shape)} {labels.dtype}"
+        )
+    return images, labels
+
+
+def _check_pixels(images: Images) -> None:
+    if not images.is_floating_point() or images.device.type != "cpu":
+        return
+    low, high = (float(end) for end in images.aminmax())  # one pass: about 40 us for 64 images of 32x32
+    if not (math.isfinite(low) and math.isfinite(high)):  # a NaN is both
+        row = int((~images.isfinite()).flatten(1).any(1).nonzero()[0])
+        value = float(images[row][~images[row].isfinite()][0])
+        raise InputError(
+            f"the image at row {row} has {value} among its values; leave it out, or see what its transform divides by"
+        )
+    if low >= 0 and high > _HIGHEST_OF_READY_IMAGES:
+        raise InputError(
+            f"floating images must be ready for the network, and these have min {low:.4g} and max {high:.4g}, as "
+            "pixels have; pass them as uint8, which the trainer prepares, or divide by 255 and normalise them"
+        )
+
+
+def _check_signs(labels: Labels) -> int | None:
+    """The highest label, where that is known without waiting for a device."""
+    if labels.device.type != "cpu":
+        return None
+    low, high = (int(end) for end in labels.aminmax())
+    if low < 0:
+        raise InputError(
+            f"label {low} at row {int(labels.argmin())}; labels count the classes from 0, so leave out images that "
+            "have none"
+        )
+    return high
