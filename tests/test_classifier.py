@@ -107,7 +107,7 @@ def test_what_cannot_be_loaded_says_why(trained: tuple[Trainer, Path], tmp_path:
     weights, description = checkpointer.read_best()
     del description["preprocess"]
     checkpointer.save_best(weights, description)
-    with pytest.raises(CheckpointCorruptError, match="does not describe its weights: KeyError"):
+    with pytest.raises(CheckpointCorruptError, match="does not describe its weights: it has no 'preprocess'"):
         Classifier.load(trained[1])
 
 

@@ -208,6 +208,40 @@ def test_another_thread_can_train(make_trainer: MakeTrainer, synthetic: DatasetS
         signals.check()
 
 
+WORKER = """
+import os, signal, sys
+from cifarnet.trainer.stopping import StopSignals
+signum = int(sys.argv[1])
+with StopSignals() as signals:
+    ready, is_ready = os.pipe()
+    end, ends = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(ends)
+        try:
+            os.write(is_ready, b".")
+            os.read(end, 1)
+        except KeyboardInterrupt:
+            at_once = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+            os._exit(130 if at_once else 1)
+        os._exit(0)
+    os.read(ready, 1)  # Python itself loses a signal that comes before its child is set up
+    os.kill(child, signum)
+    os.close(ends)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(code, signals._requested is not None, flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
+def test_a_forked_worker_dies_of_a_signal_at_once(signum: int, code: int) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", WORKER, str(int(signum))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == [str(int(code)), "False"]  # and the run goes on
+
+
 def test_without_a_checkpointer_what_was_done_is_kept_in_memory(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, capsys: pytest.CaptureFixture[str]
 ) -> None:

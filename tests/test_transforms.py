@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import pickle
 from typing import Literal
 
@@ -252,6 +253,8 @@ def test_transforms_print_and_pickle() -> None:
         ({"contrast": -0.1}, r"contrast must be in \[0, 1\], got -0.1"),
         ({"size": 0}, "size must be at least 2 pixels, got 0"),
         ({"std": (0.0, 1.0, 1.0)}, "std must be above 0"),
+        ({"std": (math.inf, 1.0, 1.0)}, "mean and std must be finite"),
+        ({"mean": (0.0, math.nan, 1.0)}, "mean and std must be finite"),
         ({"std": (1.0,)}, "mean has 3 values, std 1"),
     ],
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarnet._checks import check_count
-from cifarnet.checkpoint import load_best, load_weights
+from cifarnet.checkpoint import Description, check_weights, load_best, load_weights, parse_description
 from cifarnet.datasets import ImageDataset
 from cifarnet.engine import (
     EVAL_BATCH_SIZE,
@@ -132,7 +132,8 @@ class Classifier:
 
         Raises:
             CheckpointNotFoundError: If there is no such file.
-            CheckpointCorruptError: If it is truncated, altered or no checkpoint.
+            CheckpointCorruptError: If it is truncated, altered or no checkpoint, or its weights are not those of the
+                network that it describes. Memory is taken for no more than the file holds.
             CheckpointMismatchError: If its weights do not fit ``model``, or preprocessing and classes not the network.
             SettingError: If there is no such device or precision.
             UnsafeCheckpointError: If it is a pickle.
@@ -140,37 +141,24 @@ class Classifier:
         resolved = resolve_device(device)
         if precision is not None:
             resolve_precision(precision, resolved)  # both before anything is read
-        weights, description = load_best(path)
+        weights, values = load_best(path)
+        described = parse_description(values, name=str(path))
         try:
-            architecture = description["model"]
-            preprocess = Preprocess(
-                description["preprocess"]["size"],
-                tuple(description["preprocess"]["mean"]),
-                tuple(description["preprocess"]["std"]),
-            )
-            classes = description["classes"]
-            trained_in = description["precision"]
-            selected_by = description["selected_by"]
-        except (KeyError, TypeError) as error:
-            raise CheckpointCorruptError(f"{path} does not describe its weights: {error!r} is missing") from error
+            preprocess = Preprocess(described.size, described.mean, described.std)
+        except SettingError as error:
+            raise CheckpointCorruptError(f"{path} does not describe its weights: {error}") from error
         if model is None:
-            if architecture["arguments"] is None:
-                raise CheckpointMismatchError(
-                    f"{path} holds a {architecture['name']}, which is not one of the library's networks; build it and "
-                    "give it as model="
-                )
-            with isolated(torch.device("cpu")):  # its first weights are drawn, and then replaced
-                model = build_model(architecture["name"], architecture["arguments"])
-        model.to(resolve_precision(trained_in, torch.device("cpu")).weights)
-        load_weights(model, weights, source=str(path), built_with=_constructor_call(architecture))
+            model = _build_described(described, preprocess, weights, str(path))
+        model.to(resolve_precision(described.precision, torch.device("cpu")).weights)
+        load_weights(model, weights, source=str(path), built_with=_constructor_call(described))
         try:
             return cls(
                 model,
                 preprocess,
-                classes,
+                described.classes,
                 device=resolved,
-                precision=trained_in if precision is None else precision,
-                selected_by=selected_by,
+                precision=described.precision if precision is None else precision,
+                selected_by=described.selected_by,
             )
         except SettingError as error:
             raise CheckpointMismatchError(f"{path}: {error}") from error
@@ -287,9 +275,40 @@ class Classifier:
         )
 
 
-def _constructor_call(architecture: Mapping[str, Any]) -> str:
+def _build_described(
+    described: Description, preprocess: Preprocess, weights: Mapping[str, Tensor], source: str
+) -> nn.Module:
+    """The network that a file describes; first without storage, to see that its weights and its images fit."""
+    if described.arguments is None or described.model not in MODELS:
+        raise CheckpointMismatchError(
+            f"{source} holds a {described.model}, which is not one of the library's networks; build it and give it as "
+            "model="
+        )
+    meta = torch.device("meta")
+    precision = resolve_precision("float64" if described.precision == "float64" else "float32", meta)
+    try:
+        with meta:
+            shell = build_model(described.model, described.arguments).to(precision.weights)
+    except (SettingError, RuntimeError, OverflowError) as error:  # the latter two where torch counts beyond 64 bits
+        reason = str(error).partition("\n")[0][:300]
+        raise CheckpointCorruptError(f"{source} does not describe its weights: {reason}") from error
+    try:
+        check_weights(shell, weights, source="what it holds", built_with=_constructor_call(described))
+    except CheckpointMismatchError as error:
+        raise CheckpointCorruptError(f"{source} contradicts itself: {error}") from error
+    image = torch.zeros(1, len(preprocess.mean), preprocess.size, preprocess.size, dtype=torch.uint8, device=meta)
+    num_classes = len(described.classes) or None
+    try:
+        check_fit(shell, image, num_classes, "the classifier", preprocess=preprocess, precision=precision)
+    except SettingError as error:
+        raise CheckpointMismatchError(f"{source}: {error}") from error
+    with isolated(torch.device("cpu")):  # its first weights are drawn, and then replaced
+        return build_model(described.model, described.arguments)
+
+
+def _constructor_call(described: Description) -> str:
     """``CifarCNN(num_classes=10)``, as it would stand in code: other arguments that are the defaults are left out."""
-    name, arguments = architecture["name"], architecture["arguments"]
+    name, arguments = described.model, described.arguments
     if arguments is None:
         return f"a {name}"
     parameters = inspect.signature(MODELS[name]).parameters if name in MODELS else {}

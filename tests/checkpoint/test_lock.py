@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,109 @@ def test_a_killed_process_leaves_the_directory_free(holder: subprocess.Popen[str
     assert list(tmp_path.iterdir()) == []
 
 
+FORKED = """
+import os, sys
+from cifarnet import Checkpointer
+checkpointer = Checkpointer(sys.argv[1])
+checkpointer.__enter__()
+if os.fork() == 0:  # as a worker of a DataLoader
+    try:
+        checkpointer.__exit__(None, None, None)
+        Checkpointer(sys.argv[1]).prepare()
+        print(os.getpid(), "not refused", flush=True)
+    except Exception as error:
+        print(os.getpid(), error, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_worker_neither_frees_the_directory_nor_holds_it_for_its_killed_parent(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FORKED, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        try:
+            assert parent.stdout is not None
+            child, told = parent.stdout.readline().split(maxsplit=1)
+            assert f"in use by process {parent.pid} since" in told
+            with pytest.raises(RunDirectoryBusyError, match=f"in use by process {parent.pid} since"):
+                Checkpointer(tmp_path).prepare()  # the child's exit was not the parent's
+        finally:
+            parent.kill()
+            parent.wait()
+        os.kill(int(child), 0)  # it lives, waiting for the end of its standard input
+        with Checkpointer(tmp_path):
+            assert f"process {os.getpid()} since" in (tmp_path / ".lock").read_text()
+
+
+FORKED_IN_BETWEEN = """
+import os, sys, threading
+from cifarnet import Checkpointer
+opened, forked, real = threading.Event(), threading.Event(), os.open
+descriptors = []
+def slow_open(path, *args):
+    descriptors.append(real(path, *args))
+    opened.set()
+    forked.wait(0.5)  # in vain: the fork waits for the lock to be in the table
+    return descriptors[-1]
+os.open = slow_open
+thread = threading.Thread(target=Checkpointer(sys.argv[1]).__enter__)
+thread.start()
+opened.wait()
+child = os.fork()
+if child == 0:
+    try:
+        os.fstat(descriptors[0])
+    except OSError:
+        os._exit(0)
+    os._exit(1)
+forked.set()
+thread.join()
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_fork_while_another_thread_takes_the_lock_does_not_copy_it(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED_IN_BETWEEN, tmp_path], check=True, timeout=60)
+
+
+def test_reading_the_lock_does_not_free_it(tmp_path: Path) -> None:
+    """As a POSIX lock would be when anything in the process closes the file, a copy of the directory for example."""
+    with Checkpointer(tmp_path):
+        assert (tmp_path / ".lock").read_text()
+        command = [sys.executable, "-c", "import cifarnet, sys; cifarnet.Checkpointer(sys.argv[1]).prepare()"]
+        done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert f"RunDirectoryBusyError: {tmp_path} is in use by process {os.getpid()}" in done.stderr
+
+
+def test_of_many_threads_one_gets_the_directory(tmp_path: Path) -> None:
+    def take(lock: RunLock) -> None:
+        start.wait()
+        try:
+            lock.acquire()
+        except RunDirectoryBusyError:
+            refused.append(lock)
+
+    refused: list[RunLock] = []
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(30):
+            locks, start = [RunLock(tmp_path) for _ in range(4)], threading.Barrier(4)
+            refused.clear()
+            threads = [threading.Thread(target=take, args=(lock,)) for lock in locks]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert [lock for lock in locks if not lock.held] == [lock for lock in locks if lock in refused]
+            assert len(refused) == 3
+            for lock in locks:
+                lock.release()
+    finally:
+        sys.setswitchinterval(interval)
+
+
 def test_two_runs_of_one_process_do_not_share_a_directory(tmp_path: Path) -> None:
     (tmp_path / "alias").symlink_to(tmp_path / "run")
     with Checkpointer(tmp_path / "run") as checkpointer:
@@ -92,6 +196,6 @@ def test_a_disk_without_locks_is_warned_of_and_used(tmp_path: Path, monkeypatch:
     def refuse(*_: object) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr("fcntl.lockf", refuse)
+    monkeypatch.setattr("fcntl.flock", refuse)
     with pytest.warns(CheckpointWarning, match=r"disk without locks \(No locks available\)"), Checkpointer(tmp_path):
         pass

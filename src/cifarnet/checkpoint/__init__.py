@@ -2,6 +2,7 @@
 
 from cifarnet.checkpoint.background import BackgroundWriter, snapshot
 from cifarnet.checkpoint.checkpointer import Checkpointer, Stateful
+from cifarnet.checkpoint.description import Description, parse_description
 from cifarnet.checkpoint.reading import load_best, read_checkpoint
 from cifarnet.checkpoint.restore import (
     OPTIMIZER_FLAGS,
@@ -16,12 +17,14 @@ __all__ = [
     "OPTIMIZER_FLAGS",
     "BackgroundWriter",
     "Checkpointer",
+    "Description",
     "Stateful",
     "check_weights",
     "follow_weights",
     "load_best",
     "load_optimizer",
     "load_weights",
+    "parse_description",
     "read_checkpoint",
     "snapshot",
     "unwrapped_state_dict",

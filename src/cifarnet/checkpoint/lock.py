@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -15,7 +16,8 @@ from cifarnet.errors import CheckpointWarning, RunDirectoryBusyError
 __all__ = ["RunLock"]
 
 _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
-_held: set[Path] = set()  # by this process, to which the system would lend a lock twice
+_held: dict[Path, RunLock] = {}  # by this process, also where the disk knows no locks
+_table = threading.RLock()  # of _held; reentrant, because a signal's handler may fork while the main thread has it
 
 
 class RunLock:
@@ -46,24 +48,31 @@ class RunLock:
             CheckpointWarning: If the disk knows no locks; the run goes on without.
         """
         key = self._path.resolve()
-        if key in _held:
-            raise self._busy("another run of this process")
-        descriptor = self._open()
-        try:
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode())
-        except BaseException:
-            self._free(descriptor)
-            raise
-        self._key, self._descriptor = key, descriptor
-        _held.add(key)
+        with _table:
+            if key in _held:
+                raise self._busy("another run of this process")
+            descriptor = self._open()
+            try:
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode())
+            except BaseException:
+                self._free(descriptor)
+                raise
+            self._key, self._descriptor = key, descriptor
+            _held[key] = self
 
     def release(self) -> None:
-        """Give the lock back, if this object holds it."""
-        if self._key is not None:
-            _held.discard(self._key)
-            self._free(self._descriptor)
-            self._key = None
+        """Give the lock back, if this object holds it. In a forked child it does not: the lock is the parent's."""
+        with _table:
+            if self._key is not None:
+                del _held[self._key]
+                self._key = None
+                self._free(self._descriptor)
+
+    def _leave_to_parent(self) -> None:
+        """Let go of what a fork has copied, so that the parent alone holds the lock and its end frees it."""
+        self._key = None
+        os.close(self._descriptor)
 
     def _open(self) -> int:
         """Open and lock the file that has the name, not one that its last owner has just removed."""
@@ -111,5 +120,15 @@ else:
     import fcntl
 
     def _lock(descriptor: int) -> None:
-        # Not flock: a forked worker of a DataLoader would hold that on for its killed parent.
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Not lockf: that lock is gone when anything in this process reads the file and closes it. Linux's F_OFD_SETLK
+        # would do the same as flock, on fewer systems.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _after_fork_in_child() -> None:
+        for lock in _held.values():
+            lock._leave_to_parent()
+        _held.clear()
+        _table.release()
+
+    # The lock lasts as long as any process has the descriptor. A fork waits until every one is in the table.
+    os.register_at_fork(before=_table.acquire, after_in_parent=_table.release, after_in_child=_after_fork_in_child)

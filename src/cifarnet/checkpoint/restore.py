@@ -77,14 +77,16 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str
         [[2.0, 2.0, 2.0]]
     """
     check_weights(model, weights, source=source, built_with=built_with)
-    saved = unwrapped_state_dict(weights)
+    saved, targets = unwrapped_state_dict(weights), unwrapped_state_dict(model)
+    without = (f"{name} has no storage in the model (it is on the meta device)" for name in targets)
+    _refuse((told for told, target in zip(without, targets.values(), strict=True) if target.is_meta), source, "move it")
     with torch.no_grad():
-        for name, target in unwrapped_state_dict(model).items():
+        for name, target in targets.items():
             target.copy_(saved[name])
 
 
 def check_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str, built_with: str = "") -> None:
-    """Refuse weights that `load_weights` would refuse; its arguments and errors."""
+    """Compare names, shapes and dtypes, which a network on the meta device has too; see `load_weights`."""
     remedy = f"built with {built_with}" if built_with else "build the model as the file's was built"
     differences = _weight_differences(unwrapped_state_dict(weights), unwrapped_state_dict(model))
     _refuse(differences, f"{source} does not fit the model", remedy)
@@ -98,8 +100,6 @@ def _weight_differences(saved: Mapping[str, Tensor], targets: Mapping[str, Tenso
             yield f"{name} is {_shape(saved[name])} in the file, {_shape(target)} in the model"
         elif saved[name].dtype != target.dtype:
             yield f"{name} is {_dtype(saved[name])} in the file, {_dtype(target)} in the model"
-        elif target.is_meta:
-            yield f"{name} has no storage in the model (it is on the meta device)"
     yield from (f"{name} is only in the file" for name in saved if name not in targets)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cifarnet._checks import check_count
 from cifarnet._types import Images, Logits
 from cifarnet.errors import SettingError
 
@@ -58,16 +59,15 @@ class CifarCNN(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        if num_classes < 2:
-            raise SettingError(f"num_classes must be at least 2, got {num_classes}; CIFAR-10 has 10")
-        if image_size < 6:
-            raise SettingError(f"image_size must be at least 6 pixels, got {image_size}; CIFAR-10 has 32")
-        if len(widths) != 2 or min(in_channels, hidden, *widths) < 1:
-            raise SettingError(
-                f"in_channels, hidden and the two widths must be at least 1, got {in_channels}, {hidden}, {widths}; "
-                "the reference has 3, 512, (32, 64)"
-            )
-        if not 0 <= dropout < 1:
+        check_count("num_classes", num_classes, "CIFAR-10 has 10", least=2)
+        check_count("image_size", image_size, "CIFAR-10 has 32 pixels a side", least=6)
+        check_count("in_channels", in_channels, "CIFAR-10 has 3")
+        check_count("hidden", hidden, "the reference has 512")
+        if len(widths) != 2:
+            raise SettingError(f"widths must be two numbers of channels, got {widths!r}; the reference has (32, 64)")
+        for width in widths:
+            check_count("a width", width, "the reference has (32, 64)")
+        if isinstance(dropout, bool) or not 0 <= dropout < 1:
             raise SettingError(f"dropout must be in [0, 1), got {dropout}; the reference has 0.5")
         #: What rebuilds this network; stored beside its weights.
         self.arguments = {

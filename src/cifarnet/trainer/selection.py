@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cifarnet.checkpoint import Checkpointer
+from cifarnet.checkpoint import Checkpointer, parse_description
 from cifarnet.errors import CheckpointCorruptError, CheckpointNotFoundError, SettingError, did_you_mean
 from cifarnet.history import MONITORS, EpochRecord, is_better
 
@@ -70,12 +70,12 @@ class Selection:
         """
         try:
             weights, description = checkpointer.read_best()
+            chosen = parse_description(description, name=str(checkpointer.best_path)).selected_by
         except (CheckpointNotFoundError, CheckpointCorruptError):
             return False
-        chosen = description.get("selected_by", {})
         same = chosen == self.describe(last_epoch=0)
         if not same and not (
-            chosen.get("monitor") == self.monitor and is_better(self.monitor, chosen["value"], self.value)
+            chosen["monitor"] == self.monitor and is_better(self.monitor, chosen["value"], self.value)
         ):
             return False
         self.weights, self.epoch, self.value = weights, chosen["epoch"], chosen["value"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
+        self._pid = os.getpid()
         if threading.current_thread() is threading.main_thread():
             for signum, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
                 if signal.getsignal(signum) is usual:
@@ -43,17 +45,21 @@ class StopSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
+        self._restore()
         if self._requested is not None and (error is None or isinstance(error, Exception)):
             # It came after the last check, or the step that it waited for has failed: late, but not lost.
             raise StopRequestedError(self._requested).outcome from error
 
     def _request(self, signum: int, frame: FrameType | None) -> None:
-        if self._requested is not None:
-            signal.signal(signum, self._before[signum])
+        forked = os.getpid() != self._pid  # a worker has copied the handlers, but has no step to finish
+        if forked or self._requested is not None:
+            self._restore()
             signal.raise_signal(signum)
         self._requested = signum
+
+    def _restore(self) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
 
     @property
     def requested(self) -> StopRequestedError | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +30,8 @@ class Preprocess:
     Args:
         size: Side in pixels that the network takes, at least 2; other images are cropped to the square in their
             centre and resized (bilinear, antialiased).
-        mean: Mean of each channel on a scale of 0 to 1.
-        std: Standard deviation of each channel on the same scale, above 0.
+        mean: Mean of each channel on a scale of 0 to 1, finite.
+        std: Standard deviation of each channel on the same scale, above 0 and finite.
 
     Raises:
         SettingError: If a value is outside its range.
@@ -48,6 +49,8 @@ class Preprocess:
         check_size(self.size)
         if len(self.mean) != len(self.std):
             raise SettingError(f"mean has {len(self.mean)} values, std {len(self.std)}; give one of each a channel")
+        if not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise SettingError(f"mean and std must be finite, got {self.mean} and {self.std}; use those of the images")
         if not all(value > 0 for value in self.std):
             raise SettingError(f"std must be above 0, got {self.std}; use 1.0 for a channel that does not vary")
 
