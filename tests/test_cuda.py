@@ -153,3 +153,94 @@ def test_a_run_of_the_gpu_loads_on_a_cpu_with_close_logits(
             logits.append(predict_logits(scorer.model, images, preprocess=preprocess, precision=scorer.precision).cpu())
     torch.testing.assert_close(*logits, rtol=0, atol=tolerance * float(logits[1].abs().max()))
     assert next(classifier.model.parameters()).device.type == "cpu"
+
+
+GRAPH = {"device": "cuda", "backend": "cuda-graph"}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_captured_run_resumes_to_the_same_bytes(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, precision: str, stop: int
+) -> None:
+    def fit(max_epochs: int, directory: str) -> Trainer:
+        trainer = make_trainer(**GRAPH, deterministic=True, precision=precision, ema_decay=0.9)
+        checkpointer = Checkpointer(tmp_path / directory)
+        trainer.fit(
+            synthetic.train, max_epochs=max_epochs, batch_size=8, checkpointer=checkpointer, resume=True, progress=False
+        )
+        return trainer
+
+    unbroken = fit(4, "unbroken")
+    first = fit(stop, "resumed")
+    resumed = fit(4, "resumed")
+    assert resumed.history[0] == first.history[0]
+    assert [r.train_loss for r in unbroken.history] == [r.train_loss for r in resumed.history]
+    for one, other in zip(unbroken.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_captured_run_computes_what_the_eager_one_does(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    """In float64 and without dropout; batches of 8 are two whole graphs, one of 5 steps, and a tail."""
+    trained = []
+    for backend in ("eager", "cuda-graph"):
+        trainer = make_trainer(device="cuda", backend=backend, precision="float64", dropout=0.0, deterministic=True)
+        list(trainer.epochs(synthetic.train, max_epochs=3, batch_size=8))
+        assert trainer.backend == backend
+        trained.append(trainer)
+    eager, captured = trained
+    for one, other in zip(eager.model.state_dict().values(), captured.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-7)  # learning rates are float32 there
+    assert [r.train_loss for r in eager.history] == pytest.approx([r.train_loss for r in captured.history], abs=1e-6)
+
+
+def test_dropout_draws_anew_in_each_step_of_a_graph(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+
+    seen = torch.zeros(5, 8, 32, device=CUDA)
+    trainer = make_trainer(**GRAPH, dropout=0.5)
+    count = torch.zeros((), dtype=torch.int64, device=CUDA)
+
+    def note(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        if module.training:
+            seen.index_copy_(0, (count % 5)[None], (output == 0).float()[None, :8])
+            count.add_(1)
+
+    trainer.model.get_submodule("dropout").register_forward_hook(note)
+    list(trainer.epochs(synthetic.train.subset(torch.arange(80)), max_epochs=4, batch_size=8))
+    assert int(count) == 40
+    assert len({tuple(mask.flatten().tolist()) for mask in seen}) == 5
+
+
+def test_a_network_is_captured_by_default_and_says_so(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    trainer = make_trainer(device="cuda")
+    assert trainer.backend == "cuda-graph"
+    history = trainer.fit(synthetic.train, synthetic.test, max_epochs=2, progress=False)
+    assert trainer.state_dict()["environment"]["steps_per_graph"] > 1
+    assert all(record.train_loss < 5 for record in history)
+
+
+def test_a_loss_that_reads_a_value_is_trained_eagerly_with_one_warning(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits
+) -> None:
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        value = torch.nn.functional.cross_entropy(logits, labels)
+        return value if float(value.detach()) > 1e9 else value * 2
+
+    trainer = make_trainer(**GRAPH, loss_fn=loss)
+    with pytest.warns(UserWarning, match="cannot be captured") as caught:
+        trainer.fit(synthetic.train, max_epochs=3, batch_size=8, progress=False)
+    assert len(caught) == 1
+    assert len(trainer.history) == 3
+
+
+def test_checkpoints_are_written_while_steps_are_captured(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    trainer = make_trainer(**GRAPH)
+    trainer.fit(
+        synthetic.train, max_epochs=4, batch_size=8, checkpointer=Checkpointer(tmp_path, every_s=0), progress=False
+    )
+    state = Checkpointer(tmp_path).read_last()
+    assert state is not None
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(tensor.cpu(), state["model"][name])

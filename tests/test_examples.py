@@ -148,3 +148,15 @@ def test_the_tables_agree_with_the_committed_reports() -> None:
         [sys.executable, ROOT / "docs" / "make_tables.py", "--check"], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_plain_script_trains_and_measures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], small_cifar10: DatasetSplits
+) -> None:
+    options = ["--batch-size", "50", "--workers", "0", "--device", "cpu"]
+    run_example("plain_pytorch.py", *options, "--epochs", "2", monkeypatch=monkeypatch)
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(result["history"]) == 2
+    assert result["history"][1]["train_loss"] < result["history"][0]["train_loss"]
+    run_example("plain_pytorch.py", *options, "--steps", "3", monkeypatch=monkeypatch)
+    assert json.loads(capsys.readouterr().out)["images_per_s"] > 0

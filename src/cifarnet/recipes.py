@@ -150,6 +150,7 @@ def build_trainer(
     seed: int = 0,
     device: str | torch.device = "auto",
     precision: str = "auto",
+    backend: str = "auto",
     deterministic: bool = False,
 ) -> Trainer:
     """A trainer for a recipe, its network freshly initialised from the seed.
@@ -160,6 +161,7 @@ def build_trainer(
         seed: Of initial weights, order, augmentation and dropout.
         device: See `Trainer`.
         precision: See `Trainer`.
+        backend: See `Trainer`.
         deterministic: See `Trainer`.
 
     Returns:
@@ -185,6 +187,7 @@ def build_trainer(
         loss_fn=nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing),
         device=device,
         precision=precision,
+        backend=backend,
         deterministic=deterministic,
         seed=seed,
     )

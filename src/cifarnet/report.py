@@ -65,6 +65,7 @@ def build_report(
             "test": {"num_images": len(test), "fingerprint": test.fingerprint},
         },
         "num_parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "backend": trainer.backend,
         "selected_by": selected,
         "changed_on_resume": trainer.changes,
         "test_watched": (

@@ -199,16 +199,23 @@ def _placed(value: Any, param: Tensor) -> Any:
 
 
 def _on_device_of(live: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a group, with a learning rate that is a tensor where the optimizer's own lies.
+    """The settings of a group, with a learning rate of the optimizer's own kind.
 
     A setting that the file does not know, because a newer torch brought it, stays the optimizer's own; so does how
     the update is computed, which depends on the machine.
     """
     return dict(live) | {
-        key: value.to(live[key].device) if isinstance(value, Tensor) and isinstance(live[key], Tensor) else value
+        key: _like(live[key], value) if key == "lr" else value
         for key, value in group.items()
         if key not in OPTIMIZER_FLAGS
     }
+
+
+def _like(live: Any, value: Any) -> Any:
+    """A learning rate as the optimizer's own is kept: a tensor where it lies, or a float."""
+    if isinstance(live, Tensor):
+        return torch.as_tensor(value, dtype=live.dtype).to(live.device, copy=True)
+    return float(value)
 
 
 def _refuse(differences: Iterator[str], what: str, remedy: str) -> None:

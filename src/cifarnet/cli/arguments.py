@@ -11,6 +11,7 @@ import cifarnet
 from cifarnet.cli import commands
 from cifarnet.cli.bench import BENCHMARKS, run_bench
 from cifarnet.cli.demo import run_demo
+from cifarnet.engine import BACKENDS
 from cifarnet.recipes import RECIPES
 
 __all__ = ["build_parser"]
@@ -108,6 +109,9 @@ def _add_train(subparsers: Any) -> None:
     train.add_argument("--val-fraction", type=float, metavar="F", help="share of the training images to select by")
     _add_device(train)
     _add_precision(train)
+    train.add_argument(
+        "--backend", default="auto", metavar="B", help=f"what computes the steps: {', '.join(BACKENDS)} (default: auto)"
+    )
     train.add_argument("--deterministic", action="store_true", help="on CUDA: equal bits on every run, and slower")
     train.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     _add_out(train, "runs/RECIPE")

@@ -14,13 +14,13 @@ import torchvision
 from PIL import Image
 
 import cifarnet
-from cifarnet._checks import check_count
+from cifarnet._checks import check_choice, check_count
 from cifarnet.checkpoint import Checkpointer
 from cifarnet.classifier import Classifier
 from cifarnet.cli.data import load_data, source_of
 from cifarnet.cli.figures import save_figures
 from cifarnet.datasets import check_split, find_cifar10
-from cifarnet.engine import describe_device, resolve_device, resolve_precision
+from cifarnet.engine import BACKENDS, describe_device, resolve_device, resolve_precision
 from cifarnet.errors import InputError, SettingError
 from cifarnet.recipes import RECIPES, build_trainer, get_recipe
 from cifarnet.report import build_report, save_report
@@ -34,6 +34,7 @@ def train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
     changes = {"max_epochs": args.epochs, "batch_size": args.batch_size}
     recipe = replace(recipe, **{key: value for key, value in changes.items() if value is not None})
     resolve_precision(args.precision, resolve_device(args.device))
+    check_choice("backend", args.backend, BACKENDS)
     check_count("seed", args.seed, "0 is the default", least=0)  # all of this before anything is read
     if args.val_fraction is not None:
         check_split(args.val_fraction, args.seed)
@@ -50,6 +51,7 @@ def train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
         seed=args.seed,
         device=args.device,
         precision=args.precision,
+        backend=args.backend,
         deterministic=args.deterministic,
     )
     trainer.fit(

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from cifarnet.engine.backends import BACKENDS, Backend, choose_backend
 from cifarnet.engine.batches import EVAL_BATCH_SIZE, Batch, Batches, BatchSource, OrderedBatches
+from cifarnet.engine.compiled import CompiledBackend
 from cifarnet.engine.device import Precision, describe_device, describe_machine, resolve_device, resolve_precision
 from cifarnet.engine.eager import EagerBackend
 from cifarnet.engine.evaluate import check_fit, evaluate, predict_logits
 from cifarnet.engine.foreign import ForeignBatches
+from cifarnet.engine.graph import CudaGraphBackend, what_cannot_be_captured
 from cifarnet.engine.memory import explained_out_of_memory
 from cifarnet.engine.settings import Mix, StepSettings
 from cifarnet.engine.sums import RunningSums
 
 __all__ = [
+    "BACKENDS",
     "EVAL_BATCH_SIZE",
+    "Backend",
     "Batch",
     "BatchSource",
     "Batches",
+    "CompiledBackend",
+    "CudaGraphBackend",
     "EagerBackend",
     "ForeignBatches",
     "Mix",
@@ -24,6 +31,7 @@ __all__ = [
     "RunningSums",
     "StepSettings",
     "check_fit",
+    "choose_backend",
     "describe_device",
     "describe_machine",
     "evaluate",
@@ -31,4 +39,5 @@ __all__ = [
     "predict_logits",
     "resolve_device",
     "resolve_precision",
+    "what_cannot_be_captured",
 ]

@@ -78,26 +78,44 @@ class Batches:
             self._images = images.to(device)
             self._labels = labels.to(device)
             self._ids = ids.to(device)
-        self._batch_size = batch_size
+        #: Images a step.
+        self.batch_size = batch_size
         self._seed = seed
 
     @property
     def num_steps(self) -> int:
         """Batches an epoch."""
-        return -(-len(self._labels) // self._batch_size)
+        return -(-len(self._labels) // self.batch_size)
 
     @property
     def starts_anywhere(self) -> bool:
         """An epoch can be begun at any step."""
         return True
 
+    @property
+    def num_images(self) -> int:
+        """Images an epoch."""
+        return len(self._labels)
+
+    @property
+    def channels(self) -> int:
+        """Of an image."""
+        return self._images.shape[1]
+
+    def order(self, epoch: int) -> Tensor:
+        """Where the images of an epoch lie, one after the other: int64, shape ``(num_images,)``."""
+        return randomness.permutation(self._seed, epoch, self._ids)
+
+    def select(self, index: Tensor) -> Batch:
+        """The images that lie at ``index``."""
+        return Batch(self._images[index], self._labels[index], self._ids[index])
+
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of one epoch in its order, from the step ``first_step`` on."""
-        order = randomness.permutation(self._seed, epoch, self._ids)
-        for start in range(first_step * self._batch_size, len(order), self._batch_size):
-            index = order[start : start + self._batch_size]
-            yield Batch(self._images[index], self._labels[index], self._ids[index])
+        order = self.order(epoch)
+        for start in range(first_step * self.batch_size, len(order), self.batch_size):
+            yield self.select(order[start : start + self.batch_size])
 
     def in_order(self) -> Iterator[Batch]:
         """Every image once, for evaluation; batches are views, not copies."""
-        yield from map(Batch, *(torch.split(x, self._batch_size) for x in (self._images, self._labels, self._ids)))
+        yield from map(Batch, *(torch.split(x, self.batch_size) for x in (self._images, self._labels, self._ids)))

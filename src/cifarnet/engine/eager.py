@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from cifarnet import randomness
-from cifarnet._types import Images, Labels
+from cifarnet._types import Images, Logits
 from cifarnet.engine.batches import Batch, BatchSource
 from cifarnet.engine.evaluate import check_fit
 from cifarnet.engine.foreign import check_labels
 from cifarnet.engine.settings import StepSettings
+from cifarnet.engine.step import forward, mixed, prepared, set_learning_rates, update
 from cifarnet.engine.sums import RunningSums
-from cifarnet.errors import SettingError
 
 __all__ = ["EagerBackend"]
 
@@ -25,11 +25,11 @@ class EagerBackend:
         settings: What a step is made of.
     """
 
-    name = "eager"
+    name: str = "eager"
+    steps_per_graph: int = 1
 
     def __init__(self, settings: StepSettings) -> None:
         self._settings = settings
-        self._augment_and_preprocess = settings.transforms.train
         model = settings.model
         self._num_classes: int | None = None  # logits of the network, where batches are foreign
         self._frozen = [module for module in model.modules() if model.training and not module.training]
@@ -53,19 +53,22 @@ class EagerBackend:
             InputError: If a foreign batch is none, or has a label that the network has no logit for.
             SettingError: If the network cannot take the images of a foreign batch.
         """
-        seed, optimizer, device = self._settings.seed, self._settings.optimizer, self._settings.precision.device
-        self._settings.model.train()
-        for module in self._frozen:
-            module.training = False
+        seed, device = self._settings.seed, self._settings.precision.device
+        self.set_modes()
         randomness.seed_torch(randomness.step_seed(seed, epoch, -1), device)  # a foreign sampler draws now
         for step, batch in enumerate(batches.epoch(epoch, first_step), first_step):
             self._check(batch, step)
             randomness.seed_torch(randomness.step_seed(seed, epoch, step), device)
-            for group in optimizer.param_groups:
-                _set_learning_rate(group, group["initial_lr"] * multipliers[min(step, len(multipliers) - 1)])
+            set_learning_rates(self._settings.optimizer, multipliers[min(step, len(multipliers) - 1)])
             with randomness.scope(seed, epoch, batch.ids):
                 self._step(batch, step, sums)
             yield step + 1
+
+    def set_modes(self) -> None:
+        """Put the network in training mode, but for what came frozen."""
+        self._settings.model.train()
+        for module in self._frozen:
+            module.training = False
 
     def _check(self, batch: Batch, step: int) -> None:
         """Before mixing and loss, which on CUDA would not raise but break the process."""
@@ -80,38 +83,8 @@ class EagerBackend:
         check_labels(batch, self._num_classes, step)
 
     def _step(self, batch: Batch, step: int, sums: RunningSums) -> None:
-        model, optimizer, precision = self._settings.model, self._settings.optimizer, self._settings.precision
-        images = batch.images if batch.images.is_floating_point() else self._augment_and_preprocess(batch.images)
-        images, labels = self._mixed(images, batch.labels)
-        with precision.autocast():
-            logits = model(precision.prepare(images))
-        logits = logits.to(precision.weights)  # the loss of bf16 logits has 3 digits
-        loss = self._settings.loss_fn(logits, labels)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self._settings.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), self._settings.max_grad_norm)
-        optimizer.step()
-        if self._settings.average is not None:
-            self._settings.average.update()
-        sums.add(loss, logits, labels, step)
+        images, labels = mixed(self._settings, prepared(self._settings, batch.images), batch.labels)
+        update(self._settings, images, labels, sums, step, loss_and_logits=self._loss_and_logits)
 
-    def _mixed(self, images: Images, labels: Labels) -> tuple[Images, Tensor]:
-        """The batch with shares of the classes for labels, where it is mixed."""
-        if self._settings.mix is None:
-            return images, labels
-        images, shares = self._settings.mix(images, labels)
-        if shares.ndim != 2 or not shares.is_floating_point():
-            raise SettingError(
-                f"mix gave labels of shape {tuple(shares.shape)} and {shares.dtype}; it must give the shares of the "
-                "classes, floating, (N, K), as torchvision.transforms.v2.MixUp(num_classes=K) does"
-            )
-        return images, shares.to(self._settings.precision.weights)
-
-
-def _set_learning_rate(group: dict[str, object], value: float) -> None:
-    """Keep a tensor a tensor: a capturable optimizer reads it on the device."""
-    if isinstance(group["lr"], Tensor):
-        group["lr"].fill_(value)
-    else:
-        group["lr"] = value
+    def _loss_and_logits(self, images: Images, labels: Tensor) -> tuple[Tensor, Logits]:
+        return forward(self._settings, images, labels)

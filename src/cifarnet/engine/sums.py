@@ -43,16 +43,27 @@ class RunningSums:
         self._loss = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
         self._num_correct = torch.zeros((), dtype=torch.int64, device=device)
         self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
-        self._num_images = 0
+        self._num_images = torch.zeros((), dtype=torch.int64, device=device)
 
-    def add(self, loss: Tensor, logits: Logits, labels: Tensor, step: int) -> None:
+    def reset(self) -> None:
+        """Begin at nothing; the tensors stay where they are, as captured graphs add to them."""
+        for total in (self._loss, self._num_correct, self._num_images):
+            total.zero_()
+        self._first_bad_step.fill_(-1)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Where the sums are kept; each is 0-d."""
+        return self._loss, self._num_correct, self._num_images, self._first_bad_step
+
+    def add(self, loss: Tensor, logits: Logits, labels: Tensor, step: int | Tensor) -> None:
         """Count one batch.
 
         Args:
             loss: Mean over the batch, 0-d.
             logits: Shape ``(N, K)``.
             labels: Shape ``(N,)``; or shares of the classes, ``(N, K)``, of which the largest counts.
-            step: Counted from 0 within the epoch.
+            step: Counted from 0 within the epoch; a 0-d int64 tensor where the host does not know it.
         """
         num_images = len(labels)
         labels = labels.argmax(dim=1) if labels.ndim > 1 else labels
@@ -64,7 +75,9 @@ class RunningSums:
 
     def read(self) -> Totals:
         """Wait for the device and fetch the sums."""
-        return Totals(float(self._loss), int(self._num_correct), self._num_images, int(self._first_bad_step))
+        # A double holds a count up to 2**53, and mps, which has none, one of images up to 2**24.
+        loss, *counts = torch.stack([total.to(self._loss.dtype) for total in self.tensors]).tolist()
+        return Totals(loss, *map(int, counts))
 
     def state_dict(self) -> dict[str, Any]:
         """The sums as plain values."""
@@ -75,4 +88,4 @@ class RunningSums:
         self._loss.fill_(state["loss"])
         self._num_correct.fill_(state["num_correct"])
         self._first_bad_step.fill_(state["first_bad_step"])
-        self._num_images = state["num_images"]
+        self._num_images.fill_(state["num_images"])

@@ -19,6 +19,7 @@ __all__ = [
     "build_model",
     "describe_model",
     "evaluation_mode",
+    "is_known",
     "summarize_model",
     "unwrapped",
 ]
@@ -67,5 +68,18 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     """
     model = unwrapped(model)
     name = type(model).__name__
-    known = MODELS.get(name) is type(model)
-    return {"name": name, "arguments": dict(model.arguments) if known else None}  # type: ignore[arg-type]
+    return {"name": name, "arguments": dict(model.arguments) if is_known(model) else None}  # type: ignore[arg-type]
+
+
+def is_known(model: nn.Module) -> bool:
+    """Whether a network is one of the library's.
+
+    Args:
+        model: Perhaps inside the wrappers of ``torch.compile`` and the like.
+
+    Example:
+        >>> is_known(CifarCNN()), is_known(nn.Linear(2, 2))
+        (True, False)
+    """
+    model = unwrapped(model)
+    return MODELS.get(type(model).__name__) is type(model)

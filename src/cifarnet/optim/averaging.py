@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cifarnet.errors import SettingError
 
@@ -62,16 +61,32 @@ class ExponentialMovingAverage:
             self.weights[name] = copies.setdefault(place, tensor.clone())
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take a step of the model into account."""
+    def update(self, weight: Tensor | None = None) -> None:
+        """Take a step of the model into account.
+
+        Args:
+            weight: Of the model's weights, 0-d, where a captured graph reads it from the device and somebody else
+                counts the updates; ``None`` takes that of `weight_at`, and counts.
+        """
         floating, counters = self._pairs()
-        if floating:
-            decay = min(self.decay, self.num_updates / (self.num_updates + 9))
+        if weight is not None:
+            for average, tensor in floating:
+                average.lerp_(tensor, weight.to(tensor.dtype))
+        elif floating:
             averages, weights = zip(*floating, strict=True)
-            get_ema_multi_avg_fn(decay)(averages, weights, self.num_updates)  # type: ignore[no-untyped-call]
+            torch._foreach_lerp_(averages, weights, self.weight_at(self.num_updates))
         for average, counter in counters:
             average.copy_(counter)
-        self.num_updates += 1
+        if weight is None:
+            self.num_updates += 1
+
+    def weight_at(self, num_updates: int) -> float:
+        """How much of the model's weights is taken after so many updates: 1 less the decay.
+
+        Args:
+            num_updates: Those done before.
+        """
+        return 1 - min(self.decay, num_updates / (num_updates + 9))
 
     @contextmanager
     def applied(self) -> Iterator[None]:

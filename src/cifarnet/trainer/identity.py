@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cifarnet.checkpoint import OPTIMIZER_FLAGS
-from cifarnet.engine import Precision, StepSettings
+from cifarnet.engine import Backend, Precision, StepSettings
 from cifarnet.errors import CheckpointWarning, ResumeMismatchError
 from cifarnet.models import describe_model
 from cifarnet.optim import Schedule
@@ -33,7 +33,7 @@ class Identity:
         deterministic: Whether only kernels whose result never changes are allowed.
     """
 
-    def __init__(self, settings: StepSettings, schedule: Schedule, *, backend: str, deterministic: bool) -> None:
+    def __init__(self, settings: StepSettings, schedule: Schedule, *, backend: Backend, deterministic: bool) -> None:
         self._settings = settings
         self._schedule = schedule
         self._backend = backend
@@ -47,7 +47,9 @@ class Identity:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return self._facts or self._describe(None, [])
+        facts = self._facts or self._describe(None, [])
+        # A backend knows only when it is used whether it works here.
+        return {**facts, "environment": {**facts["environment"], "backend": self._backend.name}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Be the run that `state_dict` said."""
@@ -137,18 +139,18 @@ def _optimizer_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]
 
 
 def _describe_environment(
-    optimizer: torch.optim.Optimizer, precision: Precision, plan: Plan | None, *, backend: str, deterministic: bool
+    optimizer: torch.optim.Optimizer, precision: Precision, plan: Plan | None, *, backend: Backend, deterministic: bool
 ) -> dict[str, Any]:
     """What should agree: with another value the resumed run is a good run, but not equal to the last bit."""
     facts: dict[str, Any] = {
-        "backend": backend,
+        "backend": backend.name,
         "deterministic": deterministic,
         "device": precision.device.type,
         "optimizer": [
             {key: group.get(key) for key in OPTIMIZER_FLAGS if key in group} for group in optimizer.param_groups
         ],
         "precision": precision.name,
-        "steps_per_graph": 1,
+        "steps_per_graph": backend.steps_per_graph,
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "world_size": 1,

@@ -56,7 +56,7 @@ class RunState:
     def finish_epoch(self) -> None:
         """Stand at the beginning of the next epoch."""
         self.epoch, self.step, self.train_s = self.epoch + 1, 0, 0.0
-        self.sums = RunningSums(self._device)
+        self.sums.reset()
 
     def take_up_selection(self, selection: Selection, checkpointer: Checkpointer | None) -> None:
         """Go on judging epochs as before, with the best weights at hand, or begin with a new ``selection``.
@@ -155,7 +155,6 @@ class RunState:
         position = state["position"]
         self.epoch, self.step = position["epoch"], position["step"]
         self.global_step, self.train_s = position["global_step"], position["train_s"]
-        self.sums = RunningSums(self._device)
         self.sums.load_state_dict(state["sums"])
         self.history = History.from_list(state["history"])
         self.selection = Selection.from_state_dict(state["selection"])

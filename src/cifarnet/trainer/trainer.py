@@ -15,11 +15,11 @@ from cifarnet._checks import check_count
 from cifarnet.checkpoint import Checkpointer, follow_weights, load_weights
 from cifarnet.datasets import ImageDataset
 from cifarnet.engine import (
-    EagerBackend,
     Mix,
     OrderedBatches,
     StepSettings,
     check_fit,
+    choose_backend,
     evaluate,
     resolve_device,
     resolve_precision,
@@ -65,6 +65,9 @@ class Trainer:
         device: ``"auto"`` (CUDA where there is one, else the CPU) or what `torch.device` takes.
         precision: ``"auto"`` (bf16 autocast on CUDA and on CPUs where it is faster, else float32), ``"bf16"``,
             ``"float32"`` or ``"float64"``.
+        backend: What computes the steps: ``"auto"`` (CUDA graphs for the library's networks on a GPU, else eager),
+            ``"eager"``, ``"compiled"`` (by ``torch.compile``) or ``"cuda-graph"``, which is for networks that decide
+            nothing on the host. What cannot be captured or compiled is trained eagerly, with a warning that names it.
         deterministic: On CUDA, allow only kernels whose result never changes; slower there.
         seed: Of order, augmentation and dropout, not negative. Initial weights are the model's own business.
 
@@ -94,6 +97,7 @@ class Trainer:
         ema_decay: float | None = None,
         device: str | torch.device = "auto",
         precision: str = "auto",
+        backend: str = "auto",
         deterministic: bool = False,
         seed: int = 0,
     ) -> None:
@@ -123,11 +127,9 @@ class Trainer:
             max_grad_norm=max_grad_norm,
             average=None if ema_decay is None else ExponentialMovingAverage(model, ema_decay),
         )
-        self._backend = EagerBackend(self._settings)
+        self._backend = choose_backend(backend, self._settings)
         self._state = RunState(model, optimizer, self._settings.average, self.device)
-        self._identity = Identity(
-            self._settings, self._schedule, backend=self._backend.name, deterministic=deterministic
-        )
+        self._identity = Identity(self._settings, self._schedule, backend=self._backend, deterministic=deterministic)
 
     @property
     def history(self) -> History:
@@ -143,6 +145,11 @@ class Trainer:
     def global_step(self) -> int:
         """How many optimizer steps were done."""
         return self._state.global_step
+
+    @property
+    def backend(self) -> str:
+        """What computes the steps: ``"eager"``, ``"compiled"`` or ``"cuda-graph"``."""
+        return self._backend.name
 
     @property
     def changes(self) -> list[str]:
@@ -305,8 +312,8 @@ class Trainer:
             multipliers=plan.epoch_multipliers(state.epoch),
             sums=state.sums,
         ):
+            state.global_step += step - state.step
             state.step = step
-            state.global_step += 1
             # The clock runs on at the yield: to show the sums there waits for steps that are under way.
             state.train_s = time.perf_counter() - started
             yield step

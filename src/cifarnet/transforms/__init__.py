@@ -6,7 +6,7 @@ torch's generator.
 
 from __future__ import annotations
 
-from cifarnet.transforms.augment import BrightnessContrast, Cutout, RandomCrop, RandomFlip
+from cifarnet.transforms.augment import BrightnessContrast, Cutout, RandomCrop, RandomFlip, draws_per_image
 from cifarnet.transforms.build import Transforms, build_transforms
 from cifarnet.transforms.preprocess import CIFAR10_MEAN, CIFAR10_STD, Preprocess
 
@@ -20,4 +20,5 @@ __all__ = [
     "RandomFlip",
     "Transforms",
     "build_transforms",
+    "draws_per_image",
 ]

@@ -21,7 +21,7 @@ from cifarnet._types import Images
 from cifarnet.errors import InputError, SettingError
 from cifarnet.transforms.preprocess import channel_constant
 
-__all__ = ["BrightnessContrast", "Cutout", "RandomCrop", "RandomFlip"]
+__all__ = ["BrightnessContrast", "Cutout", "RandomCrop", "RandomFlip", "draws_per_image"]
 
 # ITU-R BT.601 luma, as torchvision's rgb_to_grayscale has it.
 _LUMA = (0.2989, 0.587, 0.114)
@@ -72,6 +72,15 @@ class _PerImage(v2.Transform):
     def _augment(self, images: Images, draws: Tensor) -> Images:
         """Transform ``images`` ``(N, C, H, W)`` by ``draws`` ``(N, columns)``; same shape and dtype."""
         raise AssertionError("every transform of this module applies its draws")
+
+
+def draws_per_image(transform: object) -> bool:
+    """Whether an image comes out the same in whatever batch it is.
+
+    Args:
+        transform: One of this module's does; of others nobody knows.
+    """
+    return isinstance(transform, _PerImage | v2.Identity)
 
 
 class RandomCrop(_PerImage):

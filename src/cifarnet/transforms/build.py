@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torchvision.transforms import v2
 
@@ -29,6 +29,11 @@ class Transforms:
     preprocess: Preprocess
 
     @property
+    def steps(self) -> list[Callable[..., Any]]:
+        """What ``augment`` is composed of, in order."""
+        return list(_flatten(self.augment))
+
+    @property
     def train(self) -> v2.Compose:
         """``augment``, then ``preprocess``: what any ``DataLoader`` loop can apply to its batches."""
         return v2.Compose([self.augment, Preprocessing(self.preprocess)])
@@ -37,6 +42,14 @@ class Transforms:
     def eval(self) -> v2.Compose:
         """``preprocess`` alone."""
         return v2.Compose([Preprocessing(self.preprocess)])
+
+
+def _flatten(transform: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    if isinstance(transform, v2.Compose):
+        for step in transform.transforms:
+            yield from _flatten(step)
+    else:
+        yield transform
 
 
 def build_transforms(

@@ -1,0 +1,73 @@
+"""What a CUDA graph does, on a CPU: operations are recorded without effect, and replayed on the same tensors.
+
+A number that the host computed while it was recorded is frozen, and a look at a value of the device is an error, just
+as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+_FORBIDDEN = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+_WRITTEN_IN_SILENCE = ("running_mean", "running_var")  # batch norm's schemas do not say so
+
+
+class Tape(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+        self._first_values: list[tuple[Tensor, Tensor]] = []
+        self._made: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _FORBIDDEN:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written or argument.name in _WRITTEN_IN_SILENCE:
+                for tensor in _tensors(value):
+                    if tensor.untyped_storage().data_ptr() not in self._made:
+                        self._first_values.append((tensor, tensor.clone()))
+        output = func(*args, **kwargs)
+        read = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, kwargs))}
+        for tensor in _tensors(output):
+            if tensor.untyped_storage().data_ptr() not in read:
+                self._made.add(tensor.untyped_storage().data_ptr())
+        self.calls.append((func, args, kwargs, output))
+        return output
+
+    def undo(self) -> None:
+        """Recording has computed; a graph would not have."""
+        for tensor, value in reversed(self._first_values):
+            tensor.copy_(value)
+        self._first_values.clear()
+
+    def replay(self) -> None:
+        with torch.no_grad():
+            for func, args, kwargs, output in self.calls:
+                new = func(*args, **kwargs)
+                read = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, kwargs))}
+                for old, value in zip(_tensors(output), _tensors(new), strict=True):
+                    if old.untyped_storage().data_ptr() not in read:
+                        old.copy_(value)
+
+
+def capture(function: Callable[[], None]) -> Callable[[], None]:
+    """In the place of `torch.cuda.graph`."""
+    tape = Tape()
+    with tape:
+        function()
+    with torch.no_grad():
+        tape.undo()
+    return tape.replay
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    return (value for value in tree_iter(values) if isinstance(value, Tensor))

@@ -1,0 +1,401 @@
+"""Every backend computes what the textbook computes; graphs are recorded and replayed by `tape` on a CPU."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+import tape
+from cifarnet import Checkpointer, CifarCNN, DatasetSplits, Trainer, Transforms, build_transforms
+from cifarnet.engine import (
+    Batches,
+    CompiledBackend,
+    CudaGraphBackend,
+    EagerBackend,
+    RunningSums,
+    StepSettings,
+    choose_backend,
+    graph,
+    resolve_precision,
+    what_cannot_be_captured,
+)
+from cifarnet.errors import CheckpointWarning, SettingError
+from cifarnet.optim import ExponentialMovingAverage, one_cycle, tabulate
+from cifarnet.randomness import permutation, scope
+
+MakeTrainer = Callable[..., Trainer]
+CPU = torch.device("cpu")
+
+Graph = partial(CudaGraphBackend, capture=tape.capture, steps_per_graph=3)
+BACKENDS: dict[str, Callable[[StepSettings], Any]] = {
+    "eager": EagerBackend,
+    "compiled": CompiledBackend,
+    "graph": Graph,
+}
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainers made with ``backend="cuda-graph"`` record and replay on the CPU."""
+
+    def choose(name: str, settings: StepSettings) -> Any:
+        return Graph(settings) if name == "cuda-graph" else choose_backend(name, settings)
+
+    monkeypatch.setattr("cifarnet.trainer.trainer.choose_backend", choose)
+
+
+def network(dtype: torch.dtype = torch.float64, dropout: float = 0.0) -> CifarCNN:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CifarCNN(image_size=16, widths=(8, 16), hidden=32, dropout=dropout)
+    return model.to(dtype).to(memory_format=torch.channels_last)
+
+
+def adam(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-4)
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": decayed, "weight_decay": 1e-3}, {"params": plain, "lr": 0.05}]
+    return torch.optim.SGD(groups, lr=0.01, momentum=0.9, nesterov=True)
+
+
+def textbook(data: DatasetSplits, transforms: Transforms, make: Any, num_steps: int) -> tuple[nn.Module, list[float]]:
+    """The loop of every tutorial, in plain torch but for order and augmentation."""
+    model = network().train()
+    optimizer = make(model)
+    base = [group["lr"] for group in optimizer.param_groups]
+    rates = tabulate(one_cycle(), 25)
+    train, losses = data.train, []
+    for step in range(num_steps):
+        epoch, place = divmod(step, 5)
+        index = permutation(0, epoch, train.ids)[64 * place : 64 * (place + 1)]
+        with scope(0, epoch, train.ids[index]):
+            images = transforms.train(train.images[index])
+        for group, rate in zip(optimizer.param_groups, base, strict=True):
+            group["lr"] = rate * float(rates[step])
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(images.double()), train.labels[index])
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.item())
+    return model, losses
+
+
+def train(
+    backend: Any, settings: StepSettings, data: DatasetSplits, num_steps: int, first_step: int = 0
+) -> RunningSums:
+    """Epochs of five steps of 64 images, the last of which has 44."""
+    source = data.train
+    batches = Batches(source.images, source.labels, source.ids, batch_size=64, device=CPU, seed=0)
+    rates = tabulate(one_cycle(), 25).tolist()
+    sums = RunningSums(CPU)
+    done = first_step
+    while done < num_steps:
+        epoch = done // 5
+        sums.reset()
+        multipliers = rates[5 * epoch : 5 * epoch + 5]
+        for step in backend.epoch(batches, epoch, first_step=done % 5, multipliers=multipliers, sums=sums):
+            done = 5 * epoch + step
+            if done >= num_steps:
+                break
+    return sums
+
+
+def settings_for(
+    model: nn.Module, optimizer: torch.optim.Optimizer, transforms: Transforms, **more: Any
+) -> StepSettings:
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    precision = resolve_precision(more.pop("precision", "float64"), CPU)
+    return StepSettings(model, optimizer, nn.CrossEntropyLoss(), transforms, precision, 0, **more)
+
+
+@pytest.mark.parametrize("make", [adam, sgd])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_weights_are_those_of_a_textbook_loop_after_20_steps(
+    name: str, make: Any, synthetic: DatasetSplits, small_transforms: Transforms
+) -> None:
+    expected, losses = textbook(synthetic, small_transforms, make, 20)
+    model = network()
+    optimizer = make(model)
+    settings = settings_for(model, optimizer, small_transforms)
+    backend = BACKENDS[name](settings)
+    sums = train(backend, settings, synthetic, 20)
+    for (key, one), other in zip(expected.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-9, msg=lambda m, key=key: f"{key}: {m}")  # type: ignore[misc]
+    for statistic, its in zip(expected.buffers(), model.buffers(), strict=True):
+        torch.testing.assert_close(its, statistic, rtol=0, atol=1e-9)
+    last_epoch = (64 * sum(losses[15:19]) + 44 * losses[19]) / 300
+    assert sums.read().mean_loss == pytest.approx(last_epoch, abs=1e-9)
+    assert sums.read().num_images == 300
+    assert backend.name == {"graph": "cuda-graph"}.get(name, name), "no fall-back"
+    if name == "graph":
+        assert all(unit.replay is not None for unit in backend._units.values())
+
+
+@pytest.mark.parametrize("name", ["compiled", "graph"])
+@pytest.mark.parametrize(("precision", "rtol"), [("float32", 1e-4), ("bf16", 0.1)])
+def test_gradients_of_one_step_agree(
+    name: str, precision: str, rtol: float, synthetic: DatasetSplits, small_transforms: Transforms
+) -> None:
+    """Told by two updates of plain SGD, of which the second is captured.
+
+    In float32 sums are ordered otherwise, in bf16 they are rounded at other places.
+    """
+    weights = {}
+    for which in ("eager", name):
+        model = network(torch.float32)
+        settings = settings_for(
+            model, torch.optim.SGD(model.parameters(), lr=0.1), small_transforms, precision=precision
+        )
+        backend = Graph(settings, steps_per_graph=1) if which == "graph" else BACKENDS[which](settings)
+        train(backend, settings, synthetic, 2)
+        before = network(torch.float32)
+        weights[which] = [(p - q).detach() for p, q in zip(model.parameters(), before.parameters(), strict=True)]
+    for one, other in zip(weights["eager"], weights[name], strict=True):
+        assert float((one - other).norm() / one.norm()) < rtol
+
+
+@pytest.mark.parametrize("stop", range(1, 15))
+def test_a_graph_goes_on_from_any_unit_to_the_same_bytes(
+    graphs: None, make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, stop: int
+) -> None:
+    """With dropout, an average and a schedule; 300 images in batches of 64 are units of 3, 1 and 1 steps."""
+
+    def run(trainer: Trainer, directory: Path, *, at: int | None = None) -> int | None:
+        plan = trainer._make_plan(synthetic.train, None, None, max_epochs=3, batch_size=64)
+        for event in trainer._run(plan):
+            if isinstance(event, int) and at is not None and trainer.global_step >= at:
+                Checkpointer(directory).save(trainer)
+                return trainer.global_step
+        return None
+
+    def make() -> Trainer:
+        return make_trainer(backend="cuda-graph", ema_decay=0.9, schedule=one_cycle(), max_grad_norm=1.0)
+
+    unbroken, stopped, resumed = make(), make(), make()
+    run(unbroken, tmp_path)
+    at = run(stopped, tmp_path, at=stop)
+    assert at is not None
+    assert at % 5 in (3, 4, 0)
+    Checkpointer(tmp_path).restore(resumed)
+    assert resumed.global_step == at
+    run(resumed, tmp_path)
+    one, other = unbroken.state_dict(), resumed.state_dict()
+    assert all(torch.equal(one["model"][key], other["model"][key]) for key in one["model"])
+    for key, entry in one["optimizer"]["state"].items():
+        assert all(torch.equal(entry[name], other["optimizer"]["state"][key][name]) for name in entry)
+    assert one["average"]["num_updates"] == other["average"]["num_updates"] == 15
+    assert all(torch.equal(x, other["average"]["weights"][key]) for key, x in one["average"]["weights"].items())
+    assert [r.train_loss for r in unbroken.history] == [r.train_loss for r in resumed.history]
+
+
+def test_a_graph_averages_as_the_eager_step_does(
+    graphs: None, make_trainer: MakeTrainer, synthetic: DatasetSplits
+) -> None:
+    trained = []
+    for backend in ("eager", "cuda-graph"):
+        trainer = make_trainer(backend=backend, ema_decay=0.9, dropout=0.0, precision="float64")
+        list(trainer.epochs(synthetic.train, max_epochs=3))
+        trained.append(trainer)
+    eager, captured = (trainer.average for trainer in trained)
+    assert isinstance(eager, ExponentialMovingAverage)
+    assert isinstance(captured, ExponentialMovingAverage)
+    assert eager.num_updates == captured.num_updates
+    for key, tensor in eager.weights.items():
+        torch.testing.assert_close(captured.weights[key], tensor, rtol=0, atol=1e-8)  # rates in a graph are float32
+
+
+def test_a_loaded_state_is_captured_anew(graphs: None, make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    """Its optimizer has other tensors: a graph of before would go on writing to the old ones."""
+    import copy
+
+    trainer = make_trainer(backend="cuda-graph")
+    list(trainer.epochs(synthetic.train, max_epochs=2))
+    state = copy.deepcopy(trainer.state_dict())
+    first = [r.train_loss for r in trainer.epochs(synthetic.train, max_epochs=4)]
+    trainer.load_state_dict(state)
+    assert [r.train_loss for r in trainer.epochs(synthetic.train, max_epochs=4)] == first
+
+
+@pytest.mark.parametrize("saved_by", ["eager", "cuda-graph"])
+def test_a_run_changes_its_backend_with_a_warning(
+    graphs: None, make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, saved_by: str
+) -> None:
+    other = {"eager": "cuda-graph", "cuda-graph": "eager"}[saved_by]
+    make_trainer(backend=saved_by).fit(
+        synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False
+    )
+    trainer = make_trainer(backend=other)
+    with pytest.warns(CheckpointWarning, match=f"backend '{saved_by}' in the run, '{other}' now"):
+        trainer.fit(synthetic.train, max_epochs=2, checkpointer=Checkpointer(tmp_path), resume=True, progress=False)
+    rate = trainer.optimizer.param_groups[0]["lr"]
+    assert isinstance(rate, Tensor) == (other == "cuda-graph")
+    assert [record.learning_rate for record in trainer.history] == pytest.approx([1e-3, 1e-3])
+
+
+def test_windows_change_nothing(
+    synthetic: DatasetSplits, small_transforms: Transforms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images are prepared a window at a time; here one of 3 steps, in chunks of 50 images."""
+    weights = []
+    for window_bytes, chunk in ((2**29, 4096), (1, 50)):
+        monkeypatch.setattr(graph, "WINDOW_BYTES", window_bytes)
+        monkeypatch.setattr(graph, "CHUNK", chunk)
+        model = network(dropout=0.5)
+        settings = settings_for(model, adam(model), small_transforms)
+        train(Graph(settings), settings, synthetic, 10)
+        weights.append(list(model.parameters()))
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+
+
+def test_foreign_batches_are_trained_on_eagerly(
+    graphs: None, make_trainer: MakeTrainer, synthetic: DatasetSplits
+) -> None:
+    loader = DataLoader(synthetic.train, batch_size=64)
+    losses = []
+    for backend in ("eager", "cuda-graph"):
+        trainer = make_trainer(backend=backend, dropout=0.0, precision="float64")
+        losses.append([r.train_loss for r in trainer.fit(loader, max_epochs=2, progress=False)])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-9)
+
+
+def test_what_looks_at_a_value_is_trained_eagerly_with_one_warning(
+    graphs: None, make_trainer: MakeTrainer, synthetic: DatasetSplits
+) -> None:
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        value = nn.functional.cross_entropy(logits, labels)
+        return value if float(value.detach()) > 1e9 else value * 2
+
+    trainer = make_trainer(backend="cuda-graph", loss_fn=loss, dropout=0.0, precision="float64")
+    with pytest.warns(UserWarning, match="cannot be captured") as caught:
+        trainer.fit(synthetic.train, max_epochs=3, progress=False)
+    assert len(caught) == 1
+    eager = make_trainer(backend="eager", loss_fn=loss, dropout=0.0, precision="float64")
+    eager.fit(synthetic.train, max_epochs=3, progress=False)
+    for one, other in zip(eager.model.parameters(), trainer.model.parameters(), strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-9)
+
+
+class Noise(v2.Transform):
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return inpt + random.randrange(2)
+
+
+class Oddity(torch.optim.Adam):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, None),
+        ({"mix": v2.MixUp(num_classes=10)}, "mix=MixUp"),
+        ({"augment": v2.Compose([v2.Identity(), v2.Compose([Noise()])])}, "the transform Noise"),
+        ({"augment": v2.RandomHorizontalFlip()}, "the transform RandomHorizontalFlip"),
+        ({"augment": build_transforms(cutout=2, contrast=0.1).augment}, None),
+        ({"optimizer": Oddity}, "the optimizer Oddity"),
+        ({"optimizer": torch.optim.Adagrad}, "the optimizer Adagrad"),
+        ({"optimizer": torch.optim.SGD}, None),
+    ],
+)
+def test_what_cannot_be_captured_is_named(changes: dict[str, Any], named: str | None) -> None:
+    model = network()
+    transforms = build_transforms()
+    transforms = Transforms(changes.pop("augment", transforms.augment), transforms.preprocess)
+    optimizer = changes.pop("optimizer", torch.optim.Adam)(model.parameters(), lr=0.1)
+    assert what_cannot_be_captured(settings_for(model, optimizer, transforms, **changes)) == named
+
+
+def test_backends_are_chosen_by_device_network_and_name(
+    small_transforms: Transforms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = network()
+    settings = settings_for(model, adam(model), small_transforms)
+    assert choose_backend("auto", settings).name == "eager"
+    assert choose_backend("compiled", settings).name == "compiled"
+    with pytest.raises(SettingError, match='backend "graph" is unknown'):
+        choose_backend("graph", settings)
+    with pytest.raises(SettingError, match='"cuda-graph" needs a CUDA device, and this run is on cpu'):
+        choose_backend("cuda-graph", settings)
+    # As on a GPU, where nothing is computed here.
+    on_cuda = settings_for(model, adam(model), small_transforms)
+    object.__setattr__(on_cuda.precision, "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    assert choose_backend("auto", on_cuda).name == "cuda-graph"
+    assert all(group["capturable"] and group["fused"] for group in on_cuda.optimizer.param_groups)
+    foreign = StepSettings(nn.Sequential(), adam(model), nn.CrossEntropyLoss(), small_transforms, on_cuda.precision, 0)
+    assert choose_backend("auto", foreign).name == "eager"
+    assert choose_backend("cuda-graph", foreign).name == "cuda-graph"
+    mixed = StepSettings(
+        model, adam(model), nn.CrossEntropyLoss(), small_transforms, on_cuda.precision, 0, mix=v2.MixUp(num_classes=10)
+    )
+    with pytest.warns(UserWarning, match="mix=MixUp cannot be captured"):
+        assert choose_backend("auto", mixed).name == "eager"
+
+
+def test_without_a_compiler_training_is_eager_with_one_warning(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    torch._dynamo.reset()
+    trainer = make_trainer(backend="compiled", dropout=0.0)
+    with (
+        config.patch({"cpp.cxx": ("no-such-compiler",)}),
+        pytest.warns(UserWarning, match="torch.compile does not work here .*compiler") as caught,
+    ):
+        trainer.fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path / "run"), progress=False)
+    assert len(caught) == 1
+    assert trainer.backend == "eager"
+    state = Checkpointer(tmp_path / "run").read_last()
+    assert state is not None
+    assert state["environment"]["backend"] == "eager"
+    plain = make_trainer(backend="eager", dropout=0.0)
+    plain.fit(synthetic.train, max_epochs=1, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), trainer.model.parameters(), strict=True))
+
+
+def test_an_error_of_the_users_own_is_not_taken_for_a_missing_compiler(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits
+) -> None:
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        raise ValueError("mine")
+
+    trainer = make_trainer(backend="compiled", loss_fn=loss)
+    with pytest.raises(ValueError, match="mine"):
+        trainer.fit(synthetic.train, max_epochs=1, progress=False)
+
+
+def test_a_compiled_run_resumes_to_the_same_bytes(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    def fit(max_epochs: int, directory: str) -> Trainer:
+        trainer = make_trainer(backend="compiled", ema_decay=0.9)
+        trainer.fit(
+            synthetic.train,
+            max_epochs=max_epochs,
+            checkpointer=Checkpointer(tmp_path / directory),
+            resume=True,
+            progress=False,
+        )
+        return trainer
+
+    unbroken = fit(2, "unbroken")
+    first = fit(1, "resumed")
+    resumed = fit(2, "resumed")
+    assert resumed.history[0] == first.history[0]
+    assert all(torch.equal(a, b) for a, b in zip(unbroken.model.parameters(), resumed.model.parameters(), strict=True))
