@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from cifarnet._checks import check_count
 from cifarnet._types import Images, Logits
 from cifarnet.errors import SettingError
+from cifarnet.models.layout import flatten
 
 __all__ = ["CifarCNN"]
 
@@ -99,6 +100,6 @@ class CifarCNN(nn.Module):
         """
         x: Tensor = self.bn1(F.relu(self.conv1(images)))  # (N, 32, 30, 30)
         x = self.bn2(F.max_pool2d(F.relu(self.conv2(x)), 2))  # (N, 64, 14, 14)
-        x = F.relu(self.fc1(x.flatten(1)))  # (N, 512)
+        x = F.relu(self.fc1(flatten(x)))  # (N, 512)
         logits: Logits = self.fc2(self.dropout(x))
         return logits
