@@ -14,7 +14,7 @@ def flatten(maps: Tensor) -> Tensor:
     """``maps.flatten(1)``, whose gradient comes back in the memory format of the maps.
 
     torch gives the gradient of a flattened channels-last tensor contiguous, and the layer before gets one thing in
-    two formats: on a CPU the backward pass of a batch norm then takes nine times as long.
+    two formats: on a CPU the backward pass of a batch norm then takes several times as long.
 
     Args:
         maps: Shape ``(N, C, H, W)``.
