@@ -149,7 +149,7 @@ class Trainer:
 
     @property
     def backend(self) -> str:
-        """What computes the steps: ``"eager"``, ``"compiled"`` or ``"cuda-graph"``."""
+        """Which of ``"eager"``, ``"compiled"`` and ``"cuda-graph"`` computes the steps."""
         return self._backend.name
 
     @property
