@@ -149,9 +149,9 @@ def summarize_model(model: nn.Module, image_shape: tuple[int, int, int] | None =
 def _own_image_shape(model: nn.Module) -> tuple[int, int, int]:
     """What a network of the library was built for; CIFAR-10's for others."""
     arguments = getattr(model, "arguments", None)
-    if isinstance(arguments, Mapping) and {"in_channels", "image_size"} <= arguments.keys():
-        return arguments["in_channels"], arguments["image_size"], arguments["image_size"]
-    return 3, 32, 32
+    known = arguments if isinstance(arguments, Mapping) else {}
+    size = known.get("image_size", 32)
+    return known.get("in_channels", 3), size, size
 
 
 def _check_shape(shape: object) -> tuple[int, int, int]:
