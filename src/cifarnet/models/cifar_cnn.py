@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cifarnet._checks import check_count
+from cifarnet._checks import check_count, check_counts
 from cifarnet._types import Images, Logits
 from cifarnet.errors import SettingError
 from cifarnet.models.layout import flatten
@@ -64,10 +64,7 @@ class CifarCNN(nn.Module):
         check_count("image_size", image_size, "CIFAR-10 has 32 pixels a side", least=6)
         check_count("in_channels", in_channels, "CIFAR-10 has 3")
         check_count("hidden", hidden, "the reference has 512")
-        if len(widths) != 2:
-            raise SettingError(f"widths must be two numbers of channels, got {widths!r}; the reference has (32, 64)")
-        for width in widths:
-            check_count("a width", width, "the reference has (32, 64)")
+        check_counts("widths", widths, 2, "the reference has (32, 64)")
         if isinstance(dropout, bool) or not 0 <= dropout < 1:
             raise SettingError(f"dropout must be in [0, 1), got {dropout}; the reference has 0.5")
         #: What rebuilds this network; stored beside its weights.
