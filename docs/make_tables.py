@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from cifarnet.bench import format_saving
+from cifarnet.bench import format_report
 from cifarnet.report import results_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,7 +51,7 @@ def tables() -> dict[str, str]:
     return {
         "reference-cpu": results_table(results),
         "reference-augmentation": augmentation_table(results / "augmentation.json"),
-        "saving": format_saving(json.loads((ROOT / "docs" / "results" / "saving.json").read_text())),
+        "saving": format_report(json.loads((ROOT / "docs" / "results" / "saving.json").read_text())),
         "stress": stress_table(ROOT / "docs" / "results" / "stress.json"),
     }
 

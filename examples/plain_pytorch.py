@@ -107,7 +107,8 @@ def main() -> None:
         started = time.perf_counter()
         train_on(model, islice(batches, args.steps), optimizer, args.device)
         rate = args.steps * args.batch_size / (time.perf_counter() - started)
-        print(json.dumps({"workers": args.workers, "steps": args.steps, "images_per_s": rate}))
+        memory_mb = torch.cuda.max_memory_allocated() / 1e6 if args.device == "cuda" else None
+        print(json.dumps({"images_per_s": rate, "precision": "float32", "peak_memory_mb": memory_mb}))
         return
     train_s, history = 0.0, list[dict[str, float]]()
     for epoch in range(1, args.epochs + 1):

@@ -32,7 +32,7 @@ def test_each_byte_of_a_checkpoint_is_read_once(document: dict[str, Any]) -> Non
 
 
 def test_the_table_shows_medians_ranges_and_the_share(document: dict[str, Any]) -> None:
-    table = bench.format_saving(document)
+    table = bench.format_report(document)
     assert f"| 2 steps | {document['part_s']['median']:.3f} s | " in table
     assert f"Saving every epoch costs {document['share_of_an_epoch']:.1%} of an epoch of " in table
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
 
-__all__ = ["summarize", "timed"]
+import torch
+
+__all__ = ["summarize", "synchronize", "timed"]
 
 
 def timed(function: Callable[[], object]) -> float:
@@ -15,6 +17,12 @@ def timed(function: Callable[[], object]) -> float:
     started = perf_counter()
     function()
     return perf_counter() - started
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that it was asked for: a clock read before that measures nothing."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def summarize(values: Sequence[float]) -> dict[str, Any]:

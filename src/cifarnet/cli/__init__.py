@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cifarnet.cli.arguments import build_parser
+from cifarnet.cli.bench import BENCHMARKS
 from cifarnet.errors import CifarnetError, SettingError, did_you_mean
 from cifarnet.history import finite_json
 
@@ -81,13 +82,16 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     command = next((word for word in arguments if not word.startswith("-")), None)
     if command is not None and command not in commands:
         raise SettingError(f'unknown command "{command}"; {did_you_mean(command, commands)}')
+    benchmark = arguments[1] if command == "bench" and len(arguments) > 1 else "-"
+    if not benchmark.startswith("-") and benchmark not in BENCHMARKS:
+        raise SettingError(f'unknown benchmark "{benchmark}"; {did_you_mean(benchmark, BENCHMARKS)}')
     args, unknown = parser.parse_known_args(arguments)
     for word in unknown:
         if word.startswith("-"):
             option = word.partition("=")[0]
-            raise SettingError(f"unknown option {option}; {did_you_mean(option, _options(commands[str(command)]))}")
+            raise SettingError(f"unknown option {option}; {did_you_mean(option, _options(args.parser))}")
     if unknown:
-        raise SettingError(f"{shlex.join(unknown)}: one argument too many; cifarnet {command} --help shows the usage")
+        raise SettingError(f"{shlex.join(unknown)}: one argument too many; {args.parser.prog} --help shows the usage")
     return args
 
 

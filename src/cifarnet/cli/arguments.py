@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import cifarnet
-from cifarnet.cli import commands
-from cifarnet.cli.bench import BENCHMARKS, run_bench
+from cifarnet.cli import bench, commands
 from cifarnet.cli.demo import run_demo
 from cifarnet.engine import BACKENDS
 from cifarnet.recipes import RECIPES
@@ -57,10 +56,41 @@ examples:
 
 _BENCH_EXAMPLES = """\
 examples:
-  cifarnet bench saving                             what it costs to save a run while it trains, and to read it
-  cifarnet bench saving --data DIR --json
+  cifarnet bench training --script examples/plain_pytorch.py
+                                                    every backend and the script, in turns
+  cifarnet bench inference --device cpu             evaluation, and the prediction of one image
+  cifarnet bench accuracy --runs 40 --target 0.94   time to accuracy of a recipe
+  cifarnet bench saving --data DIR --json           what it costs to save a run while it trains
 
-Give it the machine alone: whatever else runs is measured too.
+cifarnet bench WHAT --help shows the options of each. Give it the machine alone: whatever else runs is measured too.
+"""
+
+_TRAINING_EXAMPLES = """\
+examples:
+  cifarnet bench training                           eager, compiled and, on a GPU, CUDA graphs
+  cifarnet bench training --script examples/plain_pytorch.py --json
+  cifarnet bench training --backends eager --steps 20 --rounds 3
+"""
+
+_INFERENCE_EXAMPLES = """\
+examples:
+  cifarnet bench inference                          the network of the reference recipe
+  cifarnet bench inference --device cpu --precision float32 --json
+"""
+
+_ACCURACY_EXAMPLES = """\
+examples:
+  cifarnet bench accuracy                           three runs of the reference recipe
+  cifarnet bench accuracy --runs 40 --target 0.94   does the mean reach 94 %? a one-sided t-test
+  cifarnet bench accuracy --runs 1 --saves --cold   with saves, and from a new process to a saved model
+  cifarnet bench accuracy --script examples/plain_pytorch.py
+                                                    does the script learn as much with the same seeds?
+"""
+
+_SAVING_EXAMPLES = """\
+examples:
+  cifarnet bench saving
+  cifarnet bench saving --data DIR --json
 """
 
 _INFO_EXAMPLES = """\
@@ -109,9 +139,7 @@ def _add_train(subparsers: Any) -> None:
     train.add_argument("--val-fraction", type=float, metavar="F", help="share of the training images to select by")
     _add_device(train)
     _add_precision(train)
-    train.add_argument(
-        "--backend", default="auto", metavar="B", help=f"what computes the steps: {', '.join(BACKENDS)} (default: auto)"
-    )
+    _add_backend(train)
     train.add_argument("--deterministic", action="store_true", help="on CUDA: equal bits on every run, and slower")
     train.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     _add_out(train, "runs/RECIPE")
@@ -138,14 +166,63 @@ def _add_predict(subparsers: Any) -> None:
 
 
 def _add_bench(subparsers: Any) -> None:
-    bench = _add_command(subparsers, "bench", "measure this machine", _BENCH_EXAMPLES, run_bench)
-    bench.add_argument("what", choices=BENCHMARKS, metavar="WHAT", help=f"one of: {', '.join(BENCHMARKS)}")
-    _add_recipe(bench)
-    _add_data(bench)
-    bench.add_argument("--steps", type=int, default=100, metavar="N", help="training steps a part (default: 100)")
-    bench.add_argument("--rounds", type=int, default=10, metavar="N", help="parts of each kind (default: 10)")
-    _add_device(bench)
-    _add_precision(bench)
+    parser = subparsers.add_parser(
+        "bench",
+        help="measure this machine",
+        description="Measure this machine.",
+        epilog=_BENCH_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    benchmarks = parser.add_subparsers(required=True, metavar="WHAT")
+    _add_bench_training(benchmarks)
+    _add_bench_inference(benchmarks)
+    _add_bench_accuracy(benchmarks)
+    _add_bench_saving(benchmarks)
+
+
+def _add_bench_training(benchmarks: Any) -> None:
+    training = _add_benchmark(benchmarks, "training", _TRAINING_EXAMPLES, bench.bench_training)
+    _add_parts(training)
+    training.add_argument(
+        "--backends", nargs="+", metavar="B", help="which of them (default: eager, compiled, on CUDA also cuda-graph)"
+    )
+    _add_script(training)
+    training.add_argument(
+        "--workers", type=int, nargs="+", default=[0, 2, 4], metavar="N", help="of the script (default: 0 2 4)"
+    )
+
+
+def _add_bench_inference(benchmarks: Any) -> None:
+    inference = _add_benchmark(benchmarks, "inference", _INFERENCE_EXAMPLES, bench.bench_inference)
+    _add_rounds(inference, "evaluations of the test images")
+    inference.add_argument(
+        "--calls", type=int, default=200, metavar="N", help="predictions of one image (default: 200)"
+    )
+
+
+def _add_bench_accuracy(benchmarks: Any) -> None:
+    accuracy = _add_benchmark(benchmarks, "accuracy", _ACCURACY_EXAMPLES, bench.bench_accuracy)
+    accuracy.add_argument("--runs", type=int, default=3, metavar="N", help="seeds 0 to N-1 (default: 3)")
+    accuracy.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
+    accuracy.add_argument("--target", type=float, metavar="F", help="test that the mean reaches this share, as 0.94")
+    accuracy.add_argument("--saves", action="store_true", help="train each seed again, saving after every epoch")
+    accuracy.add_argument("--cold", action="store_true", help="one run in a process of its own, from start to end")
+    _add_script(accuracy)
+    _add_backend(accuracy)
+
+
+def _add_bench_saving(benchmarks: Any) -> None:
+    _add_parts(_add_benchmark(benchmarks, "saving", _SAVING_EXAMPLES, bench.bench_saving))
+
+
+def _add_benchmark(benchmarks: Any, name: str, examples: str, function: Any) -> argparse.ArgumentParser:
+    """With the options that all of them have."""
+    benchmark = _add_command(benchmarks, name, bench.BENCHMARKS[name], examples, function)
+    _add_recipe(benchmark)
+    _add_data(benchmark)
+    _add_device(benchmark)
+    _add_precision(benchmark)
+    return benchmark
 
 
 def _add_command(subparsers: Any, name: str, summary: str, examples: str, function: Any) -> argparse.ArgumentParser:
@@ -158,7 +235,7 @@ def _add_command(subparsers: Any, name: str, summary: str, examples: str, functi
     )
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout, all else on stderr")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(run=function, interrupted="")
+    parser.set_defaults(run=function, interrupted="", parser=parser)
     return parser
 
 
@@ -185,6 +262,27 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 def _add_precision(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", default="auto", metavar="P", help="auto, bf16, float32 or float64 (default: auto)"
+    )
+
+
+def _add_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend", default="auto", metavar="B", help=f"what computes the steps: {', '.join(BACKENDS)} (default: auto)"
+    )
+
+
+def _add_parts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--steps", type=int, default=100, metavar="N", help="training steps a part (default: 100)")
+    _add_rounds(parser, "parts of each kind")
+
+
+def _add_rounds(parser: argparse.ArgumentParser, of_what: str) -> None:
+    parser.add_argument("--rounds", type=int, default=10, metavar="N", help=f"{of_what} (default: 10)")
+
+
+def _add_script(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--script", type=Path, metavar="FILE", help="a script to compare with, such as examples/plain_pytorch.py"
     )
 
 

@@ -45,11 +45,12 @@ def source_of(run: Path, classifier: Classifier) -> str | None:
     return None
 
 
-def load_data(source: str | None) -> DatasetSplits:
+def load_data(source: str | None, *, tell: bool = True) -> DatasetSplits:
     """Load it; a folder that holds something else is not taken for a place to download to.
 
     Args:
         source: A folder, ``"synthetic"``, or ``None`` for CIFAR-10 wherever it is.
+        tell: Say on stderr where CIFAR-10 is.
     """
     if source == "synthetic":
         return make_synthetic()
@@ -64,8 +65,7 @@ def load_data(source: str | None) -> DatasetSplits:
             f"--data {source}: the folder holds neither CIFAR-10 nor train/CLASS/ and test/CLASS/; name the folder "
             'that does, a new one to download CIFAR-10 to, or "synthetic"'
         )
-    if found is not None:
-        print(f"CIFAR-10 from {found}", file=sys.stderr)
-    else:
-        print("CIFAR-10 is not here; downloading 162 MB", file=sys.stderr)
+    if tell:
+        where = "CIFAR-10 is not here; downloading 162 MB" if found is None else f"CIFAR-10 from {found}"
+        print(where, file=sys.stderr)
     return load_cifar10(source)
