@@ -2,12 +2,14 @@
 
 from cifarnet.optim.averaging import ExponentialMovingAverage
 from cifarnet.optim.groups import param_groups
+from cifarnet.optim.lookahead import Lookahead
 from cifarnet.optim.muon import Muon
 from cifarnet.optim.newton_schulz import newton_schulz
-from cifarnet.optim.schedules import Schedule, constant, cosine, from_torch, linear, one_cycle, tabulate
+from cifarnet.optim.schedules import Schedule, constant, cosine, from_torch, linear, one_cycle, polynomial, tabulate
 
 __all__ = [
     "ExponentialMovingAverage",
+    "Lookahead",
     "Muon",
     "Schedule",
     "constant",
@@ -17,5 +19,6 @@ __all__ = [
     "newton_schulz",
     "one_cycle",
     "param_groups",
+    "polynomial",
     "tabulate",
 ]
