@@ -271,6 +271,24 @@ def test_an_optimizer_derived_from_it_may_not_be_captured(small_transforms: Tran
     assert what_cannot_be_captured(settings) == "the optimizer Oddity"
 
 
+def test_a_loaded_counter_of_steps_is_as_the_fused_kernel_takes_it() -> None:
+    """float32 and on the parameter's device: torch sees to both where a group says that it is fused."""
+    (bias,) = parameters([(3,)])
+    optimizer = Muon([{"params": [bias], "algorithm": "adamw"}], lr=0.1)
+    run(optimizer, [bias])
+    state = optimizer.state_dict()
+    state["state"][0] = {**state["state"][0], "step": torch.tensor(6.0, dtype=torch.float64)}
+    load_optimizer(optimizer, state)
+    assert optimizer.state[bias]["step"].dtype == torch.float32
+    assert optimizer.state[bias]["step"] == 6
+
+
+def test_weights_of_zeros_can_be_normalized() -> None:
+    weights = torch.zeros(2, 3, requires_grad=True)
+    assert all(p.isfinite().all() for p in run(Muon([weights], lr=0.1, normalize_weights=True), [weights]))
+    assert weights.any()
+
+
 def test_a_closure_and_parameters_without_gradient() -> None:
     used, unused = parameters([(2, 3), (2, 3)])
     before = unused.detach().clone()

@@ -4,7 +4,7 @@ from cifarnet.optim.averaging import ExponentialMovingAverage
 from cifarnet.optim.groups import param_groups
 from cifarnet.optim.lookahead import Lookahead
 from cifarnet.optim.muon import Muon
-from cifarnet.optim.newton_schulz import newton_schulz
+from cifarnet.optim.orthogonal import newton_schulz
 from cifarnet.optim.schedules import Schedule, constant, cosine, from_torch, linear, one_cycle, polynomial, tabulate
 
 __all__ = [

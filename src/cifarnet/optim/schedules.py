@@ -170,7 +170,7 @@ def polynomial(*, power: float, start: float = 0.0, end: float = 1.0) -> Schedul
         end: Multiplier that the step after the last would have.
 
     Returns:
-        The schedule: of a learning rate, or of the ``decay`` of `Lookahead`.
+        The schedule, of learning rates or of the ``decay`` of `Lookahead`.
 
     Raises:
         SettingError: If a value is outside its range.

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from cifarnet.optim.newton_schulz import newton_schulz
+from cifarnet.optim.orthogonal import newton_schulz
 
 __all__ = ["ADJUSTMENTS", "NS_DTYPES", "UPDATES"]
 
