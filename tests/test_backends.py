@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from cifarnet.engine import (
     resolve_precision,
     what_cannot_be_captured,
 )
-from cifarnet.errors import CheckpointWarning, SettingError
+from cifarnet.errors import CheckpointWarning, DeviceMemoryError, NonFiniteLossError, SettingError
 from cifarnet.optim import ExponentialMovingAverage, one_cycle, tabulate
 from cifarnet.randomness import permutation, scope
 
@@ -399,3 +400,74 @@ def test_a_compiled_run_resumes_to_the_same_bytes(
     resumed = fit(2, "resumed")
     assert resumed.history[0] == first.history[0]
     assert all(torch.equal(a, b) for a, b in zip(unbroken.model.parameters(), resumed.model.parameters(), strict=True))
+
+
+def test_a_loss_that_is_not_finite_within_a_graph_is_told_with_its_step(
+    graphs: None, make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    """The host never sees the loss of a step; the device keeps the first that went wrong."""
+    trainer = make_trainer(backend="cuda-graph", transforms=build_transforms(crop_padding=0, flip="none", size=16))
+    checkpointer = Checkpointer(tmp_path, every_s=0)
+    trainer.fit(synthetic.train, max_epochs=2, checkpointer=checkpointer, progress=False)
+    place = 2  # the last of the first unit of three
+    image = permutation(0, 2, synthetic.train.ids)[64 * place]
+
+    def prepare(settings: StepSettings, images: Tensor) -> Tensor:
+        ready = settings.transforms.train(images)
+        bad = (images == synthetic.train.images[image]).flatten(1).all(1)
+        return torch.where(bad[:, None, None, None], torch.nan, ready)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "prepared", prepare)
+        with pytest.raises(NonFiniteLossError, match=r"first at step 3 of epoch 3 .*Last good checkpoint"):
+            trainer.fit(synthetic.train, max_epochs=3, checkpointer=checkpointer, resume=True, progress=False)
+    state = Checkpointer(tmp_path).read_last()
+    assert state is not None
+    assert state["position"]["global_step"] == 10
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+@pytest.mark.parametrize("at", range(1, 7))
+def test_a_signal_waits_for_the_end_of_a_graph_and_saves(
+    graphs: None, make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, at: int
+) -> None:
+    fill, calls = graph._Unit.fill, [0]
+
+    def struck(*args: Any) -> None:
+        calls[0] += 1
+        if calls[0] == at:
+            signal.raise_signal(signal.SIGINT)
+        fill(*args)
+
+    def fit(directory: str) -> Trainer:
+        trainer = make_trainer(backend="cuda-graph")
+        checkpointer = Checkpointer(tmp_path / directory)
+        trainer.fit(synthetic.train, max_epochs=2, checkpointer=checkpointer, resume=True, progress=False)
+        return trainer
+
+    unbroken = fit("unbroken")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph._Unit, "fill", struck)
+        with pytest.raises(KeyboardInterrupt):
+            fit("stopped")
+    state = Checkpointer(tmp_path / "stopped").read_last()
+    assert state is not None
+    assert state["position"]["global_step"] == [3, 4, 5, 8, 9, 10][at - 1]
+    resumed = fit("stopped")
+    assert [r.train_loss for r in resumed.history] == [r.train_loss for r in unbroken.history]
+    for one, other in zip(unbroken.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_memory_that_is_short_while_a_graph_is_captured_is_told_of(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(function: Callable[[], None]) -> Callable[[], None]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def choose(name: str, settings: StepSettings) -> Any:
+        return CudaGraphBackend(settings, capture=no_room, steps_per_graph=3)
+
+    monkeypatch.setattr("cifarnet.trainer.trainer.choose_backend", choose)
+    with pytest.raises(DeviceMemoryError, match=r"training with batch_size=64 did not fit .*; try 32"):
+        make_trainer().fit(synthetic.train, max_epochs=3, progress=False)

@@ -12,6 +12,7 @@ from torch import nn
 from cifarnet import CifarCNN
 from cifarnet.errors import SettingError
 from cifarnet.models import MODELS, build_model, describe_model
+from cifarnet.models.layout import flatten
 
 
 def test_the_reference_network_has_6447754_parameters() -> None:
@@ -94,11 +95,11 @@ def test_dropout_is_drawn_in_training_only() -> None:
     [
         ({"num_classes": 1}, "num_classes must be at least 2, got 1"),
         ({"image_size": 5}, "image_size must be at least 6, got 5"),
-        ({"widths": (32,)}, "widths must be two numbers of channels"),
+        ({"widths": (32,)}, "widths must be 2 whole numbers"),
         ({"hidden": 0}, "hidden must be at least 1, got 0"),
         ({"num_classes": True}, "num_classes must be a whole number, got True"),
         ({"in_channels": -3}, "in_channels must be at least 1, got -3"),
-        ({"widths": (32, 6.5)}, "a width must be a whole number, got 6.5"),
+        ({"widths": (32, 6.5)}, "each of widths must be a whole number, got 6.5"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"num_clases": 10}, "CifarCNN cannot be built with {'num_clases': 10}"),
     ],
@@ -116,4 +117,23 @@ def test_a_misspelt_network_is_told_the_right_name() -> None:
 def test_a_class_that_only_shares_a_name_is_not_taken_for_the_librarys() -> None:
     fake = type("CifarCNN", (nn.Linear,), {})(2, 2)
     assert describe_model(fake) == {"name": "CifarCNN", "arguments": None}
-    assert set(MODELS) == {"CifarCNN"}
+    assert set(MODELS) == {"BasicCNN", "CifarCNN", "FastCNN", "ResNet18"}
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_the_gradient_of_flattened_maps_has_their_memory_format(memory_format: torch.memory_format) -> None:
+    maps = torch.randn(2, 3, 4, 5).to(memory_format=memory_format).requires_grad_()
+    rows = flatten(maps)
+    assert torch.equal(rows, maps.flatten(1))
+    weights = torch.randn_like(rows)
+    (gradient,) = torch.autograd.grad((rows * weights).sum(), maps)
+    assert torch.equal(gradient, weights.view(2, 3, 4, 5))
+    assert gradient.is_contiguous(memory_format=memory_format)
+    assert torch.autograd.gradcheck(flatten, maps.double().detach().requires_grad_())
+
+
+def test_a_network_that_flattens_can_be_exported() -> None:
+    model = CifarCNN(image_size=16, widths=(4, 8), hidden=16).eval()
+    images = torch.randn(2, 3, 16, 16)
+    exported = torch.export.export(model, (images,)).module()
+    torch.testing.assert_close(exported(images), model(images))

@@ -89,8 +89,9 @@ def test_without_a_terminal_there_is_a_plain_line_an_epoch(
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.splitlines()
-    assert [line[:8] for line in lines] == ["epoch 1:", "epoch 2:"]
-    assert lines[1].endswith("(2/2)")
+    assert [line[:8] for line in lines] == ["Training", "epoch 1:", "epoch 2:"]
+    assert re.fullmatch(r"Training on .+, \d+ threads?, (float32|bf16), backend eager", lines[0])
+    assert lines[2].endswith("(2/2)")
     assert "\r" not in captured.err
 
 

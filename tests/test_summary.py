@@ -214,6 +214,61 @@ def test_resnet18_folds_to_its_blocks() -> None:
     assert block == Layer("layer2.0", "BasicBlock", (128, 4, 4), 230_144, "9 layers", "block")
 
 
+def test_links_say_what_each_row_takes_though_rows_stand_in_running_order() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+            self.act = nn.ReLU(inplace=True)
+
+        def forward(self, images: Tensor) -> Tensor:
+            left = self.act(self.left(images)).contiguous()  # 0, 1
+            right = self.right(input=images)  # 2
+            largest = right.argmax(dim=1, keepdim=True)  # whole numbers: no row, and yet from 2
+            return torch.cat([left, right, left * largest], dim=1)  # 3, 4
+
+    summary = summarize_model(Branches())
+    assert kinds(summary) == ["conv 1x1", "ReLU", "conv 1x1", "multiply", "concatenate"]
+    assert summary.links == ((-1, 0), (0, 1), (-1, 2), (1, 3), (2, 3), (1, 4), (2, 4), (3, 4))
+
+
+def test_a_sequence_is_linked_row_to_row_and_what_did_not_run_is_not() -> None:
+    model = CifarCNN()
+    model.add_module("auxiliary", nn.Linear(2, 2))
+    assert summarize_model(model).links == tuple((row - 1, row) for row in range(12))
+
+
+def test_an_opaque_part_gives_what_its_last_row_gave() -> None:
+    class Opaque(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.ReLU()
+
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.from_numpy(self.first(images).numpy() + 1)
+
+    assert summarize_model(nn.Sequential(Opaque(), nn.Tanh())).links == ((-1, 0), (0, 1))
+
+
+def test_folded_rows_are_linked_as_their_parts_were() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.other = Residual(), Residual()
+
+        def forward(self, images: Tensor) -> Tensor:
+            x = self.block(images)  # 4 rows
+            return torch.cat([self.other(x), x, images], dim=1)  # 4 rows and 1
+
+    summary = summarize_model(Outer(), (4, 8, 8))
+    block = [(-1, 0), (0, 1), (-1, 2), (1, 2), (2, 3)]
+    other = [(3, 4), (4, 5), (3, 6), (5, 6), (6, 7)]
+    assert summary.links == (*block, *other, (-1, 8), (3, 8), (7, 8))
+    assert summary.folded(8).links == ((-1, 0), (0, 1), (-1, 2), (0, 2), (1, 2))
+    middle = summarize_model(CifarCNN()).folded(5)
+    assert middle.links == ((-1, 0), (0, 1), (1, 2), (2, 3), (3, 4))
+
+
 def test_folding_takes_the_deepest_blocks_first_and_no_more_than_it_must() -> None:
     stage = nn.Sequential(Residual(), Residual())  # 4 rows each
     model = nn.Sequential(nn.Conv2d(3, 4, 1), stage, nn.Sequential(nn.Flatten(), nn.Linear(4096, 2)))

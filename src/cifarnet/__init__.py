@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from cifarnet.errors import CifarnetError
     from cifarnet.history import EpochRecord, History
     from cifarnet.metrics import Evaluation
-    from cifarnet.models import CifarCNN
+    from cifarnet.models import BasicCNN, CifarCNN, FastCNN, ResNet18
     from cifarnet.trainer import Trainer
     from cifarnet.transforms import Preprocess, Transforms, build_transforms
 
 __all__ = [
+    "BasicCNN",
     "Checkpointer",
     "CifarCNN",
     "CifarnetError",
@@ -24,10 +25,12 @@ __all__ = [
     "DatasetSplits",
     "EpochRecord",
     "Evaluation",
+    "FastCNN",
     "History",
     "ImageDataset",
     "Prediction",
     "Preprocess",
+    "ResNet18",
     "Trainer",
     "Transforms",
     "build_transforms",
@@ -41,6 +44,7 @@ __version__ = "0.1.0"
 #: Where each public name lives. A module is imported when a name of it is first asked for (PEP 562), so that
 #: ``import cifarnet`` costs next to nothing; the imports above say the same to type checkers, and a test compares.
 _HOMES = {
+    "BasicCNN": "models",
     "Checkpointer": "checkpoint",
     "CifarCNN": "models",
     "CifarnetError": "errors",
@@ -48,10 +52,12 @@ _HOMES = {
     "DatasetSplits": "datasets",
     "EpochRecord": "history",
     "Evaluation": "metrics",
+    "FastCNN": "models",
     "History": "history",
     "ImageDataset": "datasets",
     "Prediction": "classifier",
     "Preprocess": "transforms",
+    "ResNet18": "models",
     "Trainer": "trainer",
     "Transforms": "transforms",
     "build_transforms": "transforms",

@@ -8,11 +8,11 @@ import pytest
 import torchvision
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.patches import FancyBboxPatch, Polygon, Rectangle
 from matplotlib.text import Text
 from torch import nn
 
-from cifarnet import CifarCNN
+from cifarnet import CifarCNN, ResNet18
 from cifarnet.errors import InputError, SettingError
 from cifarnet.models.summary import summarize_model
 from cifarnet.visualize.architecture import plot_architecture
@@ -34,6 +34,10 @@ def long_names() -> nn.Module:
     model.add_module("the_$first$_of_the_many_blocks_that_this_network_has", block(nn.Linear(12, 8), nn.ReLU()))
     model.add_module("the_classification_head_for_one_hundred_classes", nn.Linear(8, 100))
     return model
+
+
+def branches() -> nn.Module:
+    return nn.Sequential(ResNet18().stage1, nn.Conv2d(64, 3, 1))
 
 
 def texts_of(figure: Figure) -> list[Text]:
@@ -99,11 +103,11 @@ def test_a_deep_network_is_folded_to_max_rows() -> None:
     assert "layer4" in words_of(plot_architecture(model, max_rows=11))
 
 
-@pytest.mark.parametrize("build", [CifarCNN, resnet18, long_names, nn.Flatten])
+@pytest.mark.parametrize("build", [CifarCNN, resnet18, long_names, nn.Flatten, branches])
 @pytest.mark.parametrize("own_axes", [False, True])
 def test_no_text_overlaps_another_or_leaves_its_place(build: Any, own_axes: bool) -> None:
     ax = Figure(figsize=(9, 5), dpi=120).subplots(1, 2)[1] if own_axes else None
-    figure = plot_architecture(build(), (3, 2, 2) if build is long_names else None, ax=ax)
+    figure = plot_architecture(build(), {long_names: (3, 2, 2), branches: (64, 8, 8)}.get(build), ax=ax)
     draw(figure)
     place = figure.axes[-1].get_window_extent() if own_axes else figure.bbox
     panel = figure.axes[-1].child_axes[0]
@@ -137,6 +141,34 @@ def test_names_that_look_like_mathematics_are_written_as_they_are() -> None:
     words = words_of(figure)
     assert "100" in words
     assert any(word.startswith("…") and word.endswith("this_network_has.0") for word in words)
+
+
+def test_arrows_join_what_gives_with_what_takes_past_the_rows_between() -> None:
+    figure = plot_architecture(ResNet18().stage2, (64, 32, 32), max_rows=30)
+    draw(figure)
+    panel = figure.axes[0].child_axes[0]
+    boxes = [patch.get_bbox() for patch in panel.patches if isinstance(patch, FancyBboxPatch)]
+    tips = [patch.get_xy()[0] for patch in panel.patches if isinstance(patch, Polygon)]
+    entered = sorted(
+        min(range(len(boxes)), key=lambda row: abs((boxes[row].y0 + boxes[row].y1) / 2 - y)) for _, y in tips
+    )
+    # The first block: two rows of shortcut, then conv1, which takes the input; the shortcut is added in row 8.
+    assert entered == [1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 10, 11, 12, 13, 14, 15, 16, 16, 17]
+    from_left = [(x, y) for x, y in tips if x < boxes[0].x0]
+    assert len(from_left) == 3  # input to conv1, two shortcuts
+    strokes = [patch.get_bbox() for patch in panel.patches if isinstance(patch, Rectangle) and not patch.get_gid()]
+    upright = [box for box in strokes if abs(box.y1 - box.y0) > 20]
+    assert len(upright) == 3
+    assert len({round(box.x0, 3) for box in upright}) == 2  # those of the first block cross, in lanes of their own
+
+
+def test_an_arrow_ends_where_the_box_begins() -> None:
+    for model, max_rows in ((CifarCNN(), 24), (resnet18(), 16)):
+        panel = plot_architecture(model, max_rows=max_rows).axes[0].child_axes[0]
+        boxes = [patch.get_bbox() for patch in panel.patches if isinstance(patch, FancyBboxPatch)]
+        tips = [patch.get_xy()[0][1] for patch in panel.patches if isinstance(patch, Polygon)]
+        tops = sorted(min(box.y0, box.y1) for box in boxes)
+        assert all(any(0 < top - tip < 1 for top in tops) for tip in tips)
 
 
 def test_given_axes_are_drawn_in_and_their_figure_is_returned() -> None:

@@ -108,7 +108,9 @@ class Batches:
 
     def select(self, index: Tensor) -> Batch:
         """The images that lie at ``index``."""
-        return Batch(self._images[index], self._labels[index], self._ids[index])
+        # index_select copies whole images; indexing computes the place of every pixel.
+        images, labels, ids = (x.index_select(0, index) for x in (self._images, self._labels, self._ids))
+        return Batch(images, labels, ids)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of one epoch in its order, from the step ``first_step`` on."""

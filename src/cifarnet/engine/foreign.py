@@ -94,8 +94,8 @@ class ForeignBatches:
             ids = torch.arange(seen, seen + len(labels), device=self._device)
             seen += len(labels)
             yield Batch(
-                images.to(self._device, non_blocking=True),
-                labels.to(self._device, non_blocking=True).long(),
+                _sent(images, self._device),
+                _sent(labels, self._device).long(),
                 ids,
                 highest_label,
             )
@@ -104,6 +104,13 @@ class ForeignBatches:
                 "the iterable gave no batch; one that can be iterated only once, such as a generator, is used up "
                 "after an epoch: give a DataLoader or a list"
             )
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device, without a wait: of memory that is not pinned, CUDA would first end all work that was begun."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def check_labels(batch: Batch, num_classes: int, step: int) -> None:

@@ -8,24 +8,37 @@ from typing import Any
 from torch import nn
 
 from cifarnet.errors import SettingError, did_you_mean
+from cifarnet.models.basic_cnn import BasicCNN
 from cifarnet.models.cifar_cnn import CifarCNN
+from cifarnet.models.fast_cnn import FastCNN
 from cifarnet.models.modes import evaluation_mode, unwrapped
+from cifarnet.models.resnet18 import ResNet18
 from cifarnet.models.summary import ModelSummary, summarize_model
+from cifarnet.models.whitening import whitening_filters
 
 __all__ = [
     "MODELS",
+    "BasicCNN",
     "CifarCNN",
+    "FastCNN",
     "ModelSummary",
+    "ResNet18",
     "build_model",
     "describe_model",
     "evaluation_mode",
     "is_known",
     "summarize_model",
     "unwrapped",
+    "whitening_filters",
 ]
 
 #: Every network that a recipe or a checkpoint can name; a closed list, so that a file never chooses code.
-MODELS: dict[str, type[nn.Module]] = {"CifarCNN": CifarCNN}
+MODELS: dict[str, type[nn.Module]] = {
+    "BasicCNN": BasicCNN,
+    "CifarCNN": CifarCNN,
+    "FastCNN": FastCNN,
+    "ResNet18": ResNet18,
+}
 
 
 def build_model(name: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -49,6 +62,8 @@ def build_model(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         raise SettingError(f'unknown model "{name}"; {did_you_mean(name, MODELS)}')
     try:
         return MODELS[name](**arguments)
+    except SettingError:  # some are TypeErrors too
+        raise
     except TypeError as error:
         raise SettingError(f"{name} cannot be built with {dict(arguments)}: {error}") from error
 

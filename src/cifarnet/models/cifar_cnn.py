@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cifarnet._checks import check_count
+from cifarnet._checks import check_count, check_counts
 from cifarnet._types import Images, Logits
 from cifarnet.errors import SettingError
+from cifarnet.models.layout import flatten
 
 __all__ = ["CifarCNN"]
 
@@ -63,10 +64,7 @@ class CifarCNN(nn.Module):
         check_count("image_size", image_size, "CIFAR-10 has 32 pixels a side", least=6)
         check_count("in_channels", in_channels, "CIFAR-10 has 3")
         check_count("hidden", hidden, "the reference has 512")
-        if len(widths) != 2:
-            raise SettingError(f"widths must be two numbers of channels, got {widths!r}; the reference has (32, 64)")
-        for width in widths:
-            check_count("a width", width, "the reference has (32, 64)")
+        check_counts("widths", widths, 2, "the reference has (32, 64)")
         if isinstance(dropout, bool) or not 0 <= dropout < 1:
             raise SettingError(f"dropout must be in [0, 1), got {dropout}; the reference has 0.5")
         #: What rebuilds this network; stored beside its weights.
@@ -99,6 +97,6 @@ class CifarCNN(nn.Module):
         """
         x: Tensor = self.bn1(F.relu(self.conv1(images)))  # (N, 32, 30, 30)
         x = self.bn2(F.max_pool2d(F.relu(self.conv2(x)), 2))  # (N, 64, 14, 14)
-        x = F.relu(self.fc1(x.flatten(1)))  # (N, 512)
+        x = F.relu(self.fc1(flatten(x)))  # (N, 512)
         logits: Logits = self.fc2(self.dropout(x))
         return logits

@@ -28,6 +28,8 @@ class ModelSummary:
         num_parameters: The sum over the rows: each parameter counts once, where it is first used.
         num_trainable: How many of them require gradients.
         blocks: Which rows belong together.
+        links: ``(from, to)``: the numbers of two rows, the second of which takes what the first gave; from -1 is from
+            the image. Rows stand in running order, so the row above need not be the one that the input is from.
     """
 
     name: str
@@ -36,6 +38,7 @@ class ModelSummary:
     num_parameters: int
     num_trainable: int
     blocks: tuple[Block, ...] = ()
+    links: tuple[tuple[int, int], ...] = ()
 
     def folded(self, max_rows: int) -> ModelSummary:
         """The same network in at most ``max_rows`` rows.
@@ -89,6 +92,7 @@ _LAZY = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
 def summarize_model(model: nn.Module, image_shape: tuple[int, int, int] | None = None) -> ModelSummary:
     """Run a network once on an image of zeros and list what it does.
 
+    Rows stand in running order; ``links`` says which row takes its input from which, as where branches join again.
     It runs in evaluation mode, on its own device and in its own dtype; the mode of each module, its buffers, the
     random state and the hooks are as before afterwards. Leaf modules and functional calls outside them are rows.
 
@@ -143,15 +147,23 @@ def summarize_model(model: nn.Module, image_shape: tuple[int, int, int] | None =
     recorder.add_unused()
     total = sum(parameter.numel() for parameter in parameters.values())
     trainable = sum(parameter.numel() for parameter in parameters.values() if parameter.requires_grad)
-    return ModelSummary(type(model).__name__, shape, tuple(recorder.rows), total, trainable, tuple(recorder.blocks))
+    return ModelSummary(
+        type(model).__name__,
+        shape,
+        tuple(recorder.rows),
+        total,
+        trainable,
+        tuple(recorder.blocks),
+        tuple(recorder.links),
+    )
 
 
 def _own_image_shape(model: nn.Module) -> tuple[int, int, int]:
     """What a network of the library was built for; CIFAR-10's for others."""
     arguments = getattr(model, "arguments", None)
-    if isinstance(arguments, Mapping) and {"in_channels", "image_size"} <= arguments.keys():
-        return arguments["in_channels"], arguments["image_size"], arguments["image_size"]
-    return 3, 32, 32
+    known = arguments if isinstance(arguments, Mapping) else {}
+    size = known.get("image_size", 32)
+    return known.get("in_channels", 3), size, size
 
 
 def _check_shape(shape: object) -> tuple[int, int, int]:
@@ -182,11 +194,20 @@ def _fold(summary: ModelSummary, block: Block) -> ModelSummary:
     shape = block.row.output_shape or (shapes[-1] if shapes else None)
     row = replace(block.row, output_shape=shape, num_parameters=sum(row.num_parameters for row in rows))
     saved = len(rows) - 1
+
+    def moved(number: int) -> int:
+        """The new number of a row."""
+        return number - saved if number >= stop else min(number, start)
+
     others = [
-        replace(
-            other, start=other.start - saved * (other.start >= stop), stop=other.stop - saved * (other.stop >= stop)
-        )
+        replace(other, start=moved(other.start), stop=moved(other.stop - 1) + 1)
         for other in summary.blocks
         if not (start <= other.start and other.stop <= stop)
     ]
-    return replace(summary, layers=(*summary.layers[:start], row, *summary.layers[stop:]), blocks=tuple(others))
+    links = {(moved(source), moved(target)): None for source, target in summary.links}  # a set that keeps the order
+    return replace(
+        summary,
+        layers=(*summary.layers[:start], row, *summary.layers[stop:]),
+        blocks=tuple(others),
+        links=tuple((source, target) for source, target in links if source != target),
+    )

@@ -16,7 +16,10 @@ from torch.overrides import TorchFunctionMode
 from cifarnet.models.modes import evaluation_mode, unwrapped
 from cifarnet.models.wording import SILENT, Family, call_key, describe, describe_module, field_name, name_arguments
 
-__all__ = ["Block", "Layer", "Recorder", "recorded"]
+__all__ = ["IMAGE", "Block", "Layer", "Recorder", "recorded"]
+
+#: The image among the rows that a row takes its input from.
+IMAGE = -1
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,10 @@ def recorded(model: nn.Module, recorder: Recorder, image: Tensor) -> Iterator[No
         for module in model.modules():
             stack.callback(module.register_forward_pre_hook(recorder.enter).remove)
             # always_call: a forward that catches an exception of its layers must not leave them entered.
-            stack.callback(module.register_forward_hook(recorder.leave, always_call=True).remove)
+            stack.callback(module.register_forward_hook(recorder.leave, with_kwargs=True, always_call=True).remove)
         if "torch._dynamo" in sys.modules:  # else nothing here is compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        recorder.follow([image])
+        recorder.follow([image], {IMAGE})
         with evaluation_mode(model), torch.no_grad(), _FunctionalCalls(recorder):
             yield
 
@@ -105,38 +108,41 @@ class Recorder:
         self.model = model
         self.rows: list[Layer] = []
         self.blocks: list[Block] = []
+        self.links: list[tuple[int, int]] = []  # from a row, or the image, to a later one that takes its output
         #: Compiled parts of a network are wrapped; their names leave the wrapper out.
         self.paths = {m: re.sub(r"(^|\.)_orig_mod\b", "", path).strip(".") for path, m in model.named_modules()}
         self.entered: list[tuple[nn.Module, int]] = []  # with the first row of each
         self.ran: set[nn.Module] = set()
         self.uncounted = {id(parameter): parameter for parameter in model.parameters()}
         # By id, and kept alive so that no id is used twice: one image needs little memory.
-        self.from_image: dict[int, Tensor] = {}
+        self.from_image: dict[int, tuple[Tensor, set[int]]] = {}  # with the rows that gave it
         self.from_parameters: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
-    def follow(self, tensors: Iterable[Tensor]) -> None:
-        """From now on what is computed from these is a row."""
-        self.from_image.update((id(tensor), tensor) for tensor in tensors)
+    def follow(self, tensors: Iterable[Tensor], rows: set[int]) -> None:
+        """From now on what is computed from these is a row, with a link from ``rows``."""
+        self.from_image.update((id(tensor), (tensor, rows)) for tensor in tensors)
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """Forward pre-hook of every module."""
         self.entered.append((module, len(self.rows)))
 
-    def leave(self, module: nn.Module, args: Any, result: Any) -> None:
+    def leave(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         """Forward hook of every module."""
         _, start = self.entered.pop()
         outputs = list(_tensors(result))
         if self._inside_leaf() or result is None:  # None: it raised, and the module around it may go on
             return
-        self.follow(outputs)
         self.ran.add(module)
         path, output = self.paths[module], outputs[0] if outputs else None
         if len(self.rows) == start:  # a leaf, or a module that hides what it does
-            before = next(_tensors(args), None)
-            kind, detail, family = describe_module(module, before, output)
+            inputs = list(_tensors((args, kwargs)))
+            kind, detail, family = describe_module(module, inputs[0] if inputs else None, output)
             count = self._count(module.parameters())
-            self.rows.append(Layer(path, kind, _shape(output), count, detail, family))
-        elif self.entered:
+            self._add_row(Layer(path, kind, _shape(output), count, detail, family), inputs, outputs)
+            return
+        hidden = [tensor for tensor in outputs if id(tensor) not in self.from_image]
+        self.follow(hidden, {len(self.rows) - 1})
+        if self.entered:
             self._add_block(start, path, type(unwrapped(module)).__name__, _shape(output))
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
@@ -150,11 +156,23 @@ class Recorder:
         if before is None:
             self.from_parameters.update((id(tensor), (tensor, parameters)) for tensor in outputs)
             return
-        self.follow(outputs)
         if call_key(name)[0] in SILENT or not (outputs[0].is_floating_point() or outputs[0].is_complex()):
+            self.follow(outputs, self._sources(inputs))
             return
         kind, detail, family = describe(name, name_arguments(name, args) | dict(kwargs), before, outputs[0])
-        self.rows.append(Layer("", kind, _shape(outputs[0]), self._count(parameters), detail, family))
+        layer = Layer("", kind, _shape(outputs[0]), self._count(parameters), detail, family)
+        self._add_row(layer, inputs, outputs)
+
+    def _add_row(self, layer: Layer, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> None:
+        row = len(self.rows)
+        self.rows.append(layer)
+        self.links += [(source, row) for source in sorted(self._sources(inputs))]
+        self.follow(outputs, {row})
+
+    def _sources(self, tensors: Iterable[Tensor]) -> set[int]:
+        """The rows that gave these."""
+        known = [self.from_image[id(tensor)] for tensor in tensors if id(tensor) in self.from_image]
+        return {row for _, rows in known for row in rows}
 
     def add_unused(self) -> None:
         """Give parameters that no row used a row each: the largest module that did not run, or their owner."""

@@ -20,6 +20,7 @@ from cifarnet.engine import (
     StepSettings,
     check_fit,
     choose_backend,
+    describe_device,
     evaluate,
     resolve_device,
     resolve_precision,
@@ -148,7 +149,7 @@ class Trainer:
 
     @property
     def backend(self) -> str:
-        """What computes the steps: ``"eager"``, ``"compiled"`` or ``"cuda-graph"``."""
+        """Which of ``"eager"``, ``"compiled"`` and ``"cuda-graph"`` computes the steps."""
         return self._backend.name
 
     @property
@@ -230,6 +231,10 @@ class Trainer:
                     bar.show_line(
                         f"Run already finished: the best {monitor} was {state.selection.epochs_since} epochs ago "
                         f"({state.epoch}/{max_epochs})"
+                    )
+                else:
+                    bar.show_line(
+                        f"Training on {describe_device(self.device)}, {self.precision.name}, backend {self.backend}"
                     )
                 try:
                     for event in events:

@@ -159,7 +159,9 @@ class RandomFlip(_PerImage):
         if self.mode == "alternating" and epoch is not None:
             # An int stays on the host: making a tensor of it would wait for the GPU.
             flipped = flipped ^ (epoch % 2 == 1)
-        return torch.where(flipped[:, None, None, None], images.flip(-1), images)
+        columns = torch.arange(images.shape[-1], device=images.device)
+        source = torch.where(flipped[:, None], columns.flip(0), columns)  # (N, W)
+        return images.gather(3, source[:, None, None, :].expand_as(images))
 
 
 class Cutout(_PerImage):

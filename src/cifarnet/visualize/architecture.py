@@ -53,6 +53,7 @@ _STACK = 2.5  # by which the box behind a folded block stands out
 _HEAD, _TITLE, _EDGE = 18.0, 20.0, 8.0
 _PADS = 6.0  # what constrained layout leaves free on both sides together
 _BAR, _SHARE = 84.0, 34.0
+_LANE = 6.0  # between arrows beside the boxes
 _SPACE = 11.0  # between columns
 _LARGE, _SMALL = 9.0, 7.5  # font sizes
 _LONGEST_NAME, _LONGEST_KIND = 150.0, 180.0
@@ -67,8 +68,9 @@ def plot_architecture(
 ) -> Figure:
     """Draw what a network does to an image: a box for each layer, its output and its share of the parameters.
 
-    The network runs once, on one image of zeros, and is as before afterwards. Rows stand in running order; where
-    branches join again, ``add`` or ``concatenate`` says so. Layers without parameters are slim.
+    The network runs once, on one image of zeros, and is as before afterwards. Rows stand in running order; an
+    arrow leads from what gives to what takes, beside the boxes where rows stand between the two. Layers without
+    parameters are slim.
 
     Args:
         model: Any network that takes images ``(N, C, H, W)``.
@@ -92,7 +94,8 @@ def plot_architecture(
     summary = summarize_model(model, image_shape).folded(max_rows)
     start = Layer("", "input", summary.image_shape, 0)
     rows = [_Row.of(layer) for layer in (start, *summary.layers)]
-    columns = _Columns.around(rows)
+    detours = _detours(summary.links)
+    columns = _Columns.around(rows, num_lanes=1 + max((detour.lane for detour in detours), default=-1))
     height = _HEAD + sum(_GAP + row.rise + row.height for row in rows) - _GAP + _EDGE
     ax = open_axes(ax, width=(columns.end + _PADS) / 72, height=(height + _TITLE + _PADS) / 72)
     title = f"{summary.name}: {summary.num_parameters:,} parameters"
@@ -105,7 +108,10 @@ def plot_architecture(
     panel.set_ylim(height, 0)
     panel.set_aspect("equal", anchor="N")
     _draw_heads(panel, columns)
-    _draw_rows(panel, rows, columns)
+    middles = _draw_rows(panel, rows, columns)
+    _draw_arrows(panel, rows, middles, summary.links, columns)
+    for detour in detours:
+        _draw_detour(panel, detour, middles, columns)
     return figure_of(ax)
 
 
@@ -142,6 +148,26 @@ class _Row:
 
 
 @dataclass(frozen=True)
+class _Detour:
+    """An arrow past the rows between two, in a lane beside the boxes; lane 0 is the nearest."""
+
+    source: int
+    target: int
+    lane: int
+
+
+def _detours(links: Sequence[tuple[int, int]]) -> list[_Detour]:
+    """Links past other rows, short ones nearest to the boxes, and none over another. The input is row 0."""
+    detours: list[_Detour] = []
+    shown = [(source + 1, target + 1) for source, target in links if target - source > 1]
+    for source, target in sorted(shown, key=lambda link: (link[1] - link[0], link)):
+        taken = {other.lane for other in detours if other.source < target and source < other.target}
+        lane = next(lane for lane in range(len(shown)) if lane not in taken)
+        detours.append(_Detour(source, target, lane))
+    return detours
+
+
+@dataclass(frozen=True)
 class _Columns:
     """Where the columns stand."""
 
@@ -154,10 +180,10 @@ class _Columns:
     end: float
 
     @classmethod
-    def around(cls, rows: Sequence[_Row]) -> _Columns:
-        """Make them as wide as their longest text."""
+    def around(cls, rows: Sequence[_Row], *, num_lanes: int) -> _Columns:
+        """Make them as wide as their longest text, with room for arrows left of the boxes."""
         name_end = _EDGE + max(_width("module", _SMALL), *(_width(row.name, _SMALL) for row in rows))
-        box = name_end + _SPACE
+        box = name_end + _SPACE + _LANE * num_lanes
         inside = max(_width(row.kind, row.font_size) + _width(row.detail, _SMALL) + _SPACE for row in rows)
         box_end = box + inside + 2 * _SPACE
         output = box_end + _SPACE + 3
@@ -181,18 +207,17 @@ def _draw_heads(panel: Axes, columns: _Columns) -> None:
     _write(panel, columns.bar, _HEAD / 3, "share", **style)
 
 
-def _draw_rows(panel: Axes, rows: Sequence[_Row], columns: _Columns) -> None:
+def _draw_rows(panel: Axes, rows: Sequence[_Row], columns: _Columns) -> list[float]:
+    """Draw all but the arrows; gives the height at which the middle of each row is."""
     total = sum(row.layer.num_parameters for row in rows)
     largest = max(row.layer.num_parameters for row in rows)
-    y = _HEAD
+    y, middles = _HEAD, []
     for index, row in enumerate(rows):
         colour = _COLOURS[row.layer.family]
-        used = row.layer.output_shape is not None
-        if index and used:
-            _draw_arrow(panel, columns.middle, y - _GAP, y)
         y += row.rise
-        _draw_box(panel, row, columns, y, colour, dashed=not used)
+        _draw_box(panel, row, columns, y, colour, dashed=row.layer.output_shape is None)
         middle = y + row.height / 2
+        middles.append(middle)
         _write(panel, columns.name_end, middle, row.name, size=_SMALL, color=_DIM, ha="right")
         _write(panel, columns.output, middle, row.output, size=_LARGE - 1, color=INK if row.count else _DIM)
         if row.count:
@@ -205,6 +230,7 @@ def _draw_rows(panel: Axes, rows: Sequence[_Row], columns: _Columns) -> None:
             panel.add_patch(bar)
             _write(panel, columns.bar + length + 3, middle, _percent(share), size=_SMALL, color=_DIM)
         y += row.height + _GAP
+    return middles
 
 
 def _draw_box(panel: Axes, row: _Row, columns: _Columns, y: float, colour: str, *, dashed: bool) -> None:
@@ -220,10 +246,41 @@ def _draw_box(panel: Axes, row: _Row, columns: _Columns, y: float, colour: str, 
     _write(panel, columns.box_end - _SPACE, middle, row.detail, size=_SMALL, color=_DIM, ha="right")
 
 
-def _draw_arrow(panel: Axes, x: float, top: float, bottom: float) -> None:
-    tip = bottom - 0.7
-    panel.add_patch(Rectangle((x - 0.4, top + 0.7), 0.8, tip - top - 3, facecolor=GREY, linewidth=0, snap=False))
-    panel.add_patch(Polygon([(x, tip), (x - 2.2, tip - 4.2), (x + 2.2, tip - 4.2)], facecolor=GREY, linewidth=0))
+def _draw_arrows(
+    panel: Axes, rows: Sequence[_Row], middles: Sequence[float], links: Sequence[tuple[int, int]], columns: _Columns
+) -> None:
+    """Between rows that follow each other, where the second takes what the first gives."""
+    for source, target in links:
+        if target - source == 1:
+            above, below = source + 1, target + 1  # the input is row 0
+            top = middles[above] + rows[above].height / 2
+            tip = middles[below] - rows[below].height / 2 - rows[below].rise - 0.7
+            x = columns.middle
+            _draw_stroke(panel, (x, top + 0.7), (x, tip - 3))
+            _draw_head(panel, [(x, tip), (x - 2.2, tip - 4.2), (x + 2.2, tip - 4.2)])
+
+
+def _draw_detour(panel: Axes, detour: _Detour, middles: Sequence[float], columns: _Columns) -> None:
+    """Out of the lower left of one box, down, and into the upper left of another."""
+    lane, edge = columns.box - 4 - _LANE * (detour.lane + 1), columns.box - 0.7
+    top, bottom = middles[detour.source] + 3, middles[detour.target] - 3
+    _draw_stroke(panel, (lane, top), (edge, top))
+    _draw_stroke(panel, (lane, top), (lane, bottom))
+    _draw_stroke(panel, (lane, bottom), (edge - 3, bottom))
+    _draw_head(panel, [(edge, bottom), (edge - 4.2, bottom - 2.2), (edge - 4.2, bottom + 2.2)])
+
+
+def _draw_stroke(panel: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """A level or upright line, as an area: a line's width would not shrink with the boxes."""
+    (left, top), (right, bottom) = start, end
+    area = Rectangle(
+        (left - 0.4, top - 0.4), right - left + 0.8, bottom - top + 0.8, facecolor=GREY, linewidth=0, snap=False
+    )
+    panel.add_patch(area)
+
+
+def _draw_head(panel: Axes, corners: list[tuple[float, float]]) -> None:
+    panel.add_patch(Polygon(corners, facecolor=GREY, linewidth=0))
 
 
 class _ScaledText(Text):
