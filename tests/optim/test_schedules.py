@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,9 +11,17 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
 
 from cifarnet.errors import SettingError
-from cifarnet.optim import Schedule, constant, cosine, from_torch, linear, one_cycle, tabulate
+from cifarnet.optim import Schedule, constant, cosine, from_torch, linear, one_cycle, polynomial, tabulate
 
-SCHEDULES = [constant(), linear(), linear(warmup=0.1, end=0.05), cosine(warmup=0.2), one_cycle()]
+SCHEDULES = [
+    constant(),
+    linear(),
+    linear(warmup=0.1, end=0.05, tail=0.2),
+    cosine(warmup=0.2),
+    cosine(tail=0.95),
+    one_cycle(),
+    polynomial(power=3),
+]
 
 
 @given(total_steps=st.integers(1, 300), schedule=st.sampled_from(SCHEDULES))
@@ -29,6 +38,30 @@ def test_linear_decay_would_reach_its_end_at_the_step_after_the_last() -> None:
 
 def test_warm_up_goes_straight_up_to_the_base_rate() -> None:
     assert tabulate(linear(warmup=0.5, start=0.1), 10).tolist()[:6] == pytest.approx([0.1, 0.28, 0.46, 0.64, 0.82, 1])
+
+
+@given(total_steps=st.integers(1, 200), warmup=st.floats(0.01, 0.5), tail=st.floats(0, 0.4), end=st.floats(0, 1))
+def test_a_schedule_is_the_line_through_its_corners(total_steps: int, warmup: float, tail: float, end: float) -> None:
+    corners = np.array([0, warmup, 1 - tail, 1]) * total_steps
+    steps = np.arange(total_steps)
+    for schedule in (linear, one_cycle):
+        table = tabulate(schedule(warmup=warmup, start=0.3, end=end, tail=tail), total_steps)
+        np.testing.assert_allclose(table.numpy(), np.interp(steps, corners, [0.3, 1, end, end]), rtol=0, atol=1e-12)
+
+
+def test_a_tail_stays_at_its_floor() -> None:
+    assert tabulate(cosine(end=0.25, tail=0.5), 8).tolist()[4:] == [0.25] * 4
+
+
+def test_a_polynomial_is_the_one_written_out() -> None:
+    expected = 0.2 + (0.9 - 0.2) * (np.arange(7) / 7) ** 3
+    np.testing.assert_allclose(tabulate(polynomial(power=3, start=0.2, end=0.9), 7).numpy(), expected, rtol=1e-15)
+
+
+@pytest.mark.parametrize("power", [0.0, -1.0, math.nan, math.inf])
+def test_a_power_out_of_range_is_refused(power: float) -> None:
+    with pytest.raises(SettingError, match="power must be finite and above 0"):
+        polynomial(power=power)
 
 
 def test_cosine_equals_torchs() -> None:
@@ -72,6 +105,8 @@ def test_a_torch_scheduler_may_know_its_own_milestones() -> None:
         ({"warmup": 1.0}, r"warmup must be in \[0, 1\), a share of all steps, got 1.0"),
         ({"start": -1.0}, "start must be finite and not negative, got -1.0"),
         ({"end": math.inf}, "end must be finite and not negative, got inf"),
+        ({"warmup": 0.5, "tail": 0.5}, r"tail must be in \[0, 0.5\), what the warm-up leaves, got 0.5"),
+        ({"tail": -0.1}, "tail must be in"),
     ],
 )
 def test_a_setting_out_of_range_is_refused(build: type, settings: dict[str, float], message: str) -> None:

@@ -62,9 +62,16 @@ def what_cannot_be_captured(settings: StepSettings) -> str | None:
     foreign = next((step for step in settings.transforms.steps if not draws_per_image(step)), None)
     if foreign is not None:
         return f"the transform {type(foreign).__name__}"
-    if type(settings.optimizer) not in _FLAGS:
+    if _flags(settings.optimizer) is None:
         return f"the optimizer {type(settings.optimizer).__name__}"
     return None
+
+
+def _flags(optimizer: torch.optim.Optimizer) -> dict[str, bool] | None:
+    """`_FLAGS` of torch's optimizers; ours need none, and say of themselves that they can be captured."""
+    if vars(type(optimizer)).get("can_be_captured", False):  # a class derived from it may change how it steps
+        return {}
+    return _FLAGS.get(type(optimizer))
 
 
 class CudaGraphBackend:
@@ -94,7 +101,7 @@ class CudaGraphBackend:
         self._units: dict[tuple[int, int], _Unit] = {}
         self._addresses: list[int] = []
         for group in settings.optimizer.param_groups:
-            group.update(_FLAGS[type(settings.optimizer)])
+            group.update(_flags(settings.optimizer) or {})
 
     def epoch(
         self, batches: BatchSource, epoch: int, *, first_step: int, multipliers: Sequence[float], sums: RunningSums

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarnet.errors import SettingError
+from cifarnet.optim.copies import copied_weights, pairs_with_weights
 
 __all__ = ["ExponentialMovingAverage"]
 
@@ -53,12 +54,8 @@ class ExponentialMovingAverage:
         self.decay = decay
         self.num_updates = 0
         self._model = model
-        copies: dict[tuple[object, ...], Tensor] = {}
         #: By the names of the model's ``state_dict``; tied weights share a tensor.
-        self.weights: dict[str, Tensor] = {}
-        for name, tensor in model.state_dict().items():
-            place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-            self.weights[name] = copies.setdefault(place, tensor.clone())
+        self.weights: dict[str, Tensor] = copied_weights(model)
 
     @torch.no_grad()
     def update(self, weight: Tensor | None = None) -> None:
@@ -68,7 +65,7 @@ class ExponentialMovingAverage:
             weight: Of the model's weights, 0-d, where a captured graph reads it from the device and somebody else
                 counts the updates; ``None`` takes that of `weight_at`, and counts.
         """
-        floating, counters = self._pairs()
+        floating, counters = pairs_with_weights(self.weights, self._model)
         if weight is not None:
             for average, tensor in floating:
                 average.lerp_(tensor, weight.to(tensor.dtype))
@@ -99,14 +96,8 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        floating, counters = self._pairs()
+        floating, counters = pairs_with_weights(self.weights, self._model)
         for average, tensor in floating + counters:
             aside = tensor.clone()
             tensor.copy_(average)
             average.copy_(aside)
-
-    def _pairs(self) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
-        """Each average beside its tensor of the model, once: those that can be averaged, and counters."""
-        pairs = {id(self.weights[name]): (self.weights[name], x) for name, x in self._model.state_dict().items()}
-        floating = [pair for pair in pairs.values() if pair[0].is_floating_point()]
-        return floating, [pair for pair in pairs.values() if not pair[0].is_floating_point()]

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from cifarnet.errors import SettingError
 
-__all__ = ["Schedule", "constant", "cosine", "from_torch", "linear", "one_cycle", "tabulate"]
+__all__ = ["Schedule", "constant", "cosine", "from_torch", "linear", "one_cycle", "polynomial", "tabulate"]
 
 #: ``(step, total_steps) -> multiplier`` with ``0 <= step < total_steps``.
 Schedule = Callable[[int, int], float]
@@ -30,21 +30,33 @@ class _Constant:
 
 @dataclass(frozen=True)
 class _WarmupThenDecay:
-    """Linear from ``start`` to 1 over the first share of the steps, then down to ``end``."""
+    """Linear from ``start`` to 1 over the first share of the steps, down to ``end``, and there for the last share."""
 
     warmup: float
     start: float
     end: float
+    tail: float
     curve: str
 
     def __call__(self, step: int, total_steps: int) -> float:
         warmup_steps = self.warmup * total_steps
         if step < warmup_steps:
             return self.start + (1 - self.start) * step / warmup_steps
-        progress = (step - warmup_steps) / (total_steps - warmup_steps)  # [0, 1)
+        decay_steps = total_steps - warmup_steps - self.tail * total_steps
+        progress = min(1.0, (step - warmup_steps) / decay_steps)
         if self.curve == "cosine":
             progress = (1 - math.cos(math.pi * progress)) / 2
         return 1 + (self.end - 1) * progress
+
+
+@dataclass(frozen=True)
+class _Polynomial:
+    power: float
+    start: float
+    end: float
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        return self.start + (self.end - self.start) * math.pow(step / total_steps, self.power)
 
 
 @dataclass(frozen=True)
@@ -76,13 +88,14 @@ def constant() -> Schedule:
     return _Constant()
 
 
-def linear(*, warmup: float = 0.0, start: float = 0.0, end: float = 0.0) -> Schedule:
+def linear(*, warmup: float = 0.0, start: float = 0.0, end: float = 0.0, tail: float = 0.0) -> Schedule:
     """Linear warm-up, then a straight line down.
 
     Args:
         warmup: Share of all steps that the warm-up takes, in ``[0, 1)``.
         start: Multiplier at the first step of a warm-up.
-        end: Multiplier that the step after the last would have.
+        end: Multiplier that the step after the last would have; with a tail, a floor.
+        tail: Share of all steps, at the end, that stay at ``end``; with the warm-up less than 1.
 
     Returns:
         The schedule.
@@ -93,18 +106,21 @@ def linear(*, warmup: float = 0.0, start: float = 0.0, end: float = 0.0) -> Sche
     Example:
         >>> [linear()(step, 4) for step in range(4)]
         [1.0, 0.75, 0.5, 0.25]
+        >>> [linear(warmup=0.25, end=0.5, tail=0.25)(step, 8) for step in range(8)]
+        [0.0, 0.5, 1.0, 0.875, 0.75, 0.625, 0.5, 0.5]
     """
-    _check(warmup, start, end)
-    return _WarmupThenDecay(warmup, start, end, "linear")
+    _check(warmup, start, end, tail)
+    return _WarmupThenDecay(warmup, start, end, tail, "linear")
 
 
-def cosine(*, warmup: float = 0.0, start: float = 0.0, end: float = 0.0) -> Schedule:
+def cosine(*, warmup: float = 0.0, start: float = 0.0, end: float = 0.0, tail: float = 0.0) -> Schedule:
     """Linear warm-up, then half a cosine down (Loshchilov and Hutter, 2017, arXiv:1608.03983, without restarts).
 
     Args:
         warmup: Share of all steps that the warm-up takes, in ``[0, 1)``.
         start: Multiplier at the first step of a warm-up.
-        end: Multiplier that the step after the last would have.
+        end: Multiplier that the step after the last would have; with a tail, a floor.
+        tail: Share of all steps, at the end, that stay at ``end``; with the warm-up less than 1.
 
     Returns:
         The schedule.
@@ -116,17 +132,18 @@ def cosine(*, warmup: float = 0.0, start: float = 0.0, end: float = 0.0) -> Sche
         >>> round(cosine()(2, 4), 6)
         0.5
     """
-    _check(warmup, start, end)
-    return _WarmupThenDecay(warmup, start, end, "cosine")
+    _check(warmup, start, end, tail)
+    return _WarmupThenDecay(warmup, start, end, tail, "cosine")
 
 
-def one_cycle(*, warmup: float = 0.3, start: float = 0.04, end: float = 0.0) -> Schedule:
+def one_cycle(*, warmup: float = 0.3, start: float = 0.04, end: float = 0.0, tail: float = 0.0) -> Schedule:
     """A triangle: up to the base learning rate, then down (Smith and Topin, 2018, arXiv:1708.07120).
 
     Args:
         warmup: Share of all steps on the way up, in ``(0, 1)``.
         start: Multiplier at the first step.
-        end: Multiplier that the step after the last would have.
+        end: Multiplier that the step after the last would have; with a tail, a floor.
+        tail: Share of all steps, at the end, that stay at ``end``; with the warm-up less than 1.
 
     Returns:
         The schedule.
@@ -140,8 +157,32 @@ def one_cycle(*, warmup: float = 0.3, start: float = 0.04, end: float = 0.0) -> 
     """
     if warmup == 0:
         raise SettingError("warmup must be in (0, 1), got 0; use linear() for a decay alone")
-    _check(warmup, start, end)
-    return _WarmupThenDecay(warmup, start, end, "linear")
+    _check(warmup, start, end, tail)
+    return _WarmupThenDecay(warmup, start, end, tail, "linear")
+
+
+def polynomial(*, power: float, start: float = 0.0, end: float = 1.0) -> Schedule:
+    """From ``start`` to ``end`` by a power: ``start + (end - start) * (step / total_steps)**power``.
+
+    Args:
+        power: Above 0; 1 is a straight line, above it most of the way is gone in the end.
+        start: Multiplier at the first step.
+        end: Multiplier that the step after the last would have.
+
+    Returns:
+        The schedule, of learning rates or of the ``decay`` of `Lookahead`.
+
+    Raises:
+        SettingError: If a value is outside its range.
+
+    Example:
+        >>> [polynomial(power=2)(step, 4) for step in range(4)]
+        [0.0, 0.0625, 0.25, 0.5625]
+    """
+    if not (math.isfinite(power) and power > 0):
+        raise SettingError(f"power must be finite and above 0, got {power}; 1 is a straight line")
+    _check(0.0, start, end, 0.0)
+    return _Polynomial(power, start, end)
 
 
 def from_torch(build: Callable[[torch.optim.Optimizer, int], LRScheduler]) -> Schedule:
@@ -190,9 +231,11 @@ def tabulate(schedule: Schedule, total_steps: int) -> Tensor:
     return table
 
 
-def _check(warmup: float, start: float, end: float) -> None:
+def _check(warmup: float, start: float, end: float, tail: float) -> None:
     if not 0 <= warmup < 1:
         raise SettingError(f"warmup must be in [0, 1), a share of all steps, got {warmup}; 0.1 is usual")
+    if not 0 <= tail < 1 - warmup:
+        raise SettingError(f"tail must be in [0, {1 - warmup}), what the warm-up leaves, got {tail}; 0.1 is usual")
     for key, value in (("start", start), ("end", end)):
         if not (math.isfinite(value) and value >= 0):
             raise SettingError(f"{key} must be finite and not negative, got {value}; it multiplies the learning rate")

@@ -1,0 +1,50 @@
+"""The nearest semi-orthogonal matrix, nearly, from matrix products alone.
+
+Shapes: ``B`` matrices at once of ``R`` rows and ``C`` columns.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["COEFFICIENTS", "newton_schulz"]
+
+#: Of ``x -> a x + b x^3 + c x^5``, which a step does to each singular value: they make its slope at 0 as steep as it
+#: can be, and need not end at 1 (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/).
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+_EPS = 1e-7  # the smallest norm that is divided by, as in torch.optim.Muon
+
+
+def newton_schulz(matrices: Tensor, *, num_steps: int = 5, dtype: torch.dtype | None = None) -> Tensor:
+    """Bring all singular values near 1, and keep the singular vectors.
+
+    Each matrix is divided by its Frobenius norm, so that no singular value is above 1, and then goes ``num_steps``
+    times through ``X -> a X + (b A + c A A) X`` with ``A = X X^T``. After 5 steps singular values that were above 0.003
+    of the norm lie between 0.68 and 1.21.
+
+    Args:
+        matrices: Shape ``(B, R, C)``; all at once take less time than one by one, on a CPU too.
+        num_steps: How often.
+        dtype: Of the products; that of ``matrices`` if not given. 8 bits (bfloat16) are enough to train with.
+
+    Returns:
+        Shape ``(B, R, C)``, in ``dtype``.
+
+    Example:
+        >>> matrices = torch.tensor([[[3.0, 0.0], [0.0, 4.0]]])
+        >>> print(newton_schulz(matrices))
+        tensor([[[0.7229, 0.0000],
+                 [0.0000, 1.1192]]])
+    """
+    a, b, c = COEFFICIENTS
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    wide = matrices.mT if is_tall else matrices  # the products of the shorter side are the smaller ones
+    norms = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True)
+    x: Tensor = (wide / norms.clamp_min(_EPS)).to(dtype or matrices.dtype)
+    for _ in range(num_steps):
+        gram = torch.bmm(x, x.mT)  # (B, R, R)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x.mT if is_tall else x

@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import _muon as torchs_muon
+
+import tape
+from cifarnet import Checkpointer, CifarCNN, DatasetSplits, Trainer, Transforms
+from cifarnet.checkpoint.restore import load_optimizer
+from cifarnet.engine import (
+    Batches,
+    CudaGraphBackend,
+    EagerBackend,
+    RunningSums,
+    StepSettings,
+    resolve_precision,
+    what_cannot_be_captured,
+)
+from cifarnet.errors import SettingError
+from cifarnet.optim import Muon, param_groups
+
+SHAPES: list[tuple[int, ...]] = [(6, 4), (4, 9), (4, 9), (5, 5)]
+CPU = torch.device("cpu")
+
+
+def parameters(shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
+
+
+def set_grads(params: list[Tensor], step: int) -> None:
+    """The same for equal shapes, dtypes apart."""
+    generator = torch.Generator().manual_seed(100 + step)
+    for parameter in params:
+        grad = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype)
+        parameter.grad = torch.empty_like(parameter).copy_(grad)  # in the parameter's memory format
+
+
+def run(optimizer: torch.optim.Optimizer, params: list[Tensor], steps: range = range(6)) -> list[Tensor]:
+    for step in steps:
+        set_grads(params, step)
+        optimizer.step()
+    return [parameter.detach() for parameter in params]
+
+
+def mixed_groups(params: list[Tensor]) -> list[dict[str, Any]]:
+    return [
+        {"params": params[:2], "lr": 0.05, "normalize_weights": True, "weight_decay": 0.1},
+        {"params": params[2:3], "algorithm": "sgd", "weight_decay": 0.01},
+        {"params": params[3:], "algorithm": "adamw", "lr": 0.01},
+    ]
+
+
+@pytest.mark.parametrize("adjust_lr_fn", ["original", "match_rms_adamw", "spectral_unclamped"])
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_on_matrices_it_is_torchs_muon(
+    adjust_lr_fn: str, nesterov: bool, weight_decay: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Theirs computes in bfloat16 alone: here what it takes for that is float64, so that every digit counts."""
+    settings: dict[str, Any] = {"adjust_lr_fn": adjust_lr_fn, "nesterov": nesterov, "weight_decay": weight_decay}
+    ours = parameters(SHAPES)
+    run(Muon(ours, lr=0.1, momentum=0.8, ns_steps=4, **settings), ours)
+    monkeypatch.setattr(torchs_muon, "torch", types.SimpleNamespace(**{**vars(torch), "bfloat16": torch.float64}))
+    theirs = parameters(SHAPES)
+    run(torch.optim.Muon(theirs, lr=0.1, momentum=0.8, ns_steps=4, **settings), theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_in_bfloat16_it_is_torchs_muon_but_for_the_last_bits() -> None:
+    start = parameters(SHAPES, torch.float32)
+    moved = {}
+    for name, ns_dtype in (("bfloat16", "auto"), ("float32", "float32")):
+        ours = parameters(SHAPES, torch.float32)
+        run(Muon(ours, lr=0.1, ns_dtype=ns_dtype), ours)
+        moved[name] = torch.cat([(p - s).flatten() for p, s in zip(ours, start, strict=True)])
+    theirs = parameters(SHAPES, torch.float32)
+    run(torch.optim.Muon(theirs, lr=0.1, weight_decay=0), theirs)
+    torchs = torch.cat([(p - s).flatten() for p, s in zip(theirs, start, strict=True)])
+    assert 0 < (moved["float32"] - torchs).norm() / torchs.norm() < 0.02
+    assert (moved["bfloat16"] - torchs).norm() / torchs.norm() < 0.02
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_filters_take_the_steps_of_the_fast_runs(nesterov: bool) -> None:
+    """Against a recursion in numpy, from SPEED.md's words: heavy-ball momentum, weights rescaled before each step."""
+    (filters,) = params = parameters([(6, 3, 2, 2)])
+    weights, velocity = filters.detach().numpy().copy(), np.zeros((6, 3, 2, 2))
+    optimizer = Muon(
+        params, lr=0.24, momentum=0.6, ns_steps=3, nesterov=nesterov, adjust_lr_fn="none", normalize_weights=True
+    )
+    for step in range(5):
+        set_grads(params, step)
+        assert filters.grad is not None
+        grad = filters.grad.numpy()
+        velocity = 0.6 * velocity + grad
+        x = (grad + 0.6 * velocity if nesterov else velocity).reshape(6, 12)
+        x = x / np.linalg.norm(x)
+        for _ in range(3):
+            gram = x @ x.T
+            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        weights = weights * (np.sqrt(6) / np.linalg.norm(weights)) - 0.24 * x.reshape(weights.shape)
+        optimizer.step()
+    np.testing.assert_allclose(filters.detach().numpy(), weights, rtol=0, atol=1e-12)
+
+
+def test_the_memory_format_changes_no_bit() -> None:
+    plain, other = parameters([(4, 3, 3, 3)] * 2, torch.float32), parameters([(4, 3, 3, 3)] * 2, torch.float32)
+    other = [p.detach().to(memory_format=torch.channels_last).requires_grad_() for p in other]
+    optimizers = [Muon(params, lr=0.1) for params in (plain, other)]
+    for one, another in zip(run(optimizers[0], plain), run(optimizers[1], other), strict=True):
+        assert torch.equal(one, another)
+    assert optimizers[1].state[other[0]]["momentum_buffer"].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("tensor_lr", [False, True])
+@pytest.mark.parametrize(
+    ("algorithm", "theirs", "settings"),
+    [
+        ("sgd", torch.optim.SGD, {"momentum": 0.85, "nesterov": True, "weight_decay": 0.1}),
+        ("sgd", torch.optim.SGD, {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}),
+        ("adamw", torch.optim.AdamW, {"betas": (0.8, 0.9), "eps": 1e-4, "weight_decay": 0.1}),
+    ],
+)
+def test_other_groups_are_torchs_optimizers(
+    algorithm: str, theirs: Any, settings: dict[str, Any], tensor_lr: bool
+) -> None:
+    lr = torch.tensor(0.25, dtype=torch.float64) if tensor_lr else 0.25
+    shapes: list[tuple[int, ...]] = [(3,), (2, 4)]
+    ours, expected = parameters(shapes), parameters(shapes)
+    run(Muon([{"params": ours, "algorithm": algorithm, **settings}], lr=lr), ours)
+    run(theirs(expected, lr=0.25, foreach=False, **settings), expected)
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-13)
+
+
+def test_a_saved_state_goes_on_to_the_same_bytes() -> None:
+    """Tensors of a file are contiguous; weights here are not."""
+    shapes: list[tuple[int, ...]] = [(4, 3, 3, 3), (4, 27), (2, 3, 2, 2), (5, 2, 2, 2)]
+
+    def made() -> tuple[list[Tensor], Muon]:
+        params = [
+            p.detach().to(memory_format=torch.channels_last).requires_grad_() if p.ndim == 4 else p
+            for p in parameters(shapes, torch.float32)
+        ]
+        return params, Muon(mixed_groups(params), lr=0.1)
+
+    unbroken, optimizer = made()
+    run(optimizer, unbroken, range(3))
+    state = optimizer.state_dict()
+    state["state"] = {
+        i: {key: value.clone(memory_format=torch.contiguous_format) for key, value in entries.items()}
+        for i, entries in state["state"].items()
+    }
+    weights = [parameter.detach().clone() for parameter in unbroken]
+    run(optimizer, unbroken, range(3, 6))
+    resumed, other = made()
+    load_optimizer(other, state)
+    with torch.no_grad():
+        for parameter, weight in zip(resumed, weights, strict=True):
+            parameter.copy_(weight)
+    run(other, resumed, range(3, 6))
+    for one, another, saved in zip(unbroken, resumed, weights, strict=True):
+        assert torch.equal(one, another)
+        assert not torch.equal(one, saved), "the control"
+    buffer = other.state[resumed[0]]["momentum_buffer"]
+    assert buffer.is_contiguous(memory_format=torch.channels_last)
+
+
+def make_trainer(transforms: Transforms) -> Trainer:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CifarCNN(image_size=16, widths=(4, 8), hidden=8, dropout=0.0)  # drawn per replay in a graph
+    groups = param_groups(
+        model, filters={"lr": 0.05}, head={"algorithm": "adamw"}, others={"algorithm": "sgd", "lr": 0.1}
+    )
+    return Trainer(model, Muon(groups, lr=0.01), transforms=transforms, device="cpu")
+
+
+def test_a_resumed_run_equals_an_unbroken_one(
+    synthetic: DatasetSplits, small_transforms: Transforms, tmp_path: Path
+) -> None:
+    unbroken = make_trainer(small_transforms)
+    unbroken.fit(synthetic.train, max_epochs=2, batch_size=64, progress=False)
+    first = make_trainer(small_transforms)
+    first.fit(synthetic.train, max_epochs=1, batch_size=64, checkpointer=Checkpointer(tmp_path), progress=False)
+    resumed = make_trainer(small_transforms)
+    resumed.fit(
+        synthetic.train,
+        max_epochs=2,
+        batch_size=64,
+        checkpointer=Checkpointer(tmp_path),
+        resume=True,
+        progress=False,
+    )
+    for key, tensor in unbroken.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[key]), key
+    assert not torch.equal(first.model.state_dict()["conv2.weight"], resumed.model.state_dict()["conv2.weight"])
+
+
+def test_a_recorded_step_reads_gradients_and_learning_rates_anew() -> None:
+    shapes: list[tuple[int, ...]] = [(4, 3, 3, 3), (4, 27), (2, 3), (5,)]
+    eager, captured = parameters(shapes), parameters(shapes)
+    optimizers = [Muon(mixed_groups(params), lr=0.1) for params in (eager, captured)]
+    for group in optimizers[1].param_groups:
+        group["lr"] = torch.tensor(group["lr"], dtype=torch.float64)
+    for optimizer, params in zip(optimizers, (eager, captured), strict=True):
+        run(optimizer, params, range(1))
+
+    def step_of_captured() -> None:
+        optimizers[1].step()
+
+    replay = tape.capture(step_of_captured)
+    grads = [parameter.grad for parameter in captured]
+    for step in range(1, 4):
+        for group, other_group in zip(optimizers[0].param_groups, optimizers[1].param_groups, strict=True):
+            group["lr"] /= 2
+            other_group["lr"] /= 2
+        run(optimizers[0], eager, range(step, step + 1))
+        set_grads(captured, step)
+        for grad, parameter in zip(grads, captured, strict=True):
+            assert grad is not None
+            assert parameter.grad is not None
+            grad.copy_(parameter.grad)
+        replay()
+    for one, other in zip(eager, captured, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-13)
+
+
+def test_a_network_is_trained_alike_in_graphs(synthetic: DatasetSplits, small_transforms: Transforms) -> None:
+    trained = []
+    for build in (EagerBackend, lambda settings: CudaGraphBackend(settings, steps_per_graph=2, capture=tape.capture)):
+        trainer = make_trainer(small_transforms)
+        model = trainer.model.double().train()
+        precision = resolve_precision("float64", CPU)
+        settings = StepSettings(model, trainer.optimizer, nn.CrossEntropyLoss(), small_transforms, precision, 0)
+        assert what_cannot_be_captured(settings) is None
+        backend = build(settings)
+        source, sums = synthetic.train, RunningSums(CPU)
+        batches = Batches(source.images, source.labels, source.ids, batch_size=64, device=CPU, seed=0)
+        for epoch in range(2):
+            for _ in backend.epoch(batches, epoch, first_step=0, multipliers=[1.0, 0.8, 0.6, 0.4, 0.2], sums=sums):
+                pass
+        trained.append(model.state_dict())
+    start = make_trainer(small_transforms).model.state_dict()
+    for key, tensor in trained[0].items():
+        torch.testing.assert_close(tensor, trained[1][key], rtol=0, atol=1e-5)  # rates in a graph are float32
+    assert (trained[0]["conv2.weight"] - start["conv2.weight"]).norm() > 0.1, "the control"
+
+
+def test_an_optimizer_derived_from_it_may_not_be_captured(small_transforms: Transforms) -> None:
+    class Oddity(Muon):
+        pass
+
+    model = nn.Linear(2, 2, bias=False)
+    settings = StepSettings(
+        model,
+        Oddity(model.parameters(), lr=0.1),
+        nn.CrossEntropyLoss(),
+        small_transforms,
+        resolve_precision("float32", CPU),
+        0,
+    )
+    assert what_cannot_be_captured(settings) == "the optimizer Oddity"
+
+
+def test_a_loaded_counter_of_steps_is_as_the_fused_kernel_takes_it() -> None:
+    """float32 and on the parameter's device: torch sees to both where a group says that it is fused."""
+    (bias,) = parameters([(3,)])
+    optimizer = Muon([{"params": [bias], "algorithm": "adamw"}], lr=0.1)
+    run(optimizer, [bias])
+    state = optimizer.state_dict()
+    state["state"][0] = {**state["state"][0], "step": torch.tensor(6.0, dtype=torch.float64)}
+    load_optimizer(optimizer, state)
+    assert optimizer.state[bias]["step"].dtype == torch.float32
+    assert optimizer.state[bias]["step"] == 6
+
+
+def test_weights_of_zeros_can_be_normalized() -> None:
+    weights = torch.zeros(2, 3, requires_grad=True)
+    assert all(p.isfinite().all() for p in run(Muon([weights], lr=0.1, normalize_weights=True), [weights]))
+    assert weights.any()
+
+
+def test_a_closure_and_parameters_without_gradient() -> None:
+    used, unused = parameters([(2, 3), (2, 3)])
+    before = unused.detach().clone()
+    optimizer = Muon([used, unused], lr=0.1)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = used.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
+
+    losses = [optimizer.step(closure) or 0.0 for _ in range(3)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[2] > 0
+    assert torch.equal(unused, before)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": -1.0}, "lr must be finite and not negative, got -1.0"),
+        ({"lr": torch.tensor(float("nan"))}, "lr must be finite and not negative, got nan"),
+        ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
+        ({"weight_decay": -0.1}, r"weight_decay must be in \[0, inf\), got -0.1; 0 is none"),
+        ({"ns_steps": 0}, "ns_steps must be at least 1, got 0"),
+        ({"ns_dtype": "bf16"}, 'ns_dtype "bf16" is unknown; did you mean "bfloat16"'),
+        ({"adjust_lr_fn": "orginal"}, 'did you mean "original"'),
+    ],
+)
+def test_a_setting_outside_its_range_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        Muon(parameters([(2, 2)]), **{"lr": 0.1, **settings})
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ({}, 'Muon trains filters and matrices of real numbers, got a parameter of 3, torch.float64; .*"sgd"'),
+        ({"algorithm": "adam"}, 'algorithm "adam" is unknown; did you mean "adamw"'),
+        ({"algorithm": "sgd", "ns_steps": 3}, 'a group with algorithm "sgd" has no ns_steps'),
+        ({"algorithm": "sgd", "weigth_decay": 0.1}, 'no weigth_decay; did you mean "weight_decay"'),
+    ],
+)
+def test_a_group_that_cannot_be_meant_is_refused(group: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        Muon([{"params": parameters([(3,)]), **group}], lr=0.1)
+
+
+def test_a_group_has_the_settings_of_its_algorithm_alone() -> None:
+    groups = Muon(mixed_groups(parameters(SHAPES)), lr=0.1, momentum=0.7).param_groups
+    common = {"params", "algorithm", "lr", "fused"}
+    assert groups[0].keys() - common > {"momentum", "ns_steps"}
+    assert groups[1].keys() - common == {"momentum", "nesterov", "weight_decay"}
+    assert groups[2].keys() - common == {"betas", "eps", "weight_decay"}
+    assert [group["lr"] for group in groups] == [0.05, 0.1, 0.01]
+    assert groups[1]["momentum"] == 0.9, "keywords are Muon's"

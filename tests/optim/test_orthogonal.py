@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cifarnet.optim import newton_schulz
+
+SHAPES = [(4, 12), (12, 4), (7, 7), (1, 5)]
+
+
+def some(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("num_steps", [1, 3, 5])
+def test_it_is_the_polynomial_written_out(shape: tuple[int, int], num_steps: int) -> None:
+    """Once by products of numpy, in the other order of rows and columns; once on the singular values alone."""
+    matrices = some((3, *shape))
+    result = newton_schulz(matrices, num_steps=num_steps)
+    for matrix, ours in zip(matrices.numpy(), result.numpy(), strict=True):
+        x = matrix / np.sqrt((matrix**2).sum())
+        u, values, vh = np.linalg.svd(x, full_matrices=False)
+        for _ in range(num_steps):
+            a = x.T @ x
+            x = 3.4445 * x - 4.7750 * (x @ a) + 2.0315 * (x @ a @ a)
+            values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+        np.testing.assert_allclose(ours, x, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(ours, (u * values) @ vh, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("dtype", "slack"), [(torch.float64, 0.0), (torch.float32, 1e-3), (torch.bfloat16, 0.05)])
+def test_the_result_is_near_the_nearest_orthogonal_matrix(
+    shape: tuple[int, int], dtype: torch.dtype, slack: float
+) -> None:
+    matrix = some(shape)
+    u, values, vh = torch.linalg.svd(matrix, full_matrices=False)
+    assert (values / matrix.norm()).min() > 0.003, "what the docstring speaks of"
+    result = newton_schulz(matrix[None], dtype=dtype)[0]
+    assert result.dtype == dtype
+    reached = torch.linalg.svdvals(result.double())
+    assert reached.min() > 0.68 - slack
+    assert reached.max() < 1.21 + slack
+    assert torch.linalg.matrix_norm(result.double() - u @ vh, ord=2) < 0.33 + slack
+    assert torch.linalg.matrix_norm(matrix / matrix.norm() - u @ vh, ord=2) > 0.33 + slack or min(shape) == 1, "control"
+
+
+def test_a_matrix_of_zeros_stays_so_beside_others() -> None:
+    matrices = torch.stack([torch.zeros(3, 4), torch.ones(3, 4)])
+    result = newton_schulz(matrices, num_steps=3)
+    assert not result[0].any()
+    assert result[1].isfinite().all()
+    assert result[1].any()
