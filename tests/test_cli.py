@@ -113,6 +113,8 @@ def test_the_reference_watches_the_test_images_and_selects_nothing_by_them(run: 
     assert code == 0
     report = json.loads(out)
     assert report["selected_by"] == {"monitor": "final", "epoch": 2, "value": None}
+    assert report["backend"] == ("cuda-graph" if torch.cuda.is_available() else "eager")
+    assert report["changed_on_resume"] == []
     assert report["test_watched"].endswith("nothing was selected by it")
     assert report["metrics"]["test_accuracy"] == report["history"][-1]["test_accuracy"]
     assert report["data"]["val"] is None

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from cifarnet import Checkpointer, DatasetSplits, Trainer
-from cifarnet.checkpoint import BackgroundWriter, read_checkpoint
+from cifarnet.checkpoint import BackgroundWriter
 from cifarnet.errors import CheckpointSaveError, CheckpointWarning, RunDirectoryBusyError
+from runs import assert_equal_runs
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -53,13 +54,6 @@ class KthCallFails:
         return wrapped
 
 
-def assert_same_files(one: Path, other: Path) -> None:
-    for name in ("best", "last"):
-        a, b = (read_checkpoint(directory / f"{name}.safetensors").tensors for directory in (one, other))
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[key], b[key]) for key in a)
-
-
 @pytest.mark.filterwarnings("ignore::cifarnet.errors.CheckpointWarning")
 def test_whichever_call_to_the_disk_fails_the_run_can_go_on_to_the_same_bytes(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
@@ -79,7 +73,7 @@ def test_whichever_call_to_the_disk_fails_the_run_can_go_on_to_the_same_bytes(
             except CheckpointSaveError as error:
                 messages.append(str(error))
         fit(str(k))
-        assert_same_files(tmp_path / "unbroken", tmp_path / str(k))
+        assert_equal_runs(tmp_path / "unbroken", tmp_path / str(k))
         if faults.calls < k:
             break
     assert len(messages) > 20

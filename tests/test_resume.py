@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from cifarnet import Checkpointer, CifarCNN, DatasetSplits, Trainer, build_transforms
-from cifarnet.checkpoint import read_checkpoint
 from cifarnet.errors import (
     CheckpointMismatchError,
     CheckpointWarning,
@@ -25,30 +24,9 @@ from cifarnet.errors import (
 )
 from cifarnet.history import EpochRecord, History
 from cifarnet.optim import one_cycle
+from runs import assert_equal_runs, read_state
 
 MakeTrainer = Callable[..., Trainer]
-
-
-def tensors_in(directory: Path) -> dict[str, Tensor]:
-    found = {}
-    for name in ("best", "last"):
-        for key, tensor in read_checkpoint(directory / f"{name}.safetensors").tensors.items():
-            found[f"{name}:{key}"] = tensor
-    return found
-
-
-def assert_equal_bytes(one: Path, other: Path) -> None:
-    a, b = tensors_in(one), tensors_in(other)
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name].dtype == b[name].dtype
-        assert torch.equal(a[name], b[name]), name
-
-
-def state_in(directory: Path) -> dict[str, Any]:
-    state = Checkpointer(directory).read_last()
-    assert state is not None
-    return state
 
 
 def without_times(trainer: Trainer) -> list[tuple[Any, ...]]:
@@ -93,11 +71,11 @@ def test_a_run_resumed_after_any_epoch_equals_an_unbroken_one(
     with pytest.raises(StoppedError):  # between `last` and `best`: the worst moment
         fit("resumed", stop=stop_after)
     torch.rand(100)
-    saved = state_in(tmp_path / "resumed")
+    saved = read_state(tmp_path / "resumed")
     resumed = fit("resumed", resume=True)
     assert [record.epoch for record in History.from_list(saved["history"])] == list(range(1, stop_after + 1))
     assert list(resumed.history[:stop_after]) == list(History.from_list(saved["history"])), "times too: not done again"
-    assert_equal_bytes(tmp_path / "unbroken", tmp_path / "resumed")
+    assert_equal_runs(tmp_path / "unbroken", tmp_path / "resumed")
     assert without_times(resumed) == without_times(unbroken)
     other_seed = fit("other-seed", seed=1)
     assert without_times(other_seed) != without_times(unbroken)
@@ -145,9 +123,9 @@ def test_a_fresh_process_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     histories = []
     for directory, epochs in (("a", 2), ("b", 1), ("b", 2)):
         subprocess.run([sys.executable, script, tmp_path / directory, str(epochs)], check=True)
-        histories.append(state_in(tmp_path / directory)["history"])
+        histories.append(read_state(tmp_path / directory)["history"])
     assert histories[2][0] == histories[1][0], "with the same times: not done again"
-    assert_equal_bytes(tmp_path / "a", tmp_path / "b")
+    assert_equal_runs(tmp_path / "a", tmp_path / "b")
 
 
 def test_a_dataloader_resumes_at_the_end_of_an_epoch(
@@ -626,7 +604,7 @@ def test_a_fall_back_into_an_epoch_goes_on_with_early_stopping_to_the_same_bytes
         ):
             resumed = fit(str(stop), resume=True)
         assert without_times(resumed) == without_times(unbroken)
-        assert_equal_bytes(tmp_path / "unbroken", directory)
+        assert_equal_runs(tmp_path / "unbroken", directory)
 
 
 def test_what_was_changed_on_resuming_is_kept(
@@ -654,7 +632,7 @@ def test_a_directory_that_was_emptied_between_two_fits_gets_both_files(
     trainer.fit(synthetic.train, max_epochs=1, checkpointer=checkpointer, progress=False)
     shutil.rmtree(tmp_path / "run")
     trainer.fit(synthetic.train, max_epochs=1, checkpointer=checkpointer, progress=False)
-    assert state_in(tmp_path / "run")["position"]["epoch"] == 1
+    assert read_state(tmp_path / "run")["position"]["epoch"] == 1
     assert checkpointer.read_best()[1]["selected_by"]["epoch"] == 1
 
 

@@ -27,6 +27,7 @@ from cifarnet.errors import (
     RunDirectoryBusyError,
 )
 from cifarnet.trainer.stopping import StopSignals
+from runs import assert_equal_runs, read_state
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -54,19 +55,6 @@ def send(*signums: int) -> Callable[[], None]:
             signal.raise_signal(signum)
 
     return action
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    for name in ("best", "last"):
-        a, b = (read_checkpoint(directory / f"{name}.safetensors").tensors for directory in (one, other))
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[key], b[key]) for key in a)
-
-
-def read_last(directory: Path) -> dict[str, Any]:
-    state = Checkpointer(directory).read_last()
-    assert state is not None
-    return state
 
 
 # 300 images in batches of 64 are 5 steps an epoch, each with a call of the loss; then 100 test images are one more.
@@ -112,11 +100,11 @@ def test_a_signal_at_any_step_saves_and_the_run_goes_on_to_the_same_bytes(
         assert (int(told[1]), int(told[2])) == (epoch + 1, step)
         assert len(stopped.history) == epoch
     assert Path(told[3]) == tmp_path / "stopped/last.safetensors"
-    saved = read_last(tmp_path / "stopped")
+    saved = read_state(tmp_path / "stopped")
     assert saved["position"]["global_step"] == at - (at - 1) // 6 - (at % 6 == 0)  # what of the calls were steps
     resumed = fit("stopped", send(), resume=True)
     assert list(resumed.history[: len(stopped.history)]) == list(stopped.history), "times too: not done again"
-    assert_same_run(tmp_path / "unbroken", tmp_path / "stopped")
+    assert_equal_runs(tmp_path / "unbroken", tmp_path / "stopped")
     assert [r.train_loss for r in resumed.history] == [r.train_loss for r in unbroken.history]
     assert [r.val_loss for r in resumed.history] == [r.val_loss for r in unbroken.history]
 
@@ -276,11 +264,11 @@ def test_an_iterable_goes_on_from_the_end_of_an_epoch(
         fit("stopped", 5)
     message = "Stopped at epoch 2 step 2; it will go on from the end of epoch 1, as an iterable only can"
     assert message in capsys.readouterr().err
-    position = read_last(tmp_path / "stopped")["position"]
+    position = read_state(tmp_path / "stopped")["position"]
     assert (position["epoch"], position["step"]) == (1, 0)
     resumed = fit("stopped", 0, resume=True)
     assert [r.train_loss for r in resumed.history] == [r.train_loss for r in unbroken.history]
-    assert_same_run(tmp_path / "unbroken", tmp_path / "stopped")
+    assert_equal_runs(tmp_path / "unbroken", tmp_path / "stopped")
 
 
 def test_a_run_saves_by_time_in_mid_epoch(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from cifarnet import Checkpointer, DatasetSplits, Trainer
 from cifarnet.checkpoint import read_checkpoint
 from cifarnet.engine import ForeignBatches
 from cifarnet.errors import CheckpointWarning, SettingError
+from runs import assert_equal_runs
 
 MakeTrainer = Callable[..., Trainer]
 CPU = torch.device("cpu")
@@ -110,13 +111,6 @@ def losses(trainer: Trainer) -> list[tuple[float, float | None]]:
     return [(record.train_loss, record.val_loss) for record in trainer.history]
 
 
-def assert_same_run(one: Path, other: Path) -> None:
-    for name in ("best", "last"):
-        a, b = (read_checkpoint(directory / f"{name}.safetensors").tensors for directory in (one, other))
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[key], b[key]) for key in a)
-
-
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_run_with_workers_saves_beside_them_and_resumes_to_the_same_bytes(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
@@ -136,7 +130,7 @@ def test_a_run_with_workers_saves_beside_them_and_resumes_to_the_same_bytes(
         resumed = fit("resumed", max_epochs)
     assert losses(resumed) == losses(unbroken)
     assert len(set(losses(unbroken))) == 3
-    assert_same_run(tmp_path / "unbroken", tmp_path / "resumed")
+    assert_equal_runs(tmp_path / "unbroken", tmp_path / "resumed")
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -200,7 +194,7 @@ def test_a_killed_run_goes_on_at_once_beside_the_workers_that_outlive_it(tmp_pat
             assert resumed.wait() == 0
     with train("unbroken") as unbroken:
         assert unbroken.wait() == 0
-    assert_same_run(tmp_path / "unbroken", tmp_path / "killed")
+    assert_equal_runs(tmp_path / "unbroken", tmp_path / "killed")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
