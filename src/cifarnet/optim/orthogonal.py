@@ -14,6 +14,8 @@ __all__ = ["COEFFICIENTS", "newton_schulz"]
 #: can be, and need not end at 1 (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
+_LONG = 2  # columns a row from which on a matrix is long: of 3 steps it saves a third of the arithmetic there
+
 _EPS = 1e-7  # the smallest norm that is divided by, as in torch.optim.Muon
 
 
@@ -23,6 +25,9 @@ def newton_schulz(matrices: Tensor, *, num_steps: int = 5, dtype: torch.dtype | 
     Each matrix is divided by its Frobenius norm, so that no singular value is above 1, and then goes ``num_steps``
     times through ``X -> a X + (b A + c A A) X`` with ``A = X X^T``. After 5 steps singular values that were above 0.003
     of the norm lie between 0.68 and 1.21.
+
+    Of a matrix that is long, only ``A`` goes through the steps, and the product of what they multiply ``X`` by is
+    applied once, in the end: the same in exact arithmetic, and two long products in place of two a step.
 
     Args:
         matrices: Shape ``(B, R, C)``; all at once take less time than one by one, on a CPU too.
@@ -38,13 +43,33 @@ def newton_schulz(matrices: Tensor, *, num_steps: int = 5, dtype: torch.dtype | 
         tensor([[[0.7229, 0.0000],
                  [0.0000, 1.1192]]])
     """
-    a, b, c = COEFFICIENTS
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     wide = matrices.mT if is_tall else matrices  # the products of the shorter side are the smaller ones
     norms = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True)
     x: Tensor = (wide / norms.clamp_min(_EPS)).to(dtype or matrices.dtype)
+    x = _long(x, num_steps) if x.shape[-1] >= _LONG * x.shape[-2] else _short(x, num_steps)
+    return x.mT if is_tall else x
+
+
+def _short(x: Tensor, num_steps: int) -> Tensor:
+    a, b, c = COEFFICIENTS
     for _ in range(num_steps):
         gram = torch.bmm(x, x.mT)  # (B, R, R)
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
-    return x.mT if is_tall else x
+    return x
+
+
+def _long(x: Tensor, num_steps: int) -> Tensor:
+    a, b, c = COEFFICIENTS
+    gram = torch.bmm(x, x.mT)  # (B, R, R)
+    # Small products, of which errors would pile up in 8 bits.
+    gram = gram.to(torch.promote_types(gram.dtype, torch.float32))
+    factor: Tensor | None = None
+    for step in range(num_steps):
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+        factor = polynomial if factor is None else torch.bmm(polynomial, factor)
+        if step < num_steps - 1:
+            gram = torch.bmm(torch.bmm(polynomial, gram), polynomial)  # of the matrix after this step
+    return x if factor is None else torch.bmm(factor.to(x.dtype), x)
