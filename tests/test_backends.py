@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 import tape
-from cifarnet import Checkpointer, CifarCNN, DatasetSplits, Trainer, Transforms, build_transforms
+from cifarnet import Checkpointer, CifarCNN, DatasetSplits, ImageDataset, Trainer, Transforms, build_transforms
 from cifarnet.engine import (
     Batches,
     CompiledBackend,
@@ -148,25 +149,25 @@ def test_weights_are_those_of_a_textbook_loop_after_20_steps(
 
 @pytest.mark.parametrize("name", ["compiled", "graph"])
 @pytest.mark.parametrize(("precision", "rtol"), [("float32", 1e-4), ("bf16", 0.1)])
-def test_gradients_of_one_step_agree(
-    name: str, precision: str, rtol: float, synthetic: DatasetSplits, small_transforms: Transforms
-) -> None:
+def test_gradients_of_one_step_agree(name: str, precision: str, rtol: float, synthetic: DatasetSplits) -> None:
     """Told by two updates of plain SGD, of which the second is captured.
 
-    In float32 sums are ordered otherwise, in bf16 they are rounded at other places.
+    In float32 sums are ordered otherwise, in bf16 they are rounded at other places. The images are noise: where they
+    are flat, rounding decides which of four equal pixels a pooling takes, and the gradients differ by half a per cent.
     """
+    noise = torch.randint(0, 256, (300, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = replace(synthetic, train=ImageDataset(noise, synthetic.train.labels, synthetic.train.classes))
+    transforms = build_transforms(crop_padding=2, size=16)
     weights = {}
     for which in ("eager", name):
         model = network(torch.float32)
-        settings = settings_for(
-            model, torch.optim.SGD(model.parameters(), lr=0.1), small_transforms, precision=precision
-        )
+        settings = settings_for(model, torch.optim.SGD(model.parameters(), lr=0.1), transforms, precision=precision)
         backend = Graph(settings, steps_per_graph=1) if which == "graph" else BACKENDS[which](settings)
-        train(backend, settings, synthetic, 2)
+        train(backend, settings, data, 2)
         before = network(torch.float32)
         weights[which] = [(p - q).detach() for p, q in zip(model.parameters(), before.parameters(), strict=True)]
     for one, other in zip(weights["eager"], weights[name], strict=True):
-        assert float((one - other).norm() / one.norm()) < rtol
+        assert float((one - other).norm() / one.norm()) < rtol, float((one - other).norm() / one.norm())
 
 
 @pytest.mark.parametrize("stop", range(1, 15))

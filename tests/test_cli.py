@@ -270,7 +270,7 @@ def test_ctrl_c_ends_with_a_line_and_the_shells_code(run: Run, monkeypatch: pyte
 def test_the_module_and_the_console_script_are_one_program(tmp_path: Path) -> None:
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     result = subprocess.run(
-        [sys.executable, "-m", "cifarnet", "train", "--recipe", "x"],
+        [sys.executable, "-m", "cifarnet", "train", "--recipe", "referenc"],
         capture_output=True,
         text=True,
         check=False,
@@ -278,7 +278,7 @@ def test_the_module_and_the_console_script_are_one_program(tmp_path: Path) -> No
     )
     assert result.returncode == 2
     assert result.stdout == ""
-    assert result.stderr == 'cifarnet: error: unknown recipe "x"; choose one of "reference"\n'
+    assert result.stderr == 'cifarnet: error: unknown recipe "referenc"; did you mean "reference"?\n'
 
 
 def test_a_warning_is_one_line_on_stderr(run: Run) -> None:

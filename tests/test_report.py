@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cifarnet.errors import InputError, SettingError
-from cifarnet.recipes import RECIPES, Recipe, get_recipe
+from cifarnet.errors import InputError
 from cifarnet.report import load_report, results_table, save_report
 
 
@@ -61,36 +59,3 @@ def test_what_is_no_report_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "report.json").write_text(content)
     with pytest.raises(InputError, match=r"give a report.json"):
         load_report(tmp_path / "report.json")
-
-
-def test_recipes_are_plain_data_under_their_names() -> None:
-    for name, recipe in RECIPES.items():
-        assert recipe.name == name
-        assert Recipe(**json.loads(json.dumps(vars(recipe)))) == recipe
-
-
-def test_the_reference_recipe_is_the_published_one() -> None:
-    recipe = get_recipe("reference")
-    assert (recipe.model, recipe.learning_rate, recipe.weight_decay) == ("CifarCNN", 1e-3, 1e-4)
-    assert (recipe.batch_size, recipe.max_epochs, recipe.label_smoothing) == (64, 10, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("learning_rate", -0.1, "learning_rate must be above 0, got -0.1"),
-        ("learning_rate", float("inf"), "learning_rate must be above 0, got inf"),
-        ("learning_rate", "fast", "learning_rate must be of type float, got 'fast'"),
-        ("weight_decay", -1e-4, "weight_decay must not be negative, got -0.0001"),
-        ("batch_size", 0, "batch_size must be at least 1, got 0"),
-        ("batch_size", 6.4, "batch_size must be of type int, got 6.4"),
-        ("max_epochs", True, "max_epochs must be of type int, got True"),
-        ("label_smoothing", 1.0, r"label_smoothing must be in \[0, 1\), got 1.0"),
-        ("model", "CifarCnn", 'model "CifarCnn" is unknown; did you mean "CifarCNN"'),
-        ("flip", "randm", 'flip "randm" is unknown; did you mean "random"'),
-        ("crop_padding", -2, "crop_padding must be 0 or more pixels, got -2"),
-    ],
-)
-def test_a_recipe_out_of_range_is_refused(field: str, value: object, message: str) -> None:
-    with pytest.raises(SettingError, match=message):
-        Recipe(**{"name": "mine", "summary": "a try", field: value})  # type: ignore[arg-type]

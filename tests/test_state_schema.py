@@ -87,7 +87,7 @@ def test_what_is_wrong_is_named_and_nothing_is_changed(
 @pytest.mark.parametrize("part", [None, "position", "sums", "selection", "optimizer"])
 def test_every_missing_part_is_named(make_trainer: MakeTrainer, saved: dict[str, Any], part: str | None) -> None:
     inner = saved if part is None else saved[part]
-    for key in list(inner):
+    for key in inner.keys() - {"notes"}:  # an older version had none
         damaged = copy.deepcopy(saved)
         del (damaged if part is None else damaged[part])[key]
         words = "it has an average|a decay without" if key == "average" else rf"lacks \['{key}'\]"

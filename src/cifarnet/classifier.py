@@ -72,6 +72,7 @@ class Classifier:
         device: ``"auto"`` (CUDA where there is one, else the CPU) or what `torch.device` takes.
         precision: ``"auto"``, ``"bf16"``, ``"float32"`` or ``"float64"``; see `Trainer`.
         selected_by: How the weights were chosen: monitor, epoch, value.
+        notes: Whatever was to be kept beside the weights, see `Trainer`.
 
     Raises:
         SettingError: If the network cannot take what ``preprocess`` makes, or has another number of classes.
@@ -86,6 +87,7 @@ class Classifier:
         device: str | torch.device = "auto",
         precision: str = "auto",
         selected_by: Mapping[str, Any] | None = None,
+        notes: Mapping[str, Any] | None = None,
     ) -> None:
         self.device = resolve_device(device)
         self.precision: Precision = resolve_precision(precision, self.device)
@@ -93,6 +95,7 @@ class Classifier:
         self.preprocess = preprocess
         self.classes = tuple(classes)
         self.selected_by = dict(selected_by or {})
+        self.notes = dict(notes or {})
         channels, size = len(preprocess.mean), preprocess.size
         check_fit(
             self.model,
@@ -159,6 +162,7 @@ class Classifier:
                 device=resolved,
                 precision=described.precision if precision is None else precision,
                 selected_by=described.selected_by,
+                notes=described.notes,
             )
         except SettingError as error:
             raise CheckpointMismatchError(f"{path}: {error}") from error

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cifarnet import FastCNN
-from cifarnet.errors import InputError
+from cifarnet.errors import InputError, SettingError
 from cifarnet.models import whitening_filters
 from cifarnet.models.fast_cnn import ConvGroup
 
@@ -28,6 +28,20 @@ def test_layers_stand_in_the_published_order() -> None:
     )  # fmt: skip
     images = torch.randn(6, 3, 32, 32, dtype=torch.float64)
     torch.testing.assert_close(model(images), reference(images) / 8)
+
+
+def test_a_third_convolution_stands_inside_a_shortcut() -> None:
+    torch.manual_seed(0)
+    group = FastCNN(widths=(4, 6, 8), convs_per_group=3).double().group2
+    images = torch.randn(5, 4, 8, 8, dtype=torch.float64)
+    pooled = F.gelu(group.norm1(F.max_pool2d(group.conv1(images), 2)))
+    inner = group.norm3(group.conv3(F.gelu(group.norm2(group.conv2(pooled)))))
+    torch.testing.assert_close(group(images), F.gelu(inner + pooled))
+    wide = FastCNN(widths=(128, 384, 512), convs_per_group=3)
+    assert sum(isinstance(module, nn.Conv2d) for module in wide.modules()) == 10  # with the whitening
+    assert wide(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    with pytest.raises(SettingError, match="convs_per_group must be 2 or 3, got 4; 2 is the default"):
+        FastCNN(convs_per_group=4)
 
 
 def test_the_published_shapes_and_the_frozen_parts() -> None:

@@ -2,7 +2,7 @@
 
 from cifarnet.checkpoint.background import BackgroundWriter, snapshot
 from cifarnet.checkpoint.checkpointer import Checkpointer, Stateful
-from cifarnet.checkpoint.description import Description, parse_description
+from cifarnet.checkpoint.description import Description, checked_notes, parse_description
 from cifarnet.checkpoint.reading import load_best, read_checkpoint
 from cifarnet.checkpoint.restore import (
     OPTIMIZER_FLAGS,
@@ -20,6 +20,7 @@ __all__ = [
     "Description",
     "Stateful",
     "check_weights",
+    "checked_notes",
     "follow_weights",
     "load_best",
     "load_optimizer",

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from cifarnet.checkpoint.codec import flatten
 from cifarnet.checkpoint.layout import corrupt
+from cifarnet.errors import SettingTypeError
 
-__all__ = ["MAX_IMAGE_VALUES", "Description", "parse_description"]
+__all__ = ["MAX_IMAGE_VALUES", "Description", "checked_notes", "parse_description"]
 
 #: How large ``C * size * size`` may be: 2,364 pixels a side in colour. An image is allocated before it is needed.
 MAX_IMAGE_VALUES = 2**24
@@ -33,6 +35,7 @@ class Description:
         classes: Names of the classes; none where nobody knew them.
         precision: Number format of the run.
         selected_by: How the weights were chosen: monitor, epoch, value.
+        notes: Whatever whoever trained it wanted to be kept.
     """
 
     model: str
@@ -43,6 +46,7 @@ class Description:
     classes: tuple[str, ...]
     precision: str
     selected_by: dict[str, Any]
+    notes: dict[str, Any]
 
 
 def parse_description(description: Mapping[str, Any], *, name: str) -> Description:
@@ -58,6 +62,7 @@ def parse_description(description: Mapping[str, Any], *, name: str) -> Descripti
     Raises:
         CheckpointCorruptError: If a field is missing or unknown, or has another type or an impossible value.
     """
+    description = {"notes": {}, **description}
     try:
         _check(description, _SCHEMA, "")
         model, preprocess = description["model"], description["preprocess"]
@@ -74,7 +79,28 @@ def parse_description(description: Mapping[str, Any], *, name: str) -> Descripti
         tuple(description["classes"]),
         description["precision"],
         description["selected_by"],
+        description["notes"],
     )
+
+
+def checked_notes(notes: object) -> dict[str, Any]:
+    """Notes that can be written beside weights: plain values, as deep as they like.
+
+    Args:
+        notes: What somebody wants to be kept.
+
+    Returns:
+        A copy of the outermost dictionary.
+
+    Raises:
+        SettingTypeError: If it is no dictionary of texts to values, or holds a tensor or what cannot be saved.
+    """
+    if not isinstance(notes, Mapping) or not all(map(_is_text, notes)):
+        raise SettingTypeError(f'notes must be a dictionary such as {{"recipe": "mine"}}, got {_shown(notes)}')
+    tensors, _ = flatten(dict(notes))
+    if tensors:
+        raise SettingTypeError(f"notes hold a tensor, {next(iter(tensors))}; use a list")
+    return dict(notes)
 
 
 def _check(value: Any, schema: _Schema, path: str) -> None:
@@ -136,6 +162,7 @@ def _is_data(value: Any) -> bool:
 _SCHEMA: _Schema = {
     "classes": _is_list_of(_is_text),
     "data": _is_data,
+    "notes": lambda value: isinstance(value, dict) and all(map(_is_text, value)),
     "model": {"name": _is_text, "arguments": _are_arguments},
     "precision": lambda value: value in ("bf16", "float32", "float64"),
     "preprocess": {

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from cifarnet._checks import check_count, check_counts
 from cifarnet._types import Images, Logits
-from cifarnet.errors import InputError
+from cifarnet.errors import InputError, SettingError
 from cifarnet.models.whitening import whitening_filters
 
 __all__ = ["FastCNN"]
@@ -20,7 +20,8 @@ class FastCNN(nn.Module):
     """Seven convolutions that learn CIFAR-10 in eight epochs: 1,972,792 parameters, 1,971,352 of them trainable.
 
     The architecture of airbench94 (Jordan, 2024, arXiv:2404.00498), which grew out of hlb-CIFAR10 and the ResNet-9
-    of Page, 2019 ("How to train your ResNet"). What is unusual makes it learn in fewer steps:
+    of Page, 2019 ("How to train your ResNet"); with ``widths=(128, 384, 512)`` and ``convs_per_group=3`` that of
+    airbench96. What is unusual makes it learn in fewer steps:
 
     * The first convolution is not learned: it whitens patches of 2x2 pixels. `fit_whitening` computes its filters
       from training images and must be called before training.
@@ -44,6 +45,8 @@ class FastCNN(nn.Module):
         num_classes: Logits an image, ``K >= 2``.
         in_channels: Channels of an image, ``C``.
         widths: Channels of the three groups.
+        convs_per_group: 2, or 3: then the last two convolutions of a group are added to their input (He et al., 2016,
+            arXiv:1512.03385).
 
     Raises:
         SettingError: If a value is outside its range.
@@ -55,19 +58,33 @@ class FastCNN(nn.Module):
         (torch.Size([2, 10]), torch.Size([2, 10]))
     """
 
-    def __init__(self, num_classes: int = 10, *, in_channels: int = 3, widths: Sequence[int] = (64, 256, 256)) -> None:
+    def __init__(
+        self,
+        num_classes: int = 10,
+        *,
+        in_channels: int = 3,
+        widths: Sequence[int] = (64, 256, 256),
+        convs_per_group: int = 2,
+    ) -> None:
         super().__init__()
         check_count("num_classes", num_classes, "CIFAR-10 has 10", least=2)
         check_count("in_channels", in_channels, "CIFAR-10 has 3")
         check_counts("widths", widths, 3, "the default is (64, 256, 256)")
+        if convs_per_group not in (2, 3):
+            raise SettingError(f"convs_per_group must be 2 or 3, got {convs_per_group!r}; 2 is the default")
         #: What rebuilds this network; stored beside its weights.
-        self.arguments = {"num_classes": num_classes, "in_channels": in_channels, "widths": tuple(widths)}
+        self.arguments = {
+            "num_classes": num_classes,
+            "in_channels": in_channels,
+            "widths": tuple(widths),
+            "convs_per_group": convs_per_group,
+        }
         components = 4 * in_channels  # values in a patch of 2x2 pixels
         self.whitening = nn.Conv2d(in_channels, 2 * components, kernel_size=2)
         self.whitening.weight.requires_grad_(False)
-        self.group1 = ConvGroup(2 * components, widths[0])
-        self.group2 = ConvGroup(widths[0], widths[1])
-        self.group3 = ConvGroup(widths[1], widths[2])
+        self.group1 = ConvGroup(2 * components, widths[0], num_convs=convs_per_group)
+        self.group2 = ConvGroup(widths[0], widths[1], num_convs=convs_per_group)
+        self.group3 = ConvGroup(widths[1], widths[2], num_convs=convs_per_group)
         self.head = nn.Linear(widths[2], num_classes, bias=False)
         with torch.no_grad():
             self._set_whitening(torch.eye(components).view(-1, in_channels, 2, 2))
@@ -115,24 +132,32 @@ class FastCNN(nn.Module):
 
 
 class ConvGroup(nn.Module):
-    """Two 3x3 convolutions, with a 2x2 max-pool behind the first.
+    """Two or three 3x3 convolutions, with a 2x2 max-pool behind the first.
 
     Args:
         in_channels: Of the input.
         out_channels: Of the output.
+        num_convs: 2, or 3 with a shortcut around the last two.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, num_convs: int = 2) -> None:
         super().__init__()
         self.conv1 = _dirac_conv(in_channels, out_channels)
         self.norm1 = _batch_norm(out_channels)
         self.conv2 = _dirac_conv(out_channels, out_channels)
         self.norm2 = _batch_norm(out_channels)
+        self.num_convs = num_convs
+        if num_convs == 3:
+            self.conv3 = _dirac_conv(out_channels, out_channels)
+            self.norm3 = _batch_norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape ``(N, in_channels, H, W)`` to ``(N, out_channels, H / 2, W / 2)``, rounded down."""
-        x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
-        return F.gelu(self.norm2(self.conv2(x)))
+        pooled = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
+        x = F.gelu(self.norm2(self.conv2(pooled)))
+        if self.num_convs == 2:
+            return x
+        return F.gelu(pooled + self.norm3(self.conv3(x)))
 
 
 def _dirac_conv(in_channels: int, out_channels: int) -> nn.Conv2d:

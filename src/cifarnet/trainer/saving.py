@@ -290,7 +290,14 @@ def holds_best(checkpointer: Checkpointer, selected_by: Mapping[str, Any], weigh
 
 
 def describe_best(
-    model: nn.Module, preprocess: Preprocess, precision: Precision, plan: Plan, selection: Selection, *, epoch: int
+    model: nn.Module,
+    preprocess: Preprocess,
+    precision: Precision,
+    plan: Plan,
+    selection: Selection,
+    *,
+    epoch: int,
+    notes: dict[str, Any],
 ) -> dict[str, Any]:
     """What makes weights usable by others: architecture, preprocessing, class names, how they were chosen."""
     return {
@@ -300,4 +307,5 @@ def describe_best(
         "precision": precision.name,
         "selected_by": selection.describe(last_epoch=epoch),
         "data": describe_data(plan.data),
+        "notes": notes,
     }

@@ -27,6 +27,7 @@ _STATE = {
     "selection": _SELECTION,
     "run": Mapping,
     "environment": Mapping,
+    "notes": Mapping,
 }
 
 
@@ -36,9 +37,11 @@ def check_state(state: object) -> None:
     Raises:
         CheckpointMismatchError: If a part is missing, unknown, of another type or outside its range.
     """
-    averaged = isinstance(state, Mapping) and "average" in state
+    if not isinstance(state, Mapping):
+        raise _refusal(f"it is {_short(state)}")
+    averaged = "average" in state
+    state = {"notes": {}, **state}
     _check("state", state, {**_STATE, "average": _AVERAGE} if averaged else _STATE)
-    assert isinstance(state, Mapping)
     try:
         history = History.from_list(state["history"])
     except (InputError, AttributeError) as error:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cifarnet import randomness
 from cifarnet._checks import check_count
-from cifarnet.checkpoint import Checkpointer, follow_weights, load_weights
+from cifarnet.checkpoint import Checkpointer, checked_notes, follow_weights, load_weights
 from cifarnet.datasets import ImageDataset
 from cifarnet.engine import (
     Mix,
@@ -71,8 +71,11 @@ class Trainer:
             nothing on the host. What cannot be captured or compiled is trained eagerly, with a warning that names it.
         deterministic: On CUDA, allow only kernels whose result never changes; slower there.
         seed: Of order, augmentation and dropout, not negative. Initial weights are the model's own business.
+        notes: Plain values that every checkpoint keeps beside the run, such as the recipe that it came from;
+            `Classifier.notes` has them again.
 
     Raises:
+        SettingTypeError: If there is something in ``notes`` that cannot be saved.
         SettingError: If a value is outside its range, or the optimizer is not over the model's parameters.
 
     Example:
@@ -101,6 +104,7 @@ class Trainer:
         backend: str = "auto",
         deterministic: bool = False,
         seed: int = 0,
+        notes: Mapping[str, Any] | None = None,
     ) -> None:
         check_optimizer(optimizer, model)
         check_count("seed", seed, "0 is the default", least=0)
@@ -115,6 +119,7 @@ class Trainer:
             group["initial_lr"] = float(group["lr"])
         self.transforms = build_transforms() if transforms is None else transforms
         self.seed = seed
+        self.notes = checked_notes({} if notes is None else notes)
         self._schedule = constant() if schedule is None else schedule
         self._deterministic = deterministic
         self._settings = StepSettings(
@@ -373,7 +378,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resume needs, as nested dicts of tensors and plain values; the tensors are not copies."""
-        return {**self._state.state_dict(), **self._identity.state_dict()}
+        return {**self._state.state_dict(), **self._identity.state_dict(), "notes": self.notes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state_dict` was taken, given the same settings and data.
@@ -412,7 +417,13 @@ class Trainer:
             device=self.device,
             read_state=self.state_dict,
             describe=lambda: describe_best(
-                self.model, self.transforms.preprocess, self.precision, plan, self.selection, epoch=self._state.epoch
+                self.model,
+                self.transforms.preprocess,
+                self.precision,
+                plan,
+                self.selection,
+                epoch=self._state.epoch,
+                notes=self.notes,
             ),
             check=lambda: check_finite(self.model, self._state, plan, self.precision),
         )

@@ -1,0 +1,178 @@
+"""Recipes: plain data, and the trainers that are built from them."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cifarnet import Checkpointer, Classifier, DatasetSplits, FastCNN, make_synthetic
+from cifarnet.errors import SettingError, SettingTypeError
+from cifarnet.models import describe_model, whitening_filters
+from cifarnet.optim import Muon
+from cifarnet.recipes import RECIPES, Recipe, build_optimizer, build_trainer, fit_to_images, get_recipe
+
+MINE: dict[str, Any] = {"name": "mine", "summary": "a try"}
+
+
+def test_recipes_are_plain_data_under_their_names() -> None:
+    for name, recipe in RECIPES.items():
+        assert recipe.name == name
+        assert Recipe(**json.loads(json.dumps(asdict(recipe)))) == recipe
+        assert {recipe: 1}[replace(recipe)] == 1, "may be a key"
+
+
+def test_the_reference_recipe_is_the_published_one() -> None:
+    recipe = get_recipe("reference")
+    assert (recipe.model, recipe.learning_rate, recipe.weight_decay) == ("CifarCNN", 1e-3, 1e-4)
+    assert (recipe.batch_size, recipe.max_epochs, recipe.label_smoothing) == (64, 10, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("learning_rate", -0.1, "learning_rate must be above 0, got -0.1"),
+        ("learning_rate", float("inf"), "learning_rate must be above 0, got inf"),
+        ("learning_rate", "fast", "learning_rate must be of type float, got 'fast'"),
+        ("weight_decay", -1e-4, "weight_decay must not be negative, got -0.0001"),
+        ("batch_size", 0, "batch_size must be at least 1, got 0"),
+        ("batch_size", 6.4, "batch_size must be of type int, got 6.4"),
+        ("max_epochs", True, "max_epochs must be of type int, got True"),
+        ("label_smoothing", 1.0, r"label_smoothing must be in \[0, 1\), got 1.0"),
+        ("model", "CifarCnn", 'model "CifarCnn" is unknown; did you mean "CifarCNN"'),
+        ("flip", "randm", 'flip "randm" is unknown; did you mean "random"'),
+        ("crop_padding", -2, "crop_padding must be 0 or more pixels, got -2"),
+        ("optimizer", "admm", 'optimizer "admm" is unknown; did you mean "adam"'),
+        ("settings", [0.9], r"settings must be of type Mapping, got \[0.9\]"),
+        ("settings", {"momentum": None}, "settings must hold plain values under names, got 'momentum': None"),
+        ("head", {1: 0.5}, "head must hold plain values under names, got 1: 0.5"),
+        ("schedule", "cosinus", 'schedule "cosinus" is unknown; did you mean "cosine"'),
+        ("warmup", 0.1, 'warmup is 0.1, and schedule="constant" has none; "linear" does'),
+        ("ema_decay", "slow", "ema_decay must be of type float, got 'slow'"),
+    ],
+)
+def test_a_recipe_out_of_range_is_refused(field: str, value: object, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        Recipe(**{**MINE, field: value})
+
+
+def test_the_fast_recipe_has_the_published_groups() -> None:
+    """In terms of a mean over 2,000 images: the published loss is their sum."""
+    model = FastCNN()
+    optimizer = build_optimizer(get_recipe("fast94"), model)
+    assert isinstance(optimizer, Muon)
+    filters, head, others = optimizer.param_groups
+    convs = [parameter for name, parameter in model.named_parameters() if ".conv" in name]
+    assert [id(p) for p in filters["params"]] == [id(p) for p in convs]
+    assert (filters["lr"], filters["momentum"], filters["ns_steps"], filters["weight_decay"]) == (0.24, 0.6, 3, 0)
+    assert [id(p) for p in head["params"]] == [id(model.head.weight)]
+    for group, rate in ((head, 0.67), (others, 0.053)):
+        assert (group["algorithm"], group["momentum"], group["nesterov"]) == ("sgd", 0.85, True)
+        assert group["lr"] / 2000 == pytest.approx(rate)
+        assert group["lr"] * group["weight_decay"] == pytest.approx(2e-6 * 2000)
+    assert len(others["params"]) == 1 + 6, "the whitening's bias and those of the norms"
+
+
+def test_a_recipe_says_all_of_its_trainer() -> None:
+    recipe = Recipe(
+        **MINE, optimizer="sgd", learning_rate=0.1, weight_decay=1e-3, settings={"momentum": 0.9},
+        others={"weight_decay": 0.0}, model_arguments={"widths": [4, 8], "hidden": 16}, schedule="one_cycle",
+        warmup=0.25, ema_decay=0.9, max_grad_norm=2.0, label_smoothing=0.1, batch_size=32,
+    )  # fmt: skip
+    data = make_synthetic(num_train=64, num_test=8)
+    trainer = build_trainer(recipe, data.train, seed=3, device="cpu")
+    assert describe_model(trainer.model)["arguments"]["widths"] == (4, 8)
+    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [1e-3, 1e-3, 0.0]
+    assert all(group["momentum"] == 0.9 and group["fused"] for group in trainer.optimizer.param_groups)
+    assert trainer.average is not None
+    records = list(trainer.epochs(data.train, max_epochs=2, batch_size=32))
+    # Four steps, one of them warm-up: a record has the rate of its epoch's last.
+    assert [record.learning_rate for record in records] == pytest.approx([0.1, 0.1 / 3])
+    run = trainer.state_dict()["run"]
+    assert (run["max_grad_norm"], run["ema_decay"], run["seed"]) == (2.0, 0.9, 3)
+    assert "label_smoothing" in run["loss"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"settings": {"momentum": 0.9}}, "settings of the adam recipe has momentum"),
+        ({"optimizer": "sgd", "head": {"learning_rate": 1}}, "head of the sgd recipe has learning_rate; choose one of"),
+        ({"optimizer": "muon", "others": {"momentun": 1}}, 'a group with algorithm "muon" has no momentun; did you'),
+        ({"model_arguments": {"depth": 3}}, "CifarCNN cannot be built with .*depth"),
+    ],
+)
+def test_what_optimizer_or_network_do_not_know_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        build_trainer(Recipe(**MINE, **changes), make_synthetic(num_train=8, num_test=8).train)
+
+
+def test_whitening_is_computed_from_the_training_images_before_the_first_step() -> None:
+    data = make_synthetic(num_train=64, num_test=8).train
+    recipe = replace(get_recipe("fast94"), model_arguments={"widths": (4, 4, 4)})
+    trainer = build_trainer(recipe, data, device="cpu", precision="float32")
+    assert isinstance(trainer.model, FastCNN)
+    expected = whitening_filters(trainer.transforms.preprocess(data.images)).float()
+    torch.testing.assert_close(trainer.model.whitening.weight[:12], expected, rtol=1e-4, atol=1e-4)
+    later = build_trainer(recipe, data, device="cpu", precision="float32", fitted=False)
+    assert isinstance(later.model, FastCNN)
+    assert not torch.equal(later.model.whitening.weight, trainer.model.whitening.weight)
+    fit_to_images(later, data)
+    for one, other in zip(later.model.parameters(), trainer.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_whole_recipe_is_in_the_checkpoint(tmp_path: Path) -> None:
+    data = make_synthetic(num_train=64, num_test=8)
+    recipe = replace(get_recipe("fast94"), model_arguments={"widths": (4, 4, 4)}, batch_size=32)
+    trainer = build_trainer(recipe, data.train, device="cpu", precision="float32")
+    trainer.fit(data.train, max_epochs=1, batch_size=32, checkpointer=Checkpointer(tmp_path), progress=False)
+    assert Recipe(**Classifier.load(tmp_path).notes["recipe"]) == recipe
+    state = Checkpointer(tmp_path).read_last()
+    assert state is not None
+    assert Recipe(**state["notes"]["recipe"]) == recipe
+
+
+def test_notes_are_the_users_own(tmp_path: Path, make_trainer: Any, synthetic: DatasetSplits) -> None:
+    trainer = make_trainer(notes={"why": "to see", "tries": [1, 2], "lr": float("inf")})
+    trainer.fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
+    assert Classifier.load(tmp_path).notes == {"why": "to see", "tries": [1, 2], "lr": float("inf")}
+    again = make_trainer(notes={"why": "to go on"})  # no part of what the run is
+    again.fit(synthetic.train, max_epochs=2, checkpointer=Checkpointer(tmp_path), resume=True, progress=False)
+    assert again.changes == []
+    assert Classifier.load(tmp_path).notes == {"why": "to go on"}
+    state = again.state_dict()
+    del state["notes"]  # of a version that had none
+    make_trainer().load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("notes", "message"),
+    [
+        ("mine", "notes must be a dictionary such as"),
+        ({1: "mine"}, "notes must be a dictionary such as"),
+        ({"weights": [torch.zeros(1)]}, "notes hold a tensor, weights/0; use a list"),
+        ({"where": Path()}, "where"),
+    ],
+)
+def test_notes_that_cannot_be_kept_are_refused(make_trainer: Any, notes: Any, message: str) -> None:
+    with pytest.raises(SettingTypeError, match=message):
+        make_trainer(notes=notes)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_learns_from_2000_images(name: str, cifar10: DatasetSplits) -> None:
+    recipe = get_recipe(name)
+    few = cifar10.train.subset(torch.arange(2_000))
+    trainer = build_trainer(recipe, few, device="cpu")
+    # The first epoch of as many as it has, in more steps than 2,000 images would give it.
+    record = next(trainer.epochs(few, max_epochs=recipe.max_epochs, batch_size=min(recipe.batch_size, 100)))
+    assert record.train_accuracy > 0.15  # chance is 0.1
+    # Running statistics of batch norm need more steps than these, so that accuracy says nothing yet.
+    assert math.isfinite(trainer.evaluate(cifar10.test.subset(torch.arange(500))).loss)
