@@ -9,12 +9,21 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from cifarnet.bench import format_report
-from cifarnet.report import results_table
+from cifarnet.recipes import RECIPES
+from cifarnet.report import comparison_table, published_table, read_reports, summarize_seeds
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/results/reference.md", "docs/explanation/resume.md")
+RESULTS = ROOT / "docs" / "results"
+MEASURED = "src/cifarnet/recipes/measured.json"
+PAGES = ("README.md", "docs/results/comparison.md", "docs/results/reference.md", "docs/explanation/resume.md")
+
+#: By the folder of the reports that were made there.
+MACHINES = ("cpu", "h200")
+#: What the columns of the comparison are: hardware as reports name it.
+HARDWARE = ("AMD EPYC, 2 threads", "NVIDIA H200")
 
 
 def augmentation_table(path: Path) -> str:
@@ -45,23 +54,36 @@ def stress_table(path: Path) -> str:
     return "\n".join(lines)
 
 
+def results() -> list[dict[str, Any]]:
+    """Mean and spread of every recipe on every machine where it was run."""
+    folders = [RESULTS / machine / name for machine in MACHINES for name in RECIPES]
+    return [summarize_seeds(read_reports(folder)) for folder in folders if any(folder.glob("seed-*.json"))]
+
+
 def tables() -> dict[str, str]:
     """Every generated table by the name in its markers."""
-    results = ROOT / "docs" / "results" / "reference-cpu"
     return {
-        "reference-cpu": results_table(results),
-        "reference-augmentation": augmentation_table(results / "augmentation.json"),
-        "saving": format_report(json.loads((ROOT / "docs" / "results" / "saving.json").read_text())),
-        "stress": stress_table(ROOT / "docs" / "results" / "stress.json"),
+        "comparison": comparison_table(results(), recipes=list(RECIPES), hardware=HARDWARE),
+        "reference": published_table(read_reports(RESULTS / "cpu" / "reference")),
+        "reference-augmentation": augmentation_table(RESULTS / "cpu" / "reference" / "augmentation.json"),
+        "saving": format_report(json.loads((RESULTS / "saving.json").read_text())),
+        "stress": stress_table(RESULTS / "stress.json"),
     }
 
 
-def filled(text: str) -> str:
-    """A page with the tables of the reports between its markers."""
-    for name, table in tables().items():
-        pattern = rf"(<!-- table {name} -->\n).*?(<!-- end -->)"
-        text = re.sub(pattern, lambda match, table=table: f"{match[1]}\n{table}\n\n{match[2]}", text, flags=re.DOTALL)
-    return text
+def generated() -> dict[str, str]:
+    """Every generated file as it should be: pages with their tables between the markers, and results for the wheel."""
+    by_name = tables()
+    files = {}
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        for name, table in by_name.items():
+            pattern = rf"(<!-- table {name} -->\n).*?(<!-- end -->)"
+            text = re.sub(
+                pattern, lambda match, table=table: f"{match[1]}\n{table}\n\n{match[2]}", text, flags=re.DOTALL
+            )
+        files[page] = text
+    return {**files, MEASURED: json.dumps(results(), indent=1) + "\n"}
 
 
 def main() -> int:
@@ -69,12 +91,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    stale = [page for page in PAGES if filled((ROOT / page).read_text()) != (ROOT / page).read_text()]
-    for page in stale:
+    stale = {path: text for path, text in generated().items() if _read(path) != text}
+    for path, text in stale.items():
         if not args.check:
-            (ROOT / page).write_text(filled((ROOT / page).read_text()))
-        print(f"{page}: {'differs from its reports' if args.check else 'written'}")
+            (ROOT / path).write_text(text)
+        print(f"{path}: {'differs from its reports' if args.check else 'written'}")
     return 1 if args.check and stale else 0
+
+
+def _read(path: str) -> str | None:
+    return (ROOT / path).read_text() if (ROOT / path).exists() else None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How the reference recipe got its augmentation: each candidate trained on 45,000 images, judged on 5,000.
 
-    python examples/choose_augmentation.py --data DIR --out docs/results/reference-cpu/augmentation.json
+    python examples/choose_augmentation.py --data DIR --out docs/results/cpu/reference/augmentation.json
 
 The test images are not looked at. The published project says that it augmented, not how; so the candidates
 are the usual ones. About six minutes for each on two CPU cores.

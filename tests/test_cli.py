@@ -130,6 +130,20 @@ def test_a_finished_run_can_be_asked_for_again(run: Run) -> None:
     assert "test accuracy" in out
 
 
+def test_recipes_are_listed_with_what_came_of_them(run: Run) -> None:
+    code, out, _ = run("recipes")
+    assert code == 0
+    for name, recipe in recipes.RECIPES.items():
+        assert re.search(rf"^{name} +{re.escape(recipe.summary)}$", out, flags=re.MULTILINE)
+    (measured,) = recipes.measured_results("reference")
+    assert f"{100 * measured['test_accuracy']['mean']:.2f} ± " in out
+    assert f"n = {measured['n']}" in out
+    code, out, _ = run("recipes", "--json")
+    listed = json.loads(out)["recipes"]
+    assert listed["reference"]["results"] == [measured]
+    assert listed["fast94"]["settings"]["ns_steps"] == 3
+
+
 def test_info_tells_where_things_are(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("info", "--json")
     assert code == 0
@@ -294,14 +308,14 @@ def test_a_warning_is_one_line_on_stderr(run: Run) -> None:
 
 
 def test_every_command_helps_with_examples(run: Run) -> None:
-    for command in ("demo", "train", "evaluate", "predict", "info"):
+    for command in ("demo", "train", "evaluate", "predict", "recipes", "info"):
         code, out, _ = run(command, "--help")
         assert code == 0
         assert f"examples:\n  cifarnet {command}" in out
         assert all(name in out for name in recipes.RECIPES) or command != "train"
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("demo", "train", "evaluate", "predict", "info"):
+    for command in ("demo", "train", "evaluate", "predict", "recipes", "info"):
         assert f"    {command} " in out
 
 

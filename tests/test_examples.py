@@ -76,11 +76,38 @@ def test_choose_augmentation_ranks_its_candidates(
     names = run_example("choose_augmentation.py", "--out", "report.json", "--epochs", "1", monkeypatch=monkeypatch)
     assert "flip, crop 2 (reflect)" in capsys.readouterr().out
     report = json.loads((tmp_path / "report.json").read_text())
-    committed = json.loads((ROOT / "docs/results/reference-cpu/augmentation.json").read_text())
+    committed = json.loads((ROOT / "docs/results/cpu/reference/augmentation.json").read_text())
     # The committed table is of these candidates, no two of them alike, whatever the recipe says by now.
     pairs = [(c["augmentation"], c["settings"]) for c in report["candidates"]]
     assert pairs == [(c["augmentation"], c["settings"]) for c in committed["candidates"]]
     assert len({json.dumps(settings, sort_keys=True) for settings in names["CANDIDATES"].values()}) == len(pairs)
+
+
+def test_compare_models_makes_a_report_a_run_and_repeats_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_one = "import sys, cifarnet.cli as c, cifarnet as n; small = n.make_synthetic(num_train=96, num_test=32); "
+    run_one += "c.data.make_synthetic = lambda: small; sys.exit(c.main(sys.argv[1:]))"
+    calls = []
+
+    def run(command: list[str], *, check: bool) -> None:
+        calls.append(command)
+        real([sys.executable, "-c", run_one, *command[3:]], check=check, capture_output=True)
+
+    real = subprocess.run
+    monkeypatch.setattr(subprocess, "run", run)
+    options = ("--data", "synthetic", "--recipes", "basic", "reference", "--seeds", "2", "--epochs", "1")
+    for _ in range(2):
+        run_example("compare_models.py", *options, monkeypatch=monkeypatch)
+        assert [" ".join(call[3:8]) for call in calls] == [
+            f"train --recipe {name} --seed {seed}" for name in ("basic", "reference") for seed in (0, 1)
+        ]
+    table = capsys.readouterr().out
+    assert table.count("n = 2") == 4
+    assert Path("runs/compare/comparison.md").read_text() in table
+    with pytest.raises(SystemExit, match="seed-0 is of other settings; choose another --out"):
+        run_example("compare_models.py", *options[:-1], "2", monkeypatch=monkeypatch)
 
 
 def test_quickstart_trains_judges_uses_and_draws(

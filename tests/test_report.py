@@ -1,18 +1,30 @@
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cifarnet.errors import InputError
-from cifarnet.report import load_report, results_table, save_report
+from cifarnet.recipes import RECIPES, get_recipe, measured_results
+from cifarnet.report import (
+    comparison_table,
+    load_report,
+    published_table,
+    read_reports,
+    save_report,
+    summarize_seeds,
+)
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
 def report(seed: int, accuracy: float, **changes: Any) -> dict[str, Any]:
     return {
         "format": 1,
-        "recipe": {"name": "reference", "max_epochs": 10},
+        "recipe": {"name": "reference", "model": "CifarCNN", "max_epochs": 10},
         "seed": seed,
         "data": {"name": "CIFAR-10"},
         "num_parameters": 6_447_754,
@@ -30,7 +42,7 @@ def report(seed: int, accuracy: float, **changes: Any) -> dict[str, Any]:
 def test_a_table_has_mean_and_standard_deviation(tmp_path: Path) -> None:
     for seed, accuracy in enumerate([0.78, 0.79, 0.80]):
         save_report(report(seed, accuracy), tmp_path / f"seed-{seed}.json")
-    table = results_table(tmp_path)
+    table = published_table(read_reports(tmp_path))
     assert "| test accuracy | 77.63 % | 79.00 ± 1.00 % |" in table
     assert "| training time | ~20 min | 10.0 ± 0.0 min |" in table
     assert "| parameters | ~6.4M | 6,447,754 |" in table
@@ -39,19 +51,60 @@ def test_a_table_has_mean_and_standard_deviation(tmp_path: Path) -> None:
 
 def test_one_run_has_no_spread(tmp_path: Path) -> None:
     save_report(report(0, 0.785), tmp_path / "seed-0.json")
-    assert "| test accuracy | 77.63 % | 78.50 % |" in results_table(tmp_path)
+    assert "| test accuracy | 77.63 % | 78.50 % |" in published_table(read_reports(tmp_path))
 
 
 def test_runs_that_cannot_be_compared_have_no_mean(tmp_path: Path) -> None:
     save_report(report(0, 0.78), tmp_path / "seed-0.json")
     save_report(report(1, 0.78, hardware="a GPU"), tmp_path / "seed-1.json")
     with pytest.raises(InputError, match="differ in hardware"):
-        results_table(tmp_path)
+        published_table(read_reports(tmp_path))
+
+
+def test_recipes_stand_beside_each_other_and_what_is_not_measured_says_so(tmp_path: Path) -> None:
+    rows = []
+    for name, model, machine, accuracies in (
+        ("reference", "CifarCNN", "a CPU", [0.78, 0.80]),
+        ("reference", "CifarCNN", "a GPU", [0.79]),
+        ("fast94", "FastCNN", "a GPU", [0.93, 0.94]),
+    ):
+        tta = "none" if model == "CifarCNN" else "multi-crop"
+        recipe = {"name": name, "model": model, "max_epochs": 8, "tta": tta}
+        folder = tmp_path / machine / name
+        for seed, accuracy in enumerate(accuracies):
+            document = report(seed, accuracy, recipe=recipe, hardware=machine, backend="eager")
+            document["metrics"]["test_accuracy_tta"] = None if tta == "none" else accuracy + 0.005
+            document["durations"] = {"train_s": 2.0 if machine == "a GPU" else 90.0, "eval_s": 9.0}
+            (folder / f"seed-{seed}").mkdir(parents=True)  # as runs lie beside each other
+            save_report(document, folder / f"seed-{seed}" / "report.json")
+        rows.append(summarize_seeds(read_reports(folder)))
+    table = comparison_table(rows, recipes=["basic", "reference", "fast94"])
+    assert table.splitlines()[0] == "| recipe | network | parameters | FLOPs | published | a CPU | a GPU |"
+    assert (
+        "| `reference` | CifarCNN | 6,447,754 | 43M | 77.63 %, ~20 min | 79.00 ± 1.41 %, n = 2, 1.5 ± 0.0 min | "
+        "79.00 %, n = 1, 2.00 s |"
+    ) in table
+    assert "| `basic` | BasicCNN | 1,007,306 | 16M | ~60 %, ~10 min | not measured yet | not measured yet |" in table
+    assert "not measured yet | 93.50 ± 0.71 % (94.00 ± 0.71 % with TTA, multi-crop), n = 2, 2.00 ± 0.00 s |" in table
+    assert "- `fast94`: 8 epochs, a GPU, bf16, eager, torch 2.15.0; CIFAR-10" in table
+    assert comparison_table(rows[:1]).count("| `") == 1
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_published_result_is_that_of_the_recipe_as_it_is_now(name: str) -> None:
+    for result in measured_results(name):
+        machine = {"AMD EPYC, 2 threads": "cpu", "NVIDIA H200": "h200"}[result["hardware"]]
+        reports = read_reports(RESULTS / machine / name)
+        assert result == summarize_seeds(reports)
+        recipe = json.loads(json.dumps(asdict(get_recipe(name))))
+        for key, value in reports[0]["recipe"].items():  # an older report may lack a newer setting
+            assert key == "summary" or recipe[key] == value, key
+        assert [r["seed"] for r in reports] == list(range(len(reports))), "no seed was left out"
 
 
 def test_no_reports_give_no_table(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no seed-\*.json"):
-        results_table(tmp_path)
+        published_table(read_reports(tmp_path))
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"format": 2}'])

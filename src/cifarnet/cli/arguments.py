@@ -93,6 +93,12 @@ examples:
   cifarnet bench saving --data DIR --json
 """
 
+_RECIPES_EXAMPLES = """\
+examples:
+  cifarnet recipes
+  cifarnet recipes --json                           every value of every recipe
+"""
+
 _INFO_EXAMPLES = """\
 examples:
   cifarnet info                                     is there a GPU, and where is CIFAR-10?
@@ -115,6 +121,9 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     _add_evaluate(subparsers)
     _add_predict(subparsers)
     _add_bench(subparsers)
+    _add_command(
+        subparsers, "recipes", "list what can be trained, and what came of it", _RECIPES_EXAMPLES, commands.show_recipes
+    )
     _add_command(
         subparsers, "info", "tell versions, hardware, and where CIFAR-10 is", _INFO_EXAMPLES, commands.show_info
     )

@@ -22,10 +22,10 @@ from cifarnet.cli.figures import save_figures
 from cifarnet.datasets import check_split, find_cifar10
 from cifarnet.engine import BACKENDS, describe_device, resolve_device, resolve_precision
 from cifarnet.errors import InputError, SettingError
-from cifarnet.recipes import RECIPES, build_trainer, get_recipe
-from cifarnet.report import build_report, save_report
+from cifarnet.recipes import RECIPES, build_trainer, get_recipe, measured_results
+from cifarnet.report import build_report, format_result, save_report
 
-__all__ = ["evaluate", "predict", "show_info", "train"]
+__all__ = ["evaluate", "predict", "show_info", "show_recipes", "train"]
 
 
 def train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
@@ -130,6 +130,19 @@ def predict(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str
         "errors": errors,
     }
     return document, "\n".join(f"{image}: {prediction}" for image, prediction in pairs)
+
+
+def show_recipes(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
+    """List the recipes, with the results that are known of them."""
+    document: dict[str, Any] = {"command": command, "recipes": {}}
+    lines = []
+    for name, recipe in RECIPES.items():
+        results = measured_results(name)
+        document["recipes"][name] = {**asdict(recipe), "results": results}
+        lines.append(f"{name:<16} {recipe.summary}")
+        lines += [f"{'':<16} {format_result(result)}, {result['hardware']}" for result in results]
+        lines += [] if results else [f"{'':<16} not measured yet"]
+    return document, "\n".join([*lines, "", "next: cifarnet train --recipe NAME"])
 
 
 def show_info(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:

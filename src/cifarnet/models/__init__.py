@@ -11,6 +11,7 @@ from cifarnet.errors import SettingError, did_you_mean
 from cifarnet.models.basic_cnn import BasicCNN
 from cifarnet.models.cifar_cnn import CifarCNN
 from cifarnet.models.fast_cnn import FastCNN
+from cifarnet.models.flops import count_flops
 from cifarnet.models.modes import evaluation_mode, unwrapped
 from cifarnet.models.resnet18 import ResNet18
 from cifarnet.models.summary import ModelSummary, summarize_model
@@ -24,6 +25,7 @@ __all__ = [
     "ModelSummary",
     "ResNet18",
     "build_model",
+    "count_flops",
     "describe_model",
     "evaluation_mode",
     "is_known",

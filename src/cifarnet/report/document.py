@@ -1,11 +1,10 @@
-"""``report.json``: what a run was, where it ran, and what came of it; and the tables made from such files."""
+"""``report.json``: what a run was, where it ran, and what came of it."""
 
 from __future__ import annotations
 
 import json
-import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ from cifarnet.engine import describe_machine
 from cifarnet.errors import InputError
 from cifarnet.history import finite_json
 from cifarnet.metrics import Evaluation
+from cifarnet.models import count_flops
 from cifarnet.recipes import Recipe
 from cifarnet.trainer import Trainer
 
-__all__ = ["build_report", "load_report", "results_table", "save_report"]
+__all__ = ["build_report", "load_report", "save_report"]
 
 
 def build_report(
@@ -65,6 +65,7 @@ def build_report(
             "test": {"num_images": len(test), "fingerprint": test.fingerprint},
         },
         "num_parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "flops_per_image": count_flops(trainer.model, tuple(train.images.shape[1:])),
         "backend": trainer.backend,
         "selected_by": selected,
         "changed_on_resume": trainer.changes,
@@ -118,58 +119,6 @@ def load_report(path: str | Path) -> dict[str, Any]:
     if not isinstance(report, dict) or report.get("format") != 1:
         raise InputError(f"{path} is not a report of this version (format 1); give a report.json")
     return report
-
-
-def results_table(directory: str | Path) -> str:
-    """The results of several seeds of a recipe, as Markdown.
-
-    Args:
-        directory: Holds a ``*.json`` report a seed.
-
-    Returns:
-        A table with mean and standard deviation, and where they come from.
-
-    Raises:
-        InputError: If there are no reports, or they are of different recipes or data.
-    """
-    reports = [load_report(path) for path in sorted(Path(directory).glob("seed-*.json"))]
-    if not reports:
-        raise InputError(f"{directory} holds no seed-*.json; run the recipe first")
-    first = reports[0]
-    for key in ("recipe", "data", "hardware", "precision", "versions", "selected_by"):
-        if any(report[key] != first[key] for report in reports):
-            raise InputError(f"the reports in {directory} differ in {key}; a mean over them means nothing")
-    rows = [
-        ("test accuracy", "77.63 %", _percent([report["metrics"]["test_accuracy"] for report in reports])),
-        ("training accuracy", "77.14 %", _percent([report["metrics"]["train_accuracy"] for report in reports])),
-        ("training time", "~20 min", _minutes([sum(report["durations"].values()) for report in reports])),
-        ("peak memory", "", f"{max(report['peak_memory_mb'] for report in reports) / 1e3:.2f} GB"),
-        ("parameters", "~6.4M", f"{first['num_parameters']:,}"),
-        ("size of the weights", "~25 MB", f"{first['num_parameters'] * 4 / 1e6:.1f} MB"),
-    ]
-    lines = ["| | published | cifarnet |", "| --- | --- | --- |"]
-    lines += [f"| {name} | {published} | {own} |" for name, published, own in rows]
-    seeds = ", ".join(str(report["seed"]) for report in reports)
-    lines += [
-        "",
-        f"Mean ± standard deviation over {len(reports)} runs (seeds {seeds}), {first['recipe']['max_epochs']} epochs, "
-        f"after the last one; time with an evaluation of the test images after each epoch. {first['data']['name']}. "
-        f"{first['hardware']}, {first['precision']}, torch {first['versions']['torch']}.",
-    ]
-    return "\n".join(lines)
-
-
-def _percent(values: Sequence[float]) -> str:
-    return _mean_and_spread([100 * value for value in values], 2) + " %"
-
-
-def _minutes(seconds: Sequence[float]) -> str:
-    return _mean_and_spread([value / 60 for value in seconds], 1) + " min"
-
-
-def _mean_and_spread(values: Sequence[float], digits: int) -> str:
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def _peak_memory_mb(device: torch.device) -> float | None:

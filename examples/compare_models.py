@@ -1,0 +1,45 @@
+"""Recipes beside each other: each trained with several seeds, a report a run, one table of all.
+
+    python examples/compare_models.py --data DIR --recipes basic reference --seeds 3
+
+Killed? Type the same again: runs that have a report are not repeated, the one that was begun goes on.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from cifarnet.recipes import RECIPES, get_recipe
+from cifarnet.report import comparison_table, load_report, read_reports, summarize_seeds
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--data", help='where CIFAR-10 is, downloaded where it is not; or "synthetic"')
+parser.add_argument("--recipes", nargs="+", default=["basic", "reference"], help=f"of {', '.join(RECIPES)}")
+parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1")
+parser.add_argument("--epochs", type=int, help="instead of each recipe's")
+parser.add_argument("--out", type=Path, default=Path("runs/compare"))
+args = parser.parse_args()
+
+recipes = [get_recipe(name) for name in args.recipes]  # a typo is told now, not after an hour
+if args.epochs:
+    recipes = [replace(recipe, max_epochs=args.epochs) for recipe in recipes]
+
+summaries = []
+for recipe in recipes:
+    for seed in range(args.seeds):
+        run = args.out / recipe.name / f"seed-{seed}"
+        if not (run / "report.json").exists():
+            options = ["--recipe", recipe.name, "--seed", str(seed), "--epochs", str(recipe.max_epochs)]
+            options += ["--out", str(run), "--resume"] + (["--data", args.data] if args.data else [])
+            # A process each, so that the peak of one run's memory is not another's.
+            subprocess.run([sys.executable, "-m", "cifarnet", "train", *options], check=True)  # noqa: S603
+        if load_report(run / "report.json")["recipe"] != json.loads(json.dumps(asdict(recipe))):
+            sys.exit(f"{run} is of other settings; choose another --out")
+    summaries.append(summarize_seeds(read_reports(args.out / recipe.name)))
+
+(args.out / "comparison.json").write_text(json.dumps(summaries, indent=1) + "\n")
+(args.out / "comparison.md").write_text(comparison_table(summaries) + "\n")
+print(comparison_table(summaries))

@@ -1,0 +1,183 @@
+"""What the reports of several runs say together: mean and spread over seeds, and recipes beside each other."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cifarnet.errors import InputError
+from cifarnet.models import build_model, count_flops
+from cifarnet.recipes import get_recipe
+from cifarnet.report.document import load_report
+
+__all__ = ["comparison_table", "format_result", "published_table", "read_reports", "summarize_seeds"]
+
+#: What must be equal for a mean over runs to mean something.
+_SHARED = ("recipe", "data", "hardware", "precision", "backend", "versions", "selected_by")
+
+#: Test accuracy and training time as the project that this library re-makes published them.
+_PUBLISHED = {"basic": "~60 %, ~10 min", "reference": "77.63 %, ~20 min", "resnet18": "~95 %, ~30 min"}
+
+
+def read_reports(directory: str | Path) -> list[dict[str, Any]]:
+    """The reports of all seeds of a recipe.
+
+    Args:
+        directory: Holds a ``seed-N.json`` a run, or the runs themselves, ``seed-N/report.json``.
+
+    Returns:
+        By seed.
+
+    Raises:
+        InputError: If there are none, or they are of different recipes, data, machines or versions.
+    """
+    directory = Path(directory)
+    paths = [*directory.glob("seed-*.json"), *directory.glob("seed-*/report.json")]
+    reports = sorted((load_report(path) for path in paths), key=lambda report: int(report["seed"]))
+    if not reports:
+        raise InputError(f"{directory} holds no seed-*.json; run the recipe first")
+    for key in _SHARED:
+        if any(report.get(key) != reports[0].get(key) for report in reports):
+            raise InputError(f"the reports in {directory} differ in {key}; a mean over them means nothing")
+    return reports
+
+
+def summarize_seeds(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and spread over the runs of one recipe.
+
+    Args:
+        reports: Of `read_reports`.
+
+    Returns:
+        Plain values. Of ``test_accuracy`` and the like: ``mean`` and ``sd``, fractions; of ``train_s`` and ``total_s``,
+        with the evaluations: seconds.
+    """
+    first = reports[0]
+    recipe, metrics = first["recipe"], [report["metrics"] for report in reports]
+    augmented = [scores["test_accuracy_tta"] for scores in metrics if scores.get("test_accuracy_tta") is not None]
+    return {
+        "recipe": recipe["name"],
+        "model": recipe["model"],
+        "epochs": recipe["max_epochs"],
+        "num_parameters": first["num_parameters"],
+        "n": len(reports),
+        "seeds": [report["seed"] for report in reports],
+        "test_accuracy": _mean_and_sd([scores["test_accuracy"] for scores in metrics]),
+        "train_accuracy": _mean_and_sd([scores["train_accuracy"] for scores in metrics]),
+        "tta": recipe.get("tta", "none"),
+        "test_accuracy_tta": _mean_and_sd(augmented) if augmented else None,
+        "train_s": _mean_and_sd([report["durations"]["train_s"] for report in reports]),
+        "total_s": _mean_and_sd([sum(report["durations"].values()) for report in reports]),
+        "peak_memory_mb": max(report["peak_memory_mb"] or 0.0 for report in reports),
+        "data": first["data"]["name"],
+        "hardware": first["hardware"],
+        "precision": first["precision"],
+        "backend": first.get("backend", "eager"),
+        "torch": first["versions"]["torch"],
+    }
+
+
+def comparison_table(
+    summaries: Sequence[Mapping[str, Any]], *, recipes: Sequence[str] = (), hardware: Sequence[str] = ()
+) -> str:
+    """Recipes beside each other, as Markdown: a row a recipe, a column a machine.
+
+    Args:
+        summaries: Of `summarize_seeds`, on the same data.
+        recipes: Names of the library's recipes that have a row, measured or not; those of ``summaries`` if not given.
+        hardware: Machines that have a column, measured or not; those of ``summaries`` if not given.
+
+    Returns:
+        A table, and below it where the numbers come from.
+    """
+    names = recipes or list(dict.fromkeys(row["recipe"] for row in summaries))
+    machines = hardware or list(dict.fromkeys(row["hardware"] for row in summaries))
+    cells = {(row["recipe"], row["hardware"]): format_result(row) for row in summaries}
+    lines = [
+        f"| recipe | network | parameters | FLOPs | published | {' | '.join(machines)} |",
+        f"| --- | --- | --- | --- | --- |{' --- |' * len(machines)}",
+    ]
+    for name in names:
+        recipe = get_recipe(name)
+        model = build_model(recipe.model, recipe.model_arguments)
+        size = f"{sum(parameter.numel() for parameter in model.parameters()):,} | {count_flops(model) / 1e6:,.0f}M"
+        results = " | ".join(cells.get((name, machine), "not measured yet") for machine in machines)
+        lines.append(f"| `{name}` | {recipe.model} | {size} | {_PUBLISHED.get(name, '')} | {results} |")
+    lines += [
+        "",
+        "Accuracy of the test images after the last epoch, mean ± standard deviation over n seeds; time of training, "
+        "without evaluation; TTA: logits averaged over views of an image. FLOPs: of a forward pass.",
+        "",
+        *(f"- {_conditions(row)}" for row in summaries),
+    ]
+    return "\n".join(lines)
+
+
+def format_result(row: Mapping[str, Any]) -> str:
+    """Accuracy, number of runs and time of a recipe, in a line.
+
+    Args:
+        row: Of `summarize_seeds`.
+    """
+    with_tta = row["test_accuracy_tta"]
+    told = "" if with_tta is None else f" ({_percent(with_tta)} with TTA, {row['tta']})"
+    return f"{_percent(row['test_accuracy'])}{told}, n = {row['n']}, {_duration(row['train_s'])}"
+
+
+def _conditions(row: Mapping[str, Any]) -> str:
+    return (
+        f"`{row['recipe']}`: {row['epochs']} epochs, {row['hardware']}, {row['precision']}, {row['backend']}, torch "
+        f"{row['torch']}; {row['data']}"
+    )
+
+
+def published_table(reports: Sequence[Mapping[str, Any]]) -> str:
+    """The reference recipe beside what was published of it, as Markdown.
+
+    Args:
+        reports: Of `read_reports`.
+
+    Returns:
+        A table with mean and standard deviation, and where they come from.
+    """
+    own = summarize_seeds(reports)
+    rows = [
+        ("test accuracy", "77.63 %", _percent(own["test_accuracy"])),
+        ("training accuracy", "77.14 %", _percent(own["train_accuracy"])),
+        ("training time", "~20 min", _duration(own["total_s"])),
+        ("peak memory", "", f"{own['peak_memory_mb'] / 1e3:.2f} GB"),
+        ("parameters", "~6.4M", f"{own['num_parameters']:,}"),
+        ("size of the weights", "~25 MB", f"{own['num_parameters'] * 4 / 1e6:.1f} MB"),
+    ]
+    lines = ["| | published | cifarnet |", "| --- | --- | --- |"]
+    lines += [f"| {name} | {published} | {value} |" for name, published, value in rows]
+    lines += [
+        "",
+        f"Mean ± standard deviation over {own['n']} runs (seeds {', '.join(map(str, own['seeds']))}), {own['epochs']} "
+        f"epochs, after the last one; time with an evaluation of the test images after each epoch. {own['data']}. "
+        f"{own['hardware']}, {own['precision']}, torch {own['torch']}.",
+    ]
+    return "\n".join(lines)
+
+
+def _mean_and_sd(values: Sequence[float]) -> dict[str, float | None]:
+    return {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
+
+
+def _percent(share: Mapping[str, float | None]) -> str:
+    return _spread(share, 100, 2) + " %"
+
+
+def _duration(seconds: Mapping[str, float | None]) -> str:
+    """In minutes, or in seconds where it takes less than one."""
+    mean = seconds["mean"]
+    assert mean is not None
+    return _spread(seconds, 1, 2) + " s" if mean < 60 else _spread(seconds, 1 / 60, 1) + " min"
+
+
+def _spread(value: Mapping[str, float | None], scale: float, digits: int) -> str:
+    mean, sd = value["mean"], value["sd"]
+    assert mean is not None
+    return f"{scale * mean:.{digits}f}" + ("" if sd is None else f" ± {scale * sd:.{digits}f}")
