@@ -174,7 +174,7 @@ def test_gradients_of_one_step_agree(name: str, precision: str, rtol: float, syn
 def test_a_graph_goes_on_from_any_unit_to_the_same_bytes(
     graphs: None, make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, stop: int
 ) -> None:
-    """With dropout, an average and a schedule; 300 images in batches of 64 are units of 3, 1 and 1 steps."""
+    """With all that changes weights; 300 images in batches of 64 are units of 3, 1 and 1 steps."""
 
     def run(trainer: Trainer, directory: Path, *, at: int | None = None) -> int | None:
         plan = trainer._make_plan(synthetic.train, None, None, max_epochs=3, batch_size=64)
@@ -185,7 +185,8 @@ def test_a_graph_goes_on_from_any_unit_to_the_same_bytes(
         return None
 
     def make() -> Trainer:
-        return make_trainer(backend="cuda-graph", ema_decay=0.9, schedule=one_cycle(), max_grad_norm=1.0)
+        settings = {"ema_decay": 0.9, "lookahead_every": 4, "schedule": one_cycle(), "max_grad_norm": 1.0}
+        return make_trainer(backend="cuda-graph", **settings)
 
     unbroken, stopped, resumed = make(), make(), make()
     run(unbroken, tmp_path)
@@ -204,12 +205,14 @@ def test_a_graph_goes_on_from_any_unit_to_the_same_bytes(
     assert [r.train_loss for r in unbroken.history] == [r.train_loss for r in resumed.history]
 
 
-def test_a_graph_averages_as_the_eager_step_does(
-    graphs: None, make_trainer: MakeTrainer, synthetic: DatasetSplits
+@pytest.mark.parametrize("pulled", [False, True])
+def test_a_graph_averages_and_looks_ahead_as_the_eager_step_does(
+    graphs: None, make_trainer: MakeTrainer, synthetic: DatasetSplits, pulled: bool
 ) -> None:
     trained = []
     for backend in ("eager", "cuda-graph"):
-        trainer = make_trainer(backend=backend, ema_decay=0.9, dropout=0.0, precision="float64")
+        lookahead = {"lookahead_every": 4, "lookahead_decay": 0.3} if pulled else {}
+        trainer = make_trainer(backend=backend, ema_decay=0.9, dropout=0.0, precision="float64", **lookahead)
         list(trainer.epochs(synthetic.train, max_epochs=3))
         trained.append(trainer)
     eager, captured = (trainer.average for trainer in trained)

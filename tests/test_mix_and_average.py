@@ -1,4 +1,4 @@
-"""Runs that mix their images, and runs whose weights are averaged."""
+"""Runs that mix their images, and runs whose weights are averaged or pulled back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cifarnet import Checkpointer, CifarCNN, Classifier, DatasetSplits, Trainer
 from cifarnet.checkpoint import read_checkpoint, snapshot
 from cifarnet.engine import EagerBackend, ForeignBatches, RunningSums, StepSettings, resolve_precision
 from cifarnet.errors import ResumeMismatchError, SettingError
-from cifarnet.optim import ExponentialMovingAverage
+from cifarnet.optim import ExponentialMovingAverage, Lookahead, polynomial
 from cifarnet.transforms import Transforms
 
 CPU = torch.device("cpu")
@@ -162,3 +162,48 @@ def test_a_resumed_average_goes_on_where_it_was(
     second = make_trainer(ema_decay=0.9, init_seed=7)
     second.load_state_dict(state)
     assert equal(finished(second), expected) == (forgotten is None)
+
+
+def test_a_run_with_lookahead_is_the_run_pulled_back_by_hand(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits
+) -> None:
+    """From the weights that the training begins with, not from those at construction; it ends at the slow ones."""
+    decay = polynomial(power=2, end=0.9)
+    plain = make_trainer(dropout=0.0)
+    trainer = make_trainer(dropout=0.0, lookahead_every=4, lookahead_decay=decay)
+    for model in (plain.model, trainer.model):
+        with torch.no_grad():
+            next(model.parameters()).mul_(2)
+    by_hand = Lookahead(plain.model, total_steps=15, every=4, decay=decay)
+    for _ in plain._run(plain._make_plan(synthetic.train, None, None, max_epochs=3, batch_size=64)):
+        if plain._state.step:
+            by_hand.update()
+    assert plain.global_step == 15
+    trainer.fit(synthetic.train, max_epochs=3, progress=False)
+    weights = copies(trainer.model.state_dict())
+    assert equal(weights, copies(plain.model.state_dict()))
+    assert equal(weights, by_hand.weights)
+    without = make_trainer(dropout=0.0)
+    without.fit(synthetic.train, max_epochs=3, progress=False)
+    assert not equal(weights, copies(without.model.state_dict())), "the control"
+
+
+def test_a_run_is_not_continued_with_another_lookahead(make_trainer: MakeTrainer) -> None:
+    state = make_trainer(lookahead_every=5).state_dict()
+    with pytest.raises(ResumeMismatchError, match=r"lookahead.every 5 in the run, 6 now"):
+        make_trainer(lookahead_every=6).load_state_dict(state)
+    with pytest.raises(ResumeMismatchError, match=r"lookahead \{.*\} in the run, None now"):
+        make_trainer().load_state_dict(state)
+    old = make_trainer().state_dict()
+    del old["run"]["lookahead"]  # of a version that had none
+    make_trainer().load_state_dict(old)
+    with pytest.raises(ResumeMismatchError, match=r"lookahead None in the run, \{.*\} now"):
+        make_trainer(lookahead_every=5).load_state_dict(old)
+
+
+def test_lookahead_wants_to_know_how_long_the_training_is(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    batches = (batch for batch in [(synthetic.train.images[:8], synthetic.train.labels[:8])])
+    with pytest.raises(SettingError, match="lookahead needs the number of steps"):
+        make_trainer(lookahead_every=5).fit(batches, max_epochs=1, progress=False)
+    with pytest.raises(SettingError, match=r"decay must be in \[0, 1\], got 1.5"):
+        make_trainer(lookahead_every=5, lookahead_decay=1.5)

@@ -23,7 +23,7 @@ from cifarnet.errors import (
     SettingError,
 )
 from cifarnet.history import EpochRecord, History
-from cifarnet.optim import one_cycle
+from cifarnet.optim import one_cycle, polynomial
 from runs import assert_equal_runs, read_state
 
 MakeTrainer = Callable[..., Trainer]
@@ -40,11 +40,14 @@ SETTINGS = [
     {"precision": "bf16", "schedule": one_cycle()},
     {"precision": "float32", "max_grad_norm": 0.5, "deterministic": True},
     {"precision": "float32", "ema_decay": 0.95, "mix": v2.CutMix(num_classes=10)},
+    {"precision": "float32", "lookahead_every": 3, "lookahead_decay": polynomial(power=2, end=0.9)},
 ]
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
-@pytest.mark.parametrize("settings", SETTINGS, ids=["float32", "bf16-schedule", "clipped", "mixed-averaged"])
+@pytest.mark.parametrize(
+    "settings", SETTINGS, ids=["float32", "bf16-schedule", "clipped", "mixed-averaged", "lookahead"]
+)
 def test_a_run_resumed_after_any_epoch_equals_an_unbroken_one(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, settings: dict[str, Any], stop_after: int
 ) -> None:

@@ -24,7 +24,7 @@ def state() -> dict[str, Any]:
 def saved(make_trainer: MakeTrainer, synthetic: DatasetSplits, state: dict[str, Any]) -> dict[str, Any]:
     """Of one epoch, validated and averaged; trained once for all tests."""
     if not state:
-        trainer = make_trainer(ema_decay=0.9)
+        trainer = make_trainer(ema_decay=0.9, lookahead_every=3)
         trainer.fit(synthetic.train, synthetic.test, max_epochs=1, progress=False)
         state.update(trainer.state_dict())
     return copy.deepcopy(state)
@@ -61,7 +61,7 @@ WRONG: list[tuple[str, object, str]] = [
     ("optimizer.param_groups", [{"params": "all", "lr": 0.1}], "its optimizer.param_groups are not dicts"),
     ("optimizer.param_groups", [{"params": [0], "lr": "fast"}], "its optimizer.param_groups are not dicts"),
     ("run", None, "its run is None"),
-    ("run.ema_decay", None, "it has an average of the weights without a decay"),
+    ("run.ema_decay", None, "it has average weights without ema_decay"),
     ("environment", 1, "its environment is 1"),
     ("environment.changes", "no", "its environment.changes is 'no'"),
     ("average.num_updates", -1, "its average.num_updates is -1"),
@@ -74,7 +74,7 @@ WRONG: list[tuple[str, object, str]] = [
 def test_what_is_wrong_is_named_and_nothing_is_changed(
     make_trainer: MakeTrainer, saved: dict[str, Any], path: str, value: object, message: str
 ) -> None:
-    trainer = make_trainer(ema_decay=0.9, init_seed=1)
+    trainer = make_trainer(ema_decay=0.9, lookahead_every=3, init_seed=1)
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     put(saved, path, value)
     with pytest.raises(CheckpointMismatchError, match=f"not the state of a Trainer: {message}") as caught:
@@ -84,19 +84,21 @@ def test_what_is_wrong_is_named_and_nothing_is_changed(
     assert (trainer.global_step, len(trainer.history)) == (0, 0)
 
 
-@pytest.mark.parametrize("part", [None, "position", "sums", "selection", "optimizer"])
+@pytest.mark.parametrize("part", [None, "position", "sums", "selection", "optimizer", "lookahead"])
 def test_every_missing_part_is_named(make_trainer: MakeTrainer, saved: dict[str, Any], part: str | None) -> None:
     inner = saved if part is None else saved[part]
     for key in inner.keys() - {"notes"}:  # an older version had none
         damaged = copy.deepcopy(saved)
         del (damaged if part is None else damaged[part])[key]
-        words = "it has an average|a decay without" if key == "average" else rf"lacks \['{key}'\]"
+        words = (
+            f"{key} weights without|without {key} weights" if key in ("average", "lookahead") else rf"lacks \['{key}'\]"
+        )
         with pytest.raises(CheckpointMismatchError, match=words):
-            make_trainer(ema_decay=0.9).load_state_dict(damaged)
+            make_trainer(ema_decay=0.9, lookahead_every=3).load_state_dict(damaged)
 
 
 def test_the_state_itself_is_taken(make_trainer: MakeTrainer, saved: dict[str, Any]) -> None:
-    trainer = make_trainer(ema_decay=0.9)
+    trainer = make_trainer(ema_decay=0.9, lookahead_every=3)
     trainer.load_state_dict(saved)
     assert trainer.global_step == 5
 

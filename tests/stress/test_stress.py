@@ -133,7 +133,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "average of the weights": {"dropout": 0.0, "trainer": {"ema_decay": 0.95}},
     "all of them, cutmix": {
         "dropout": 0.5,
-        "trainer": {"mix": v2.CutMix(num_classes=10), "ema_decay": 0.95, "schedule": one_cycle()},
+        "trainer": {
+            "mix": v2.CutMix(num_classes=10),
+            "ema_decay": 0.95,
+            "lookahead_every": 3,
+            "schedule": one_cycle(),
+        },
     },
     "bf16, one-cycle, clipping": {
         "dropout": 0.5,
@@ -155,8 +160,12 @@ def make(settings: dict[str, Any], seed: int = 0, loss: nn.Module | None = None)
 def tensors_of(trainer: Trainer) -> dict[str, torch.Tensor]:
     state = trainer.state_dict()
     moments = {f"{i} {key}": value for i, entry in state["optimizer"]["state"].items() for key, value in entry.items()}
-    average = {f"average {key}": value for key, value in state.get("average", {"weights": {}})["weights"].items()}
-    return {**state["model"], **moments, **average}
+    copies = {
+        f"{which} {key}": value
+        for which in ("average", "lookahead")
+        for key, value in state.get(which, {"weights": {}})["weights"].items()
+    }
+    return {**state["model"], **moments, **copies}
 
 
 def are_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

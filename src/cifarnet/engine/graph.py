@@ -111,7 +111,7 @@ class CudaGraphBackend:
             yield from self._eager.epoch(batches, epoch, first_step=first_step, multipliers=multipliers, sums=sums)
             return
         self._eager.set_modes()
-        rates, averaging = self._tables(batches.num_steps, first_step, multipliers)
+        tables = self._tables(batches.num_steps, first_step, multipliers)
         self._forget_other_addresses(sums)
         window_steps = self._window_steps(batches)
         for window in range(first_step // window_steps * window_steps, batches.num_steps, window_steps):
@@ -122,17 +122,21 @@ class CudaGraphBackend:
                     rows = slice(
                         (step - window) * batches.batch_size, (step - window) * batches.batch_size + count * size
                     )
-                    unit.fill(
-                        images[rows], labels[rows], step, rates[step : step + count], averaging[step : step + count]
-                    )
+                    unit.fill(images[rows], labels[rows], step, [table[step : step + count] for table in tables])
                     self._run(unit, randomness.step_seed(self._settings.seed, epoch, step))
-                if self._settings.average is not None:
-                    self._settings.average.num_updates += count
+                for counting in (self._settings.average, self._settings.lookahead):
+                    if counting is not None:
+                        counting.num_updates += count
                 yield step + count
 
-    def _tables(self, num_steps: int, first_step: int, multipliers: Sequence[float]) -> tuple[Tensor, Tensor]:
-        """Learning rates ``(num_steps, groups)`` and weights of the average ``(num_steps,)``, on the device."""
+    def _tables(self, num_steps: int, first_step: int, multipliers: Sequence[float]) -> list[Tensor]:
+        """What the steps of an epoch read, on the device.
+
+        Learning rates ``(num_steps, groups)``, weights of the average ``(num_steps,)``, rows of the lookahead's table
+        ``(num_steps, 2)``.
+        """
         groups, average = self._settings.optimizer.param_groups, self._settings.average
+        lookahead = self._settings.lookahead
         for group in groups:
             if not isinstance(group["lr"], Tensor) or group["lr"].device != self._device:
                 group["lr"] = torch.tensor(float(group["lr"]), dtype=torch.float32).to(self._device)
@@ -140,9 +144,10 @@ class CudaGraphBackend:
         base = torch.tensor([group["initial_lr"] for group in groups], dtype=torch.float64)
         done = 0 if average is None else average.num_updates - first_step
         weights = [0.0 if average is None else average.weight_at(max(0, done + step)) for step in range(num_steps)]
-        tables = ((per_step[:, None] * base).float(), torch.tensor(weights, dtype=torch.float64))
-        rates, averaging = (table.to(self._device, non_blocking=True) for table in tables)
-        return rates, averaging
+        begun = 0 if lookahead is None else lookahead.num_updates - first_step
+        pulls = torch.zeros(num_steps, 2) if lookahead is None else lookahead.table[begun : begun + num_steps]
+        tables = ((per_step[:, None] * base).float(), torch.tensor(weights, dtype=torch.float64), pulls)
+        return [table.to(self._device, non_blocking=True) for table in tables]
 
     def _forget_other_addresses(self, sums: RunningSums) -> None:
         """Capture anew where a tensor that a graph writes to lies elsewhere now, as after loading a state."""
@@ -155,6 +160,7 @@ class CudaGraphBackend:
             *settings.model.buffers(),
             *(value for state in settings.optimizer.state.values() for value in state.values()),
             *(group["lr"] for group in settings.optimizer.param_groups),
+            *(() if settings.lookahead is None else settings.lookahead.weights.values()),
             *(() if settings.average is None else settings.average.weights.values()),
             *sums.tensors,
         ]
@@ -251,16 +257,17 @@ class _Unit:
         self._step = torch.empty((), dtype=torch.int64, device=device)
         self._rates = torch.empty(count, len(settings.optimizer.param_groups), device=device)
         self._averaging = torch.empty(count, dtype=torch.float64, device=device)
+        self._pulls = torch.empty(count, 2, dtype=torch.float64, device=device)
         self.has_run = False
         self.replay: Callable[[], None] | None = None
 
-    def fill(self, images: Images, labels: Labels, step: int, rates: Tensor, averaging: Tensor) -> None:
-        """What the next run reads; ``step`` is its first."""
+    def fill(self, images: Images, labels: Labels, step: int, tables: Sequence[Tensor]) -> None:
+        """What the next run reads; ``step`` is its first, the tables have a row for each."""
         self._images.copy_(images)
         self._labels.copy_(labels)
         self._step.fill_(step)
-        self._rates.copy_(rates)
-        self._averaging.copy_(averaging)
+        for buffer, table in zip((self._rates, self._averaging, self._pulls), tables, strict=True):
+            buffer.copy_(table)
 
     def steps(self) -> None:
         """Train on what is in the buffers."""
@@ -276,6 +283,7 @@ class _Unit:
                 self._sums,
                 self._step + i,
                 loss_and_logits=self._loss_and_logits,
+                lookahead_row=None if settings.lookahead is None else self._pulls[i],
                 averaging_weight=None if settings.average is None else self._averaging[i],
             )
         settings.optimizer.zero_grad()  # gradients would keep memory that belongs to the graph

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cifarnet._types import Images, Labels
 from cifarnet.engine.device import Precision
-from cifarnet.optim import ExponentialMovingAverage
+from cifarnet.optim import ExponentialMovingAverage, Lookahead
 from cifarnet.transforms import Transforms
 
 __all__ = ["Mix", "StepSettings"]
@@ -33,6 +33,7 @@ class StepSettings:
         seed: The run's seed.
         mix: After the transforms; ``None`` mixes nothing.
         max_grad_norm: Longer gradients are shortened to this 2-norm; ``None`` leaves them.
+        lookahead: Pulls the weights back every few steps, before the average sees them; ``None`` where nothing does.
         average: Follows the weights after each step; ``None`` where nothing does.
     """
 
@@ -44,4 +45,5 @@ class StepSettings:
     seed: int
     mix: Mix | None = None
     max_grad_norm: float | None = None
+    lookahead: Lookahead | None = None
     average: ExponentialMovingAverage | None = None

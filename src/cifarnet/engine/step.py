@@ -67,9 +67,10 @@ def update(
     step: int | Tensor,
     *,
     loss_and_logits: LossAndLogits,
+    lookahead_row: Tensor | None = None,
     averaging_weight: Tensor | None = None,
 ) -> None:
-    """Forward, backward, optimizer, average, sums.
+    """Forward, backward, optimizer, lookahead, average, sums.
 
     Args:
         settings: Of the step.
@@ -78,6 +79,7 @@ def update(
         sums: Added to.
         step: Counted from 0 within the epoch; a tensor where the host does not know it.
         loss_and_logits: `forward`, or what is in its place.
+        lookahead_row: What `Lookahead` does, where the host does not count its updates.
         averaging_weight: How far the average moves, where the host does not count its updates.
     """
     loss, logits = loss_and_logits(images, labels)
@@ -86,6 +88,8 @@ def update(
     if settings.max_grad_norm is not None:
         nn.utils.clip_grad_norm_(settings.model.parameters(), settings.max_grad_norm)
     settings.optimizer.step()
+    if settings.lookahead is not None:
+        settings.lookahead.update(lookahead_row)
     if settings.average is not None:
         settings.average.update(averaging_weight)
     sums.add(loss, logits, labels, step)

@@ -30,7 +30,7 @@ class Lookahead:
 
     Args:
         model: On its device, in its dtype; the slow weights start from its weights and have its memory format.
-        total_steps: Of the training.
+        total_steps: Of the training; without it `begin` has to be called before the first step.
         every: Steps between two pulls; 5 is usual.
         decay: How much of the slow weights stays, in ``[0, 1]``: a number, which the paper calls ``1 - alpha``, or a
             schedule. The fast CIFAR-10 runs let the slow weights grow heavy towards the end, by
@@ -38,6 +38,8 @@ class Lookahead:
 
     Attributes:
         num_updates: How often `update` was called.
+        every: As given.
+        decay: As given.
         table: What a step does, float64, shape ``(total_steps, 2)``: the share of the model's weights that the slow
             ones take, and how far the model's are pulled to those then, 0 or 1.
 
@@ -59,20 +61,41 @@ class Lookahead:
         2.0
     """
 
-    def __init__(self, model: nn.Module, *, total_steps: int, every: int = 5, decay: float | Schedule = 0.5) -> None:
-        check_count("total_steps", total_steps, "it is the number of steps of the whole training")
+    def __init__(
+        self, model: nn.Module, *, total_steps: int | None = None, every: int = 5, decay: float | Schedule = 0.5
+    ) -> None:
         check_count("every", every, "5 is usual")
-        decays = tabulate(decay, total_steps) if callable(decay) else torch.tensor([decay], dtype=torch.float64)
-        if not bool(((decays >= 0) & (decays <= 1)).all()):
-            raise SettingError(f"decay must be in [0, 1], got {_farthest(decays)}; 0.5 is usual")
+        if not callable(decay):
+            _check_decays(torch.tensor([decay], dtype=torch.float64))
+        self.every = every
+        self.decay = decay
         self.num_updates = 0
+        self.table = torch.zeros(0, 2, dtype=torch.float64)
+        self._model = model
+        #: The slow weights, by the names of the model's ``state_dict``; tied weights share a tensor.
+        self.weights: dict[str, Tensor] = copied_weights(model)
+        if total_steps is not None:
+            self.begin(total_steps)
+
+    def begin(self, total_steps: int) -> None:
+        """Say how long the training is; where it has not begun, the slow weights start from the model's as they are.
+
+        Args:
+            total_steps: Of the training, counting those done before.
+
+        Raises:
+            SettingError: If it is below 1, or a scheduled ``decay`` leaves its range.
+        """
+        check_count("total_steps", total_steps, "it is the number of steps of the whole training")
+        decay, every = self.decay, self.every
+        decays = tabulate(decay, total_steps) if callable(decay) else torch.tensor([decay], dtype=torch.float64)
+        _check_decays(decays)
         self.table = torch.zeros(total_steps, 2, dtype=torch.float64)
         self.table[-1, 1] = 1.0
         self.table[every - 1 :: every, 0] = 1 - decays.expand(total_steps)[every - 1 :: every]
         self.table[every - 1 :: every, 1] = 1.0
-        self._model = model
-        #: The slow weights, by the names of the model's ``state_dict``; tied weights share a tensor.
-        self.weights: dict[str, Tensor] = copied_weights(model)
+        if not self.num_updates:
+            self.weights = copied_weights(self._model)
 
     @torch.no_grad()
     def update(self, row: Tensor | None = None) -> None:
@@ -127,5 +150,7 @@ class Lookahead:
         self.num_updates = state["num_updates"]
 
 
-def _farthest(decays: Tensor) -> float:
-    return float(decays[(decays - 0.5).abs().argmax()])
+def _check_decays(decays: Tensor) -> None:
+    if not bool(((decays >= 0) & (decays <= 1)).all()):
+        farthest = float(decays[(decays - 0.5).abs().argmax()])
+        raise SettingError(f"decay must be in [0, 1], got {farthest}; 0.5 is usual")

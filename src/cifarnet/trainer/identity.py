@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from cifarnet.checkpoint import OPTIMIZER_FLAGS
-from cifarnet.engine import Backend, Precision, StepSettings
+from cifarnet.engine import Backend, StepSettings
 from cifarnet.errors import CheckpointWarning, ResumeMismatchError
 from cifarnet.models import describe_model
-from cifarnet.optim import Schedule
+from cifarnet.optim import Lookahead, Schedule
 from cifarnet.trainer.plan import Plan, describe_data
 
 __all__ = ["Identity"]
@@ -65,9 +65,10 @@ class Identity:
             ResumeMismatchError: Naming every setting that differs.
         """
         now = self._describe(plan, [])["run"]
-        saved = state["run"]
+        saved = {"lookahead": None, **state["run"]}  # of a version that had none
         if plan is None:
-            saved = {part: saved.get(part) for part in ("seed", "model", "optimizer", "preprocess", "ema_decay")}
+            parts = ("seed", "model", "optimizer", "preprocess", "lookahead", "ema_decay")
+            saved = {part: saved.get(part) for part in parts}
         _refuse_differences(saved, {part: now.get(part) for part in saved})
 
     def begin(self, plan: Plan, *, global_step: int) -> None:
@@ -97,9 +98,7 @@ class Identity:
 
     def _describe(self, plan: Plan | None, changes: list[str]) -> dict[str, Any]:
         settings = self._settings
-        environment = _describe_environment(
-            settings.optimizer, settings.precision, plan, backend=self._backend, deterministic=self._deterministic
-        )
+        environment = _describe_environment(settings, plan, backend=self._backend, deterministic=self._deterministic)
         return {
             "run": _describe_run(settings, self._schedule, plan),
             "environment": environment | {"changes": changes},
@@ -120,6 +119,7 @@ def _describe_run(settings: StepSettings, schedule: Schedule, plan: Plan | None)
         "mix": None if settings.mix is None else _describe(settings.mix),
         "loss": _describe(settings.loss_fn),
         "max_grad_norm": settings.max_grad_norm,
+        "lookahead": _describe_lookahead(settings.lookahead),
         "ema_decay": None if settings.average is None else settings.average.decay,
         "schedule": _describe(schedule),
     }
@@ -138,24 +138,32 @@ def _optimizer_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]
     ]
 
 
+def _describe_lookahead(lookahead: Lookahead | None) -> dict[str, Any] | None:
+    if lookahead is None:
+        return None
+    decay = lookahead.decay
+    return {"every": lookahead.every, "decay": _describe(decay) if callable(decay) else decay}
+
+
 def _describe_environment(
-    optimizer: torch.optim.Optimizer, precision: Precision, plan: Plan | None, *, backend: Backend, deterministic: bool
+    settings: StepSettings, plan: Plan | None, *, backend: Backend, deterministic: bool
 ) -> dict[str, Any]:
     """What should agree: with another value the resumed run is a good run, but not equal to the last bit."""
     facts: dict[str, Any] = {
         "backend": backend.name,
         "deterministic": deterministic,
-        "device": precision.device.type,
+        "device": settings.precision.device.type,
         "optimizer": [
-            {key: group.get(key) for key in OPTIMIZER_FLAGS if key in group} for group in optimizer.param_groups
+            {key: group.get(key) for key in OPTIMIZER_FLAGS if key in group}
+            for group in settings.optimizer.param_groups
         ],
-        "precision": precision.name,
+        "precision": settings.precision.name,
         "steps_per_graph": backend.steps_per_graph,
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "world_size": 1,
     }
-    if plan is not None and len(set(plan.multipliers)) > 1:
+    if plan is not None and (len(set(plan.multipliers)) > 1 or settings.lookahead is not None):
         facts["schedule"] = f"over {plan.max_epochs} epochs"  # it is a function of the number of steps in all
     return facts
 

@@ -98,6 +98,20 @@ class Plan:
             val,
         )
 
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run.
+
+        Raises:
+            SettingError: If nobody knows.
+        """
+        if self.train.num_steps is None:
+            raise SettingError(
+                "lookahead needs the number of steps, and the iterable of batches has no length; give it a __len__, or "
+                "train without lookahead_every"
+            )
+        return self.max_epochs * self.train.num_steps
+
     def epoch_multipliers(self, epoch: int) -> list[float]:
         """Multipliers of the learning rate for the steps of one epoch, counted from 0."""
         if len(self.multipliers) == 1:

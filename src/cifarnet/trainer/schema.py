@@ -17,7 +17,9 @@ _COUNT = range(2**63)
 _POSITION = {"epoch": _COUNT, "step": _COUNT, "global_step": _COUNT, "train_s": float}
 _SUMS = {"loss": float, "num_correct": _COUNT, "num_images": _COUNT, "first_bad_step": range(-1, 2**63)}
 _SELECTION = {"monitor": str, "epoch": _COUNT, "value": object, "epochs_since": _COUNT}
-_AVERAGE = {"num_updates": _COUNT, "weights": Mapping}
+_COPY = {"num_updates": _COUNT, "weights": Mapping}
+#: Which copies of the weights there are, and the setting that brings each.
+_COPIES = {"average": "ema_decay", "lookahead": "lookahead"}
 _STATE = {
     "model": Mapping,
     "optimizer": {"state": Mapping, "param_groups": list},
@@ -39,9 +41,8 @@ def check_state(state: object) -> None:
     """
     if not isinstance(state, Mapping):
         raise _refusal(f"it is {_short(state)}")
-    averaged = "average" in state
     state = {"notes": {}, **state}
-    _check("state", state, {**_STATE, "average": _AVERAGE} if averaged else _STATE)
+    _check("state", state, _STATE | {key: _COPY for key in _COPIES if key in state})
     try:
         history = History.from_list(state["history"])
     except (InputError, AttributeError) as error:
@@ -58,8 +59,9 @@ def check_state(state: object) -> None:
         raise _refusal(f"it is selected by {_short(selection['monitor'])}")
     if selection["epoch"] and (not _is(selection["value"], float) or selection["epoch"] > position["epoch"]):
         raise _refusal(f"its best is epoch {selection['epoch']} with {_short(selection['value'])}")
-    if (state["run"].get("ema_decay") is not None) != averaged:
-        raise _refusal("it has an average of the weights without a decay, or a decay without an average")
+    for key, setting in _COPIES.items():
+        if (state["run"].get(setting) is not None) != (key in state):
+            raise _refusal(f"it has {key} weights without {setting}, or {setting} without {key} weights")
     changes = state["environment"].get("changes", [])
     if not isinstance(changes, list) or not all(isinstance(change, str) for change in changes):
         raise _refusal(f"its environment.changes is {_short(changes)}, not a list of texts")

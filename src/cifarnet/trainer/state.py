@@ -14,7 +14,7 @@ from cifarnet.checkpoint import Checkpointer, check_weights, load_optimizer, loa
 from cifarnet.engine import Precision, RunningSums
 from cifarnet.errors import CheckpointWarning, NonFiniteLossError, ResumeMismatchError
 from cifarnet.history import History
-from cifarnet.optim import ExponentialMovingAverage
+from cifarnet.optim import ExponentialMovingAverage, Lookahead
 from cifarnet.trainer.plan import Plan
 from cifarnet.trainer.selection import Selection
 
@@ -27,6 +27,7 @@ class RunState:
     Args:
         model: Changed in place by training and loading.
         optimizer: Over its parameters.
+        lookahead: Of its weights, if they are pulled back.
         average: Of its weights, if there is one: it is evaluated and kept in their place.
         device: Where all are.
     """
@@ -35,11 +36,13 @@ class RunState:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
+        lookahead: Lookahead | None,
         average: ExponentialMovingAverage | None,
         device: torch.device,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
+        self._lookahead = lookahead
         self._average = average
         self._device = device
         #: Whole epochs done, steps done of the one begun, steps done in all.
@@ -120,8 +123,7 @@ class RunState:
 
     def state_dict(self) -> dict[str, Any]:
         """Nested dicts of tensors and plain values; the tensors are not copies."""
-        average = self._average
-        kept = None if average is None else (average.num_updates, unwrapped_state_dict(average.weights))
+        copies = {"lookahead": self._lookahead, "average": self._average}
         return {
             "model": unwrapped_state_dict(self.model) if self._last_weights is None else self._last_weights,
             "optimizer": self.optimizer.state_dict(),
@@ -134,7 +136,11 @@ class RunState:
             "sums": self.sums.state_dict(),
             "history": self.history.to_list(),
             "selection": self.selection.state_dict(),
-            **({} if kept is None else {"average": {"num_updates": kept[0], "weights": kept[1]}}),
+            **{
+                key: {"num_updates": copy.num_updates, "weights": unwrapped_state_dict(copy.weights)}
+                for key, copy in copies.items()
+                if copy is not None
+            },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -143,15 +149,18 @@ class RunState:
         Raises:
             CheckpointMismatchError: If they do not fit.
         """
+        copies = {"lookahead": self._lookahead, "average": self._average}
         check_weights(self.model, state["model"], source="the checkpoint")  # before any of them is changed
-        if self._average is not None:
-            check_weights(self.model, state["average"]["weights"], source="the checkpoint's average")
+        for key, copy in copies.items():
+            if copy is not None:
+                check_weights(self.model, state[key]["weights"], source=f"the checkpoint's {key}")
         load_optimizer(self.optimizer, state["optimizer"])
         load_weights(self.model, state["model"], source="the checkpoint")
-        if self._average is not None:
-            with self._average.applied():  # what is loaded into the model there is the average afterwards
-                load_weights(self.model, state["average"]["weights"], source="the checkpoint's average")
-            self._average.num_updates = state["average"]["num_updates"]
+        for key, copy in copies.items():
+            if copy is not None:
+                copy.num_updates = state[key]["num_updates"]
+                for name, tensor in unwrapped_state_dict(copy.weights).items():
+                    tensor.copy_(state[key]["weights"][name])  # whose memory format may be another
         position = state["position"]
         self.epoch, self.step = position["epoch"], position["step"]
         self.global_step, self.train_s = position["global_step"], position["train_s"]

@@ -28,7 +28,7 @@ from cifarnet.engine import (
 from cifarnet.errors import CheckpointMismatchError, SettingError
 from cifarnet.history import EpochRecord, History
 from cifarnet.metrics import Evaluation
-from cifarnet.optim import ExponentialMovingAverage, Schedule, constant
+from cifarnet.optim import ExponentialMovingAverage, Lookahead, Schedule, constant
 from cifarnet.trainer.identity import Identity
 from cifarnet.trainer.memory import explained_memory_errors
 from cifarnet.trainer.plan import Data, Plan, check_optimizer, open_for_evaluation
@@ -61,6 +61,8 @@ class Trainer:
         loss_fn: ``(logits, labels) -> mean loss``; give ``nn.CrossEntropyLoss(label_smoothing=0.1)`` to smooth.
         schedule: Multiplier of the base learning rates at each step; see `cifarnet.optim`.
         max_grad_norm: Longer gradients are shortened to this 2-norm; ``None`` leaves them as they are.
+        lookahead_every: Pull the weights back every so many steps, see `Lookahead`; ``None`` does not.
+        lookahead_decay: How much of the slow weights stays then: a number in ``[0, 1]`` or a schedule.
         ema_decay: Average the weights along the way, see `ExponentialMovingAverage`; the average is
             what is evaluated, selected and left in the model by `fit`. ``None`` averages nothing.
         device: ``"auto"`` (CUDA where there is one, else the CPU) or what `torch.device` takes.
@@ -98,6 +100,8 @@ class Trainer:
         loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
         schedule: Schedule | None = None,
         max_grad_norm: float | None = None,
+        lookahead_every: int | None = None,
+        lookahead_decay: float | Schedule = 0.5,
         ema_decay: float | None = None,
         device: str | torch.device = "auto",
         precision: str = "auto",
@@ -131,10 +135,13 @@ class Trainer:
             seed,
             mix=mix,
             max_grad_norm=max_grad_norm,
+            lookahead=(
+                None if lookahead_every is None else Lookahead(model, every=lookahead_every, decay=lookahead_decay)
+            ),
             average=None if ema_decay is None else ExponentialMovingAverage(model, ema_decay),
         )
         self._backend = choose_backend(backend, self._settings)
-        self._state = RunState(model, optimizer, self._settings.average, self.device)
+        self._state = RunState(model, optimizer, self._settings.lookahead, self._settings.average, self.device)
         self._identity = Identity(self._settings, self._schedule, backend=self._backend, deterministic=deterministic)
 
     @property
@@ -303,6 +310,8 @@ class Trainer:
         state = self._state
         self._identity.begin(plan, global_step=state.global_step)
         state.put_last_weights()
+        if self._settings.lookahead is not None:
+            self._settings.lookahead.begin(plan.total_steps)
         while state.epoch < plan.max_epochs and (patience is None or state.selection.epochs_since < patience):
             with (
                 randomness.isolated(self.device, deterministic=self._deterministic),
