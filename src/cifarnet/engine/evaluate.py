@@ -17,12 +17,14 @@ from cifarnet.engine.sums import RunningSums
 from cifarnet.errors import SettingError
 from cifarnet.metrics import Evaluation
 from cifarnet.models import evaluation_mode, unwrapped
-from cifarnet.transforms import Preprocess
+from cifarnet.transforms import Preprocess, Views
 
 __all__ = ["check_fit", "evaluate", "predict_logits"]
 
 
-def predict_logits(model: nn.Module, images: Images, *, preprocess: Preprocess, precision: Precision) -> Logits:
+def predict_logits(
+    model: nn.Module, images: Images, *, preprocess: Preprocess, precision: Precision, views: Views | None = None
+) -> Logits:
     """Score every class for a batch, as evaluation does it.
 
     Args:
@@ -30,14 +32,22 @@ def predict_logits(model: nn.Module, images: Images, *, preprocess: Preprocess, 
         images: uint8 is preprocessed, floating images are taken as they are; shape ``(N, C, H, W)``.
         preprocess: What the network needs.
         precision: Number format.
+        views: Views of each image whose logits are averaged; ``None`` takes the image as it is.
 
     Returns:
         Shape ``(N, K)``, in the dtype of the weights.
+
+    Raises:
+        InputError: If the images are too small for the views.
     """
-    images = images if images.is_floating_point() else preprocess(images)
-    with precision.autocast():
-        logits: Logits = model(precision.prepare(images))
-    return logits.to(precision.weights)  # a loss or a probability from bf16 has 3 digits
+
+    def score(images: Images) -> Logits:
+        with precision.autocast():
+            logits: Logits = model(precision.prepare(images))
+        return logits.to(precision.weights)  # a loss, a probability or a mean from bf16 has 3 digits
+
+    images = precision.prepare(images if images.is_floating_point() else preprocess(images))
+    return score(images) if views is None else views.average(score, images)
 
 
 @torch.no_grad()
@@ -103,6 +113,7 @@ def evaluate(
     preprocess: Preprocess,
     loss_fn: Callable[[Tensor, Tensor], Tensor],
     precision: Precision,
+    views: Views | None = None,
 ) -> Evaluation:
     """Score a network in evaluation mode; the mode of each of its modules is put back afterwards.
 
@@ -112,13 +123,15 @@ def evaluate(
         preprocess: What the network needs.
         loss_fn: ``(logits, labels) -> mean loss``.
         precision: Number format.
+        views: Views of each image whose logits are averaged; ``None`` takes the image as it is.
 
     Returns:
-        Loss and accuracy.
+        Loss and accuracy, and which views they are of.
 
     Raises:
         DeviceMemoryError: If a batch does not fit into memory.
-        InputError: If a foreign batch is none, or has a label that the network has no logit for.
+        InputError: If a foreign batch is none, has a label that the network has no logit for, or is too small for the
+            views.
     """
     sums = RunningSums(precision.device)
     size = 0
@@ -138,8 +151,8 @@ def evaluate(
     ):
         for step, batch in enumerate(batches.in_order()):
             size = len(batch.labels)
-            logits = predict_logits(model, batch.images, preprocess=preprocess, precision=precision)
+            logits = predict_logits(model, batch.images, preprocess=preprocess, precision=precision, views=views)
             check_labels(batch, logits.shape[-1], step)
             sums.add(loss_fn(logits, batch.labels), logits, batch.labels, step)
     totals = sums.read()
-    return Evaluation(totals.mean_loss, totals.num_correct, totals.num_images)
+    return Evaluation(totals.mean_loss, totals.num_correct, totals.num_images, None if views is None else str(views))
