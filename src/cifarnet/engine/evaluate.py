@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,9 @@ from cifarnet.engine.sums import RunningSums
 from cifarnet.errors import SettingError
 from cifarnet.metrics import Evaluation
 from cifarnet.models import evaluation_mode, unwrapped
-from cifarnet.transforms import Preprocess, Views
+from cifarnet.transforms import Preprocess, Transforms, Views
 
-__all__ = ["check_fit", "evaluate", "predict_logits"]
+__all__ = ["check_fit", "check_sizes", "evaluate", "predict_logits"]
 
 
 def predict_logits(
@@ -59,6 +60,7 @@ def check_fit(
     *,
     preprocess: Preprocess,
     precision: Precision,
+    remedy: str = "build it for that size and those channels",
 ) -> int:
     """Send one image through a network, and compare its logits with the classes.
 
@@ -69,6 +71,7 @@ def check_fit(
         name: What messages call the images.
         preprocess: What the network needs.
         precision: Number format.
+        remedy: What to do where the network cannot take the image.
 
     Returns:
         How many logits there are.
@@ -93,7 +96,7 @@ def check_fit(
         prepared = "" if images.is_floating_point() else f", prepared to {preprocess.size} pixels"
         raise SettingError(
             f"{built} cannot take the images of {name} ({tuple(images.shape[1:])}{prepared}), or gives no "
-            f"tensor: {str(error).splitlines()[0]}; build it for that size and those channels"
+            f"tensor: {str(error).splitlines()[0]}; {remedy}"
         ) from error
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else None
     if shape is None or len(shape) != 2 or shape[0] != 1 or num_classes not in (None, shape[1]):
@@ -103,6 +106,33 @@ def check_fit(
             f"num_classes={classes}"
         )
     return shape[1]
+
+
+def check_sizes(model: nn.Module, images: Images, name: str, *, transforms: Transforms, precision: Precision) -> None:
+    """Send one image through a network at each size below the full one that training has.
+
+    Args:
+        model: On the precision's device, in its dtype.
+        images: One of them, uint8, shape ``(1, C, H, W)``; a floating one is trained on as it is.
+        name: What messages call the images.
+        transforms: Of the training.
+        precision: Number format.
+
+    Raises:
+        SettingError: If the network cannot take one of them.
+    """
+    preprocess = transforms.preprocess
+    for size in transforms.train_sizes:
+        if size != preprocess.size and not images.is_floating_point():
+            check_fit(
+                model,
+                images,
+                None,
+                name,
+                preprocess=replace(preprocess, size=size),
+                precision=precision,
+                remedy="leave sizes= out, or train a network that takes images of any size, such as FastCNN",
+            )
 
 
 @torch.no_grad()

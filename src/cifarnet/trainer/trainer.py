@@ -407,7 +407,7 @@ class Trainer:
             batch_size=batch_size,
             schedule=self._schedule,
             model=self.model,
-            preprocess=self.transforms.preprocess,
+            transforms=self.transforms,
             precision=self.precision,
             seed=self.seed,
         )

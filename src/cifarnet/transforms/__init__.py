@@ -9,6 +9,7 @@ from __future__ import annotations
 from cifarnet.transforms.augment import BrightnessContrast, Cutout, RandomCrop, RandomFlip, draws_per_image
 from cifarnet.transforms.build import Transforms, build_transforms
 from cifarnet.transforms.preprocess import CIFAR10_MEAN, CIFAR10_STD, Preprocess
+from cifarnet.transforms.resolution import ProgressiveResize
 from cifarnet.transforms.views import VIEWS, ViewName, Views
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "BrightnessContrast",
     "Cutout",
     "Preprocess",
+    "ProgressiveResize",
     "RandomCrop",
     "RandomFlip",
     "Transforms",
