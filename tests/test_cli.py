@@ -174,6 +174,8 @@ def test_info_tells_where_things_are(run: Run, tmp_path: Path) -> None:
         (("--json", "info"), "--json goes behind a command: cifarnet COMMAND --json ..."),
         (("predict", "no/such", "cat.png", "--top", "0"), "--top must be at least 1, got 0"),
         (("predict", "no/such", "cat.png", "--device", "meta"), 'device "meta" holds no numbers'),
+        (("evaluate", "no/such", "--tta", "mirorr"), '--tta "mirorr" is unknown; did you mean "mirror"?'),
+        (("predict", "no/such", "cat.png", "--tta", "flip"), '--tta "flip" is unknown; choose one of "mirror", "multi'),
         (("info", "now"), "now: one argument too many; cifarnet info --help shows the usage"),
         (("predict", "runs/a"), "the following arguments are required: IMAGE"),
         (("predict", "runs/a", "cat.png", "--top", "no"), "argument --top: invalid int value: 'no'"),
@@ -357,6 +359,32 @@ def test_predict_tells_what_pictures_of_any_size_show(run: Run, tmp_path: Path) 
     code, _, err = run("predict", "runs/reference", "0.png", "--top", "0")
     assert code == 2
     assert "--top must be at least 1, got 0" in err
+
+
+def test_numbers_with_test_time_augmentation_say_so(run: Run, tmp_path: Path) -> None:
+    assert run("train", "--data", "synthetic", "--epochs", "1", "--out", "a")[0] == 0
+    Image.new("RGB", (40, 30), (200, 30, 30)).save("a.png")
+    classifier = Classifier.load("a")
+    test = make_synthetic(num_train=200, num_test=60, seed=0).test
+    losses = set()
+    for views in (None, "mirror", "multi-crop"):
+        option = () if views is None else ("--tta", views)
+        expected = classifier.evaluate(test, views=views)
+        document = json.loads(run("evaluate", "a", *option, "--json")[1])
+        assert document["test_time_augmentation"] == views
+        assert (document["accuracy"], document["loss"]) == (expected.accuracy, expected.loss)
+        losses.add(document["loss"])
+        told = run("evaluate", "a", *option)[1]
+        assert told == f"{test.name}: test {expected}\n"
+        assert ("with test-time augmentation" in told) == (views is not None)
+
+        prediction = classifier.predict("a.png", views=views)
+        document = json.loads(run("predict", "a", "a.png", *option, "--json")[1])
+        assert document["test_time_augmentation"] == views
+        assert document["predictions"][0]["probability"] == prediction.probability
+        how = "" if views is None else f", with test-time augmentation ({views})"
+        assert run("predict", "a", "a.png", *option)[1] == f"a.png: {prediction}{how}\n"
+    assert len(losses) == 3
 
 
 def test_evaluate_takes_the_runs_own_data_and_never_downloads_others(run: Run, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from cifarnet.metrics import Evaluation
 from cifarnet.models import MODELS, build_model, evaluation_mode, unwrapped
 from cifarnet.randomness import isolated
 from cifarnet.trainer.plan import Data, open_for_evaluation
-from cifarnet.transforms import Preprocess
+from cifarnet.transforms import Preprocess, ViewName, Views
 
 __all__ = ["Classifier", "Prediction"]
 
@@ -169,11 +169,15 @@ class Classifier:
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is a sequence of them, and is one path
-        self, images: ImageLike, *, top_k: int = 5
+        self, images: ImageLike, *, top_k: int = 5, views: Views | ViewName | None = None
     ) -> Prediction: ...
     @overload
-    def predict(self, images: Sequence[ImageLike], *, top_k: int = 5) -> list[Prediction]: ...
-    def predict(self, images: ImageLike | Sequence[ImageLike], *, top_k: int = 5) -> Prediction | list[Prediction]:
+    def predict(
+        self, images: Sequence[ImageLike], *, top_k: int = 5, views: Views | ViewName | None = None
+    ) -> list[Prediction]: ...
+    def predict(
+        self, images: ImageLike | Sequence[ImageLike], *, top_k: int = 5, views: Views | ViewName | None = None
+    ) -> Prediction | list[Prediction]:
         """Tell what an image shows: one in, one out; a list in, a list out.
 
         The image may have any size: as in training, it is cropped to the square in its centre and resized. Colour mode,
@@ -183,13 +187,15 @@ class Classifier:
             images: A path, a Pillow image, an array or a tensor: uint8, or floating in ``[0, 1]``, not normalised;
                 shape ``(H, W, C)``, ``(C, H, W)`` or ``(H, W)``. Or a list of such images, of any sizes.
             top_k: How many classes to name at most.
+            views: Views of each image whose logits are averaged, `Views` or their name; ``None`` takes the image as it
+                is.
 
         Returns:
             A prediction, or a list of them.
 
         Raises:
             InputError: If something is no such image; the message says what was expected and what was given.
-            SettingError: If ``top_k`` is below 1.
+            SettingError: If ``top_k`` is below 1, or ``views`` is unknown.
             NonFiniteLogitsError: If the network gives NaN or infinity.
 
         Example:
@@ -199,20 +205,25 @@ class Classifier:
             True
         """
         check_count("top_k", top_k, "5 is the default")
+        chosen = Views.of(views)
         if isinstance(images, Sequence) and not isinstance(images, str | bytes):
             predictions: list[Prediction] = []
             for start in range(0, len(images), EVAL_BATCH_SIZE):
-                predictions += self._predict(images[start : start + EVAL_BATCH_SIZE], top_k, start)
+                predictions += self._predict(images[start : start + EVAL_BATCH_SIZE], top_k, chosen, start)
             return predictions
-        return self._predict([images], top_k)[0]
+        return self._predict([images], top_k, chosen)[0]
 
     @torch.no_grad()
-    def _predict(self, images: Sequence[ImageLike], top_k: int, start: int | None = None) -> list[Prediction]:
+    def _predict(
+        self, images: Sequence[ImageLike], top_k: int, views: Views | None, start: int | None = None
+    ) -> list[Prediction]:
         """One batch; ``start`` is the place of its first image in a list."""
         pixels = [self._to_pixels(image, None if start is None else start + i) for i, image in enumerate(images)]
         with evaluation_mode(self.model):
             batch = torch.stack(pixels).to(self.device)  # (N, C, size, size)
-            logits = predict_logits(self.model, batch, preprocess=self.preprocess, precision=self.precision)
+            logits = predict_logits(
+                self.model, batch, preprocess=self.preprocess, precision=self.precision, views=views
+            )
         logits = logits.cpu().double()
         if not bool(logits.isfinite().all()):
             raise NonFiniteLogitsError(
@@ -256,18 +267,22 @@ class Classifier:
                 "data with the classes it was trained on"
             )
 
-    def evaluate(self, data: Data) -> Evaluation:
+    def evaluate(self, data: Data, *, views: Views | ViewName | None = None) -> Evaluation:
         """Score the network on labelled images.
 
         Args:
             data: An `ImageDataset` with the same classes, or an iterable of ``(images, labels)`` batches.
+            views: Views of each image whose logits are averaged, `Views` or their name; ``None`` takes the image as it
+                is.
 
         Returns:
-            Accuracy and cross-entropy, whatever loss the network was trained with.
+            Accuracy and cross-entropy, whatever loss the network was trained with; it says which views they are of.
 
         Raises:
             InputError: If the classes differ.
+            SettingError: If ``views`` is unknown.
         """
+        chosen = Views.of(views)
         if isinstance(data, ImageDataset):
             self.check_classes(data)
         return evaluate(
@@ -276,6 +291,7 @@ class Classifier:
             preprocess=self.preprocess,
             loss_fn=nn.functional.cross_entropy,
             precision=self.precision,
+            views=chosen,
         )
 
 

@@ -19,11 +19,13 @@ class Evaluation:
         loss: Mean loss an image, in nats for cross-entropy.
         num_correct: Images whose true class has the highest logit.
         num_images: Images in all.
+        test_time_augmentation: Which views of an image were averaged, in words; ``None``: the image as it is.
     """
 
     loss: float
     num_correct: int
     num_images: int
+    test_time_augmentation: str | None = None
 
     @property
     def accuracy(self) -> float:
@@ -37,9 +39,11 @@ class Evaluation:
 
     def __str__(self) -> str:
         low, high = self.interval
+        views = self.test_time_augmentation
         return (
             f"accuracy {self.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}), "
             f"loss {self.loss:.4f}, {self.num_images:,} images"
+            + ("" if views is None else f", with test-time augmentation ({views})")
         )
 
 

@@ -12,6 +12,7 @@ from cifarnet.cli import bench, commands
 from cifarnet.cli.demo import run_demo
 from cifarnet.engine import BACKENDS
 from cifarnet.recipes import RECIPES
+from cifarnet.transforms import VIEWS
 
 __all__ = ["build_parser"]
 
@@ -45,6 +46,7 @@ _EVALUATE_EXAMPLES = """\
 examples:
   cifarnet evaluate runs/reference                  accuracy of the best weights on the run's own test images
   cifarnet evaluate runs/reference --data DIR --json
+  cifarnet evaluate runs/reference --tta mirror     the mean of each image and its mirror image
 """
 
 _PREDICT_EXAMPLES = """\
@@ -163,6 +165,7 @@ def _add_evaluate(subparsers: Any) -> None:
     evaluate = _add_command(subparsers, "evaluate", summary, _EVALUATE_EXAMPLES, commands.evaluate)
     _add_run(evaluate)
     _add_data(evaluate)
+    _add_views(evaluate)
     _add_device(evaluate)
 
 
@@ -171,6 +174,7 @@ def _add_predict(subparsers: Any) -> None:
     _add_run(predict)
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="a picture: PNG, JPEG, WebP, ...")
     predict.add_argument("--top", type=int, metavar="K", help="name at most K classes (default: 5; all with --json)")
+    _add_views(predict)
     _add_device(predict)
 
 
@@ -257,6 +261,14 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--data",
         metavar="DIR",
         help='where CIFAR-10 is or shall be; a folder with train/CLASS/ and test/CLASS/; or "synthetic"',
+    )
+
+
+def _add_views(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tta",
+        metavar="V",
+        help=f"test-time augmentation, the mean over views of an image: {' or '.join(VIEWS)} (default: none)",
     )
 
 

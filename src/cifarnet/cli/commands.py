@@ -24,6 +24,7 @@ from cifarnet.engine import BACKENDS, describe_device, resolve_device, resolve_p
 from cifarnet.errors import InputError, SettingError
 from cifarnet.recipes import RECIPES, build_trainer, get_recipe, measured_results
 from cifarnet.report import build_report, format_result, save_report
+from cifarnet.transforms import VIEWS
 
 __all__ = ["evaluate", "predict", "show_info", "show_recipes", "train"]
 
@@ -92,9 +93,10 @@ def _how(monitor: str) -> str:
 
 def evaluate(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
     """Score the best weights of a run on test images."""
+    _check_views(args.tta)
     classifier = Classifier.load(args.path, device=args.device)
     test = load_data(args.data or source_of(args.path, classifier)).test
-    evaluation = classifier.evaluate(test)
+    evaluation = classifier.evaluate(test, views=args.tta)
     document: dict[str, Any] = {
         "command": command,
         "path": str(args.path),
@@ -112,6 +114,7 @@ def predict(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str
     """Tell what pictures show, a line each; one that cannot be read does not cost the others."""
     if args.top is not None:
         check_count("--top", args.top, "5 is the default")
+    _check_views(args.tta)
     resolve_device(args.device)
     if args.path.suffix.lower() in Image.registered_extensions():
         raise SettingError(f"{args.path} is a picture; the run comes first: cifarnet predict RUN IMAGE")
@@ -120,16 +123,24 @@ def predict(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str
     pairs, errors = [], []
     for image in args.images:
         try:
-            pairs.append((image, classifier.predict(image, top_k=top_k)))
+            pairs.append((image, classifier.predict(image, top_k=top_k, views=args.tta)))
         except InputError as error:
             errors.append(str(error))
     document: dict[str, Any] = {
         "command": command,
         "path": str(args.path),
+        "test_time_augmentation": args.tta,
         "predictions": [{"image": str(image), **asdict(prediction)} for image, prediction in pairs],
         "errors": errors,
     }
-    return document, "\n".join(f"{image}: {prediction}" for image, prediction in pairs)
+    told = "" if args.tta is None else f", with test-time augmentation ({args.tta})"
+    return document, "\n".join(f"{image}: {prediction}{told}" for image, prediction in pairs)
+
+
+def _check_views(name: str | None) -> None:
+    """Before anything is read."""
+    if name is not None:
+        check_choice("--tta", name, VIEWS)
 
 
 def show_recipes(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:

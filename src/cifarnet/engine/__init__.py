@@ -7,7 +7,7 @@ from cifarnet.engine.batches import EVAL_BATCH_SIZE, Batch, Batches, BatchSource
 from cifarnet.engine.compiled import CompiledBackend
 from cifarnet.engine.device import Precision, describe_device, describe_machine, resolve_device, resolve_precision
 from cifarnet.engine.eager import EagerBackend
-from cifarnet.engine.evaluate import check_fit, evaluate, predict_logits
+from cifarnet.engine.evaluate import check_fit, check_sizes, evaluate, predict_logits
 from cifarnet.engine.foreign import ForeignBatches
 from cifarnet.engine.graph import CudaGraphBackend, what_cannot_be_captured
 from cifarnet.engine.memory import explained_out_of_memory
@@ -31,6 +31,7 @@ __all__ = [
     "RunningSums",
     "StepSettings",
     "check_fit",
+    "check_sizes",
     "choose_backend",
     "describe_device",
     "describe_machine",

@@ -9,7 +9,7 @@ from torch import Tensor
 from cifarnet import randomness
 from cifarnet._types import Images, Logits
 from cifarnet.engine.batches import Batch, BatchSource
-from cifarnet.engine.evaluate import check_fit
+from cifarnet.engine.evaluate import check_fit, check_sizes
 from cifarnet.engine.foreign import check_labels
 from cifarnet.engine.settings import StepSettings
 from cifarnet.engine.step import forward, mixed, prepared, set_learning_rates, update
@@ -75,11 +75,13 @@ class EagerBackend:
         if batch.highest_label is None:
             return
         if self._num_classes is None:
-            preprocess, precision = self._settings.transforms.preprocess, self._settings.precision
+            model, precision, transforms = self._settings.model, self._settings.precision, self._settings.transforms
             image = batch.images[:1]
-            self._num_classes = check_fit(
-                self._settings.model, image, None, "the batches", preprocess=preprocess, precision=precision
+            num_classes = check_fit(
+                model, image, None, "the batches", preprocess=transforms.preprocess, precision=precision
             )
+            check_sizes(model, image, "the batches", transforms=transforms, precision=precision)
+            self._num_classes = num_classes
         check_labels(batch, self._num_classes, step)
 
     def _step(self, batch: Batch, step: int, sums: RunningSums) -> None:

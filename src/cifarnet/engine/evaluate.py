@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,14 @@ from cifarnet.engine.sums import RunningSums
 from cifarnet.errors import SettingError
 from cifarnet.metrics import Evaluation
 from cifarnet.models import evaluation_mode, unwrapped
-from cifarnet.transforms import Preprocess
+from cifarnet.transforms import Preprocess, Transforms, Views
 
-__all__ = ["check_fit", "evaluate", "predict_logits"]
+__all__ = ["check_fit", "check_sizes", "evaluate", "predict_logits"]
 
 
-def predict_logits(model: nn.Module, images: Images, *, preprocess: Preprocess, precision: Precision) -> Logits:
+def predict_logits(
+    model: nn.Module, images: Images, *, preprocess: Preprocess, precision: Precision, views: Views | None = None
+) -> Logits:
     """Score every class for a batch, as evaluation does it.
 
     Args:
@@ -30,14 +33,22 @@ def predict_logits(model: nn.Module, images: Images, *, preprocess: Preprocess, 
         images: uint8 is preprocessed, floating images are taken as they are; shape ``(N, C, H, W)``.
         preprocess: What the network needs.
         precision: Number format.
+        views: Views of each image whose logits are averaged; ``None`` takes the image as it is.
 
     Returns:
         Shape ``(N, K)``, in the dtype of the weights.
+
+    Raises:
+        InputError: If the images are too small for the views.
     """
-    images = images if images.is_floating_point() else preprocess(images)
-    with precision.autocast():
-        logits: Logits = model(precision.prepare(images))
-    return logits.to(precision.weights)  # a loss or a probability from bf16 has 3 digits
+
+    def score(images: Images) -> Logits:
+        with precision.autocast():
+            logits: Logits = model(precision.prepare(images))
+        return logits.to(precision.weights)  # a loss, a probability or a mean from bf16 has 3 digits
+
+    images = precision.prepare(images if images.is_floating_point() else preprocess(images))
+    return score(images) if views is None else views.average(score, images)
 
 
 @torch.no_grad()
@@ -49,6 +60,7 @@ def check_fit(
     *,
     preprocess: Preprocess,
     precision: Precision,
+    remedy: str = "build it for that size and those channels",
 ) -> int:
     """Send one image through a network, and compare its logits with the classes.
 
@@ -59,6 +71,7 @@ def check_fit(
         name: What messages call the images.
         preprocess: What the network needs.
         precision: Number format.
+        remedy: What to do where the network cannot take the image.
 
     Returns:
         How many logits there are.
@@ -83,7 +96,7 @@ def check_fit(
         prepared = "" if images.is_floating_point() else f", prepared to {preprocess.size} pixels"
         raise SettingError(
             f"{built} cannot take the images of {name} ({tuple(images.shape[1:])}{prepared}), or gives no "
-            f"tensor: {str(error).splitlines()[0]}; build it for that size and those channels"
+            f"tensor: {str(error).splitlines()[0]}; {remedy}"
         ) from error
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else None
     if shape is None or len(shape) != 2 or shape[0] != 1 or num_classes not in (None, shape[1]):
@@ -95,6 +108,33 @@ def check_fit(
     return shape[1]
 
 
+def check_sizes(model: nn.Module, images: Images, name: str, *, transforms: Transforms, precision: Precision) -> None:
+    """Send one image through a network at each size below the full one that training has.
+
+    Args:
+        model: On the precision's device, in its dtype.
+        images: One of them, uint8, shape ``(1, C, H, W)``; a floating one is trained on as it is.
+        name: What messages call the images.
+        transforms: Of the training.
+        precision: Number format.
+
+    Raises:
+        SettingError: If the network cannot take one of them.
+    """
+    preprocess = transforms.preprocess
+    for size in transforms.train_sizes:
+        if size != preprocess.size and not images.is_floating_point():
+            check_fit(
+                model,
+                images,
+                None,
+                name,
+                preprocess=replace(preprocess, size=size),
+                precision=precision,
+                remedy="leave sizes= out, or train a network that takes images of any size, such as FastCNN",
+            )
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -103,6 +143,7 @@ def evaluate(
     preprocess: Preprocess,
     loss_fn: Callable[[Tensor, Tensor], Tensor],
     precision: Precision,
+    views: Views | None = None,
 ) -> Evaluation:
     """Score a network in evaluation mode; the mode of each of its modules is put back afterwards.
 
@@ -112,13 +153,15 @@ def evaluate(
         preprocess: What the network needs.
         loss_fn: ``(logits, labels) -> mean loss``.
         precision: Number format.
+        views: Views of each image whose logits are averaged; ``None`` takes the image as it is.
 
     Returns:
-        Loss and accuracy.
+        Loss and accuracy, and which views they are of.
 
     Raises:
         DeviceMemoryError: If a batch does not fit into memory.
-        InputError: If a foreign batch is none, or has a label that the network has no logit for.
+        InputError: If a foreign batch is none, has a label that the network has no logit for, or is too small for the
+            views.
     """
     sums = RunningSums(precision.device)
     size = 0
@@ -138,8 +181,8 @@ def evaluate(
     ):
         for step, batch in enumerate(batches.in_order()):
             size = len(batch.labels)
-            logits = predict_logits(model, batch.images, preprocess=preprocess, precision=precision)
+            logits = predict_logits(model, batch.images, preprocess=preprocess, precision=precision, views=views)
             check_labels(batch, logits.shape[-1], step)
             sums.add(loss_fn(logits, batch.labels), logits, batch.labels, step)
     totals = sums.read()
-    return Evaluation(totals.mean_loss, totals.num_correct, totals.num_images)
+    return Evaluation(totals.mean_loss, totals.num_correct, totals.num_images, None if views is None else str(views))

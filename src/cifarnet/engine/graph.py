@@ -2,8 +2,9 @@
 
 An epoch is cut into *windows*, whose images are augmented and preprocessed all at once, in a few large kernels. A
 window is cut into *units* of `STEPS_PER_GRAPH` steps; what is left of the epoch is a smaller unit, and its last batch,
-which is smaller too, another. The steps of a unit read images, labels and learning rates from buffers that are filled
-before it is run, and nothing from the host, so that they can be captured once and replayed.
+which is smaller too, another. Images of another size, which an epoch may have, need units of their own. The steps of a
+unit read images, labels and learning rates from buffers that are filled before it is run, and nothing from the host, so
+that they can be captured once and replayed.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class CudaGraphBackend:
         self._capture: Capture | None = self._capture_cuda_graph if capture is None else capture
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._pool: Any = None  # of the memory that all graphs share: one runs at a time
-        self._units: dict[tuple[int, int], _Unit] = {}
+        self._units: dict[tuple[int, int, int], _Unit] = {}  # by steps, images a step, side in pixels
         self._addresses: list[int] = []
         for group in settings.optimizer.param_groups:
             group.update(_flags(settings.optimizer) or {})
@@ -118,7 +119,8 @@ class CudaGraphBackend:
             images, labels = self._window(batches, epoch, window, window_steps)
             for step, count, size in self._units_of(batches, max(window, first_step), window + window_steps):
                 with self._on_stream():
-                    unit = self._units.get((count, size)) or self._new_unit(count, size, images, sums)
+                    unit = self._units.get((count, size, images.shape[-1]))
+                    unit = unit or self._new_unit(count, size, images, sums)
                     rows = slice(
                         (step - window) * batches.batch_size, (step - window) * batches.batch_size + count * size
                     )
@@ -170,7 +172,7 @@ class CudaGraphBackend:
         self._addresses = addresses
 
     def _window_steps(self, batches: Batches) -> int:
-        side = self._settings.transforms.preprocess.size
+        side = self._settings.transforms.preprocess.size  # no epoch has larger images
         unit_bytes = self.steps_per_graph * batches.batch_size * batches.channels * side**2 * 4
         return self.steps_per_graph * max(1, WINDOW_BYTES // unit_bytes)
 
@@ -203,8 +205,11 @@ class CudaGraphBackend:
             yield step, 1, rest
 
     def _new_unit(self, count: int, size: int, images: Images, sums: RunningSums) -> _Unit:
-        unit = _Unit(self._settings, count, size, images, sums)
-        self._units[count, size] = unit
+        unit, side = _Unit(self._settings, count, size, images, sums), images.shape[-1]
+        if any(key[2] != side for key in self._units):  # of an epoch before: their memory would lie idle
+            self._units.clear()
+            self._pool = None
+        self._units[count, size, side] = unit
         return unit
 
     def _run(self, unit: _Unit, seed: int) -> None:

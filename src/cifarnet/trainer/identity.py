@@ -22,6 +22,9 @@ __all__ = ["Identity"]
 #: Group entries that are no settings: they change in the course of a run, or say how it is computed.
 _NOT_SETTINGS = {"params", "lr", *OPTIMIZER_FLAGS}
 
+#: What a run saved by an earlier release does not tell, and what it was in all of them.
+_ADDED_LATER = {"lookahead": None, "sizes": None}
+
 
 class Identity:
     """Says what a run is and where it runs, and sees to it that it goes on as the same run.
@@ -65,7 +68,7 @@ class Identity:
             ResumeMismatchError: Naming every setting that differs.
         """
         now = self._describe(plan, [])["run"]
-        saved = {"lookahead": None, **state["run"]}  # of a version that had none
+        saved = {**_ADDED_LATER, **state["run"]}
         if plan is None:
             parts = ("seed", "model", "optimizer", "preprocess", "lookahead", "ema_decay")
             saved = {part: saved.get(part) for part in parts}
@@ -87,7 +90,7 @@ class Identity:
         changes: list[str] = []
         facts = self._describe(plan, changes)
         if self._facts is not None and global_step:
-            _refuse_differences(self._facts["run"], facts["run"])
+            _refuse_differences({**_ADDED_LATER, **self._facts["run"]}, facts["run"])
             changes += self.changes
             known = {key: value for key, value in self._facts["environment"].items() if key != "changes"}
             new = list(_differences(known, facts["environment"]))
@@ -116,6 +119,7 @@ def _describe_run(settings: StepSettings, schedule: Schedule, plan: Plan | None)
         },
         "preprocess": asdict(settings.transforms.preprocess),
         "augmentation": _describe(settings.transforms.augment),
+        "sizes": None if settings.transforms.resize is None else str(settings.transforms.resize.sizes),
         "mix": None if settings.mix is None else _describe(settings.mix),
         "loss": _describe(settings.loss_fn),
         "max_grad_norm": settings.max_grad_norm,

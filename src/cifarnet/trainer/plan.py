@@ -18,10 +18,11 @@ from cifarnet.engine import (
     ForeignBatches,
     Precision,
     check_fit,
+    check_sizes,
 )
 from cifarnet.errors import InputError, SettingError
 from cifarnet.optim import Schedule, constant, tabulate
-from cifarnet.transforms import Preprocess
+from cifarnet.transforms import Transforms
 
 __all__ = ["Data", "Plan", "check_optimizer", "describe_data", "open_for_evaluation"]
 
@@ -64,7 +65,7 @@ class Plan:
         batch_size: int,
         schedule: Schedule,
         model: nn.Module,
-        preprocess: Preprocess,
+        transforms: Transforms,
         precision: Precision,
         seed: int,
     ) -> Plan:
@@ -75,7 +76,12 @@ class Plan:
         for data in (train, val, test):
             if isinstance(data, ImageDataset):
                 check_fit(
-                    model, data.images[:1], len(data.classes), data.name, preprocess=preprocess, precision=precision
+                    model,
+                    data.images[:1],
+                    len(data.classes),
+                    data.name,
+                    preprocess=transforms.preprocess,
+                    precision=precision,
                 )
                 if isinstance(train, ImageDataset) and data.classes != train.classes:
                     raise SettingError(
@@ -84,6 +90,7 @@ class Plan:
                     )
         source: BatchSource
         if isinstance(train, ImageDataset):
+            check_sizes(model, train.images[:1], train.name, transforms=transforms, precision=precision)
             source = Batches(train.images, train.labels, train.ids, batch_size=batch_size, device=device, seed=seed)
         else:
             source = ForeignBatches(train, device=device)

@@ -38,7 +38,7 @@ from cifarnet.trainer.schema import check_state
 from cifarnet.trainer.selection import Selection
 from cifarnet.trainer.state import RunState, check_epochs, check_finite
 from cifarnet.trainer.stopping import StopRequestedError, StopSignals, WatchedBatches
-from cifarnet.transforms import Transforms, build_transforms
+from cifarnet.transforms import Transforms, ViewName, Views, build_transforms
 
 __all__ = ["Trainer"]
 
@@ -363,27 +363,30 @@ class Trainer:
         state.finish_epoch()
         return record
 
-    def evaluate(self, data: Data) -> Evaluation:
+    def evaluate(self, data: Data, *, views: Views | ViewName | None = None) -> Evaluation:
         """Score the model as it is now, in evaluation mode; in the course of a run with ``ema_decay`` the average.
 
         Args:
             data: An `ImageDataset`, or an iterable of ``(images, labels)`` batches.
+            views: Views of each image whose logits are averaged, `Views` or their name; ``None`` takes the image as it
+                is, as every evaluation in the course of a run does.
 
         Returns:
-            Accuracy, and the loss that the run is trained with.
+            Accuracy, and the loss that the run is trained with; it says which views they are of.
 
         Raises:
-            SettingError: If the network does not fit the images or their number of classes.
+            SettingError: If the network does not fit the images or their number of classes, or ``views`` is unknown.
             InputError: If a foreign batch is none, or has a label or a pixel that cannot be.
             DeviceMemoryError: If a batch does not fit into memory.
         """
+        chosen = Views.of(views)
         if isinstance(data, ImageDataset):
             preprocess = self.transforms.preprocess
             num_classes = len(data.classes)
             check_fit(
                 self.model, data.images[:1], num_classes, data.name, preprocess=preprocess, precision=self.precision
             )
-        return self._evaluate(open_for_evaluation(data, self.device))
+        return self._evaluate(open_for_evaluation(data, self.device), chosen)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resume needs, as nested dicts of tensors and plain values; the tensors are not copies."""
@@ -413,7 +416,7 @@ class Trainer:
             batch_size=batch_size,
             schedule=self._schedule,
             model=self.model,
-            preprocess=self.transforms.preprocess,
+            transforms=self.transforms,
             precision=self.precision,
             seed=self.seed,
         )
@@ -454,7 +457,7 @@ class Trainer:
             self._identity.refuse_other(state, plan)
             self.load_state_dict(state)
 
-    def _evaluate(self, batches: OrderedBatches) -> Evaluation:
+    def _evaluate(self, batches: OrderedBatches, views: Views | None = None) -> Evaluation:
         with self._state.evaluated():
             return evaluate(
                 self.model,
@@ -462,4 +465,5 @@ class Trainer:
                 preprocess=self.transforms.preprocess,
                 loss_fn=self._settings.loss_fn,
                 precision=self.precision,
+                views=views,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from cifarnet._checks import check_choice
 from cifarnet.errors import SettingError
 from cifarnet.transforms.augment import BrightnessContrast, Cutout, RandomCrop, RandomFlip
 from cifarnet.transforms.preprocess import CIFAR10_MEAN, CIFAR10_STD, Preprocess, Preprocessing
+from cifarnet.transforms.resolution import ProgressiveResize
 
 __all__ = ["Transforms", "build_transforms"]
 
@@ -23,10 +24,23 @@ class Transforms:
     Args:
         augment: Draws and changes, uint8 to uint8; for training only.
         preprocess: What a trained network always needs.
+        resize: To smaller sides in some epochs, for training only; ``None`` trains at full size throughout.
+
+    Raises:
+        SettingError: If ``resize`` has a side above the full size.
     """
 
     augment: v2.Transform
     preprocess: Preprocess
+    resize: ProgressiveResize | None = None
+
+    def __post_init__(self) -> None:
+        largest = max(self.train_sizes)
+        if largest > self.preprocess.size:
+            raise SettingError(
+                f"sizes has {largest} pixels, and images are prepared to {self.preprocess.size}, at which the network "
+                f"is evaluated; train at {self.preprocess.size} at most, or give size={largest}"
+            )
 
     @property
     def steps(self) -> list[Callable[..., Any]]:
@@ -35,8 +49,14 @@ class Transforms:
 
     @property
     def train(self) -> v2.Compose:
-        """``augment``, then ``preprocess``: what any ``DataLoader`` loop can apply to its batches."""
-        return v2.Compose([self.augment, Preprocessing(self.preprocess)])
+        """``augment``, ``preprocess``, ``resize``: what any ``DataLoader`` loop can apply to its batches."""
+        resize = [] if self.resize is None else [self.resize]
+        return v2.Compose([self.augment, Preprocessing(self.preprocess), *resize])
+
+    @property
+    def train_sizes(self) -> tuple[int, ...]:
+        """Every side in pixels that training has."""
+        return (self.preprocess.size,) if self.resize is None else tuple(sorted({*self.resize.sizes.values()}))
 
     @property
     def eval(self) -> v2.Compose:
@@ -61,6 +81,7 @@ def build_transforms(
     brightness: float = 0.0,
     contrast: float = 0.0,
     size: int = 32,
+    sizes: Mapping[int, int] | None = None,
     mean: Sequence[float] = CIFAR10_MEAN,
     std: Sequence[float] = CIFAR10_STD,
 ) -> Transforms:
@@ -74,6 +95,9 @@ def build_transforms(
         brightness: Largest relative change of brightness in ``[0, 1]``; see `BrightnessContrast`.
         contrast: Largest relative change of contrast in ``[0, 1]``.
         size: Side in pixels that the network takes.
+        sizes: Side in pixels of training images by the first epoch that has it, counted from 0, for networks that take
+            images of any size: ``{0: 24, 3: 28, 6: 32}``, see `ProgressiveResize`. Evaluation is always at ``size``;
+            ``None`` trains at it too.
         mean: Mean of each channel on a scale of 0 to 1.
         std: Standard deviation of each channel on a scale of 0 to 1.
 
@@ -103,4 +127,5 @@ def build_transforms(
     if cutout:
         steps.append(Cutout(cutout, fill=[round(255 * value) for value in mean]))
     augment = v2.Compose(steps) if steps else v2.Identity()
-    return Transforms(augment, Preprocess(size, tuple(mean), tuple(std)))
+    resize = None if sizes is None else ProgressiveResize(sizes)
+    return Transforms(augment, Preprocess(size, tuple(mean), tuple(std)), resize)
