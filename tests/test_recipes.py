@@ -53,6 +53,11 @@ def test_the_reference_recipe_is_the_published_one() -> None:
         ("head", {1: 0.5}, "head must hold plain values under names, got 1: 0.5"),
         ("schedule", "cosinus", 'schedule "cosinus" is unknown; did you mean "cosine"'),
         ("warmup", 0.1, 'warmup is 0.1, and schedule="constant" has none; "linear" does'),
+        ("sizes", 24, "sizes must be of type tuple, got 24"),
+        ("sizes", (24,) * 11, "sizes are 11, max_epochs is 10; give an epoch to each"),
+        ("sizes", (40,), "40"),
+        ("tta", "mirrors", 'tta "mirrors" is unknown; did you mean "mirror"'),
+        ("lookahead_every", 2.5, "lookahead_every must be of type int, got 2.5"),
         ("ema_decay", "slow", "ema_decay must be of type float, got 'slow'"),
     ],
 )
@@ -82,7 +87,8 @@ def test_a_recipe_says_all_of_its_trainer() -> None:
     recipe = Recipe(
         **MINE, optimizer="sgd", learning_rate=0.1, weight_decay=1e-3, settings={"momentum": 0.9},
         others={"weight_decay": 0.0}, model_arguments={"widths": [4, 8], "hidden": 16}, schedule="one_cycle",
-        warmup=0.25, ema_decay=0.9, max_grad_norm=2.0, label_smoothing=0.1, batch_size=32,
+        warmup=0.25, ema_decay=0.9, lookahead_every=2, lookahead_decay=0.25, tta="mirror",
+        max_grad_norm=2.0, label_smoothing=0.1, batch_size=32,
     )  # fmt: skip
     data = make_synthetic(num_train=64, num_test=8)
     trainer = build_trainer(recipe, data.train, seed=3, device="cpu")
@@ -96,6 +102,16 @@ def test_a_recipe_says_all_of_its_trainer() -> None:
     run = trainer.state_dict()["run"]
     assert (run["max_grad_norm"], run["ema_decay"], run["seed"]) == (2.0, 0.9, 3)
     assert "label_smoothing" in run["loss"]
+    assert run["lookahead"] == {"every": 2, "decay": 0.25}
+    assert str(recipe.views) == "mirror"
+    assert get_recipe("reference").views is None
+
+
+def test_sizes_get_equal_shares_of_the_epochs() -> None:
+    recipe = Recipe(**MINE, sizes=(24, 28, 32), max_epochs=8)
+    assert recipe.transforms.resize is not None
+    assert recipe.transforms.resize.sizes == {0: 24, 2: 28, 5: 32}
+    assert Recipe(**MINE).transforms.resize is None
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,20 @@ def test_the_table_shows_every_part(document: dict[str, Any]) -> None:
     assert "t-test" not in bench.format_report({**document, "target": None})
 
 
+def test_whitening_is_on_the_clock_and_test_time_augmentation_has_its_own() -> None:
+    recipe = replace(get_recipe("fast94"), model_arguments={"widths": (4, 4, 4)}, batch_size=8, max_epochs=1)
+    document = bench.measure_accuracy(recipe, DATA, runs=2, target=0.01, device="cpu", precision="float32")
+    trainer = build_trainer(recipe, DATA.train, seed=1, device="cpu", precision="float32")
+    list(trainer.epochs(DATA.train, max_epochs=1, batch_size=8))
+    trial = document["trials"][1]
+    assert trial["num_correct"] == trainer.evaluate(DATA.test).num_correct, "whitened before training"
+    assert trial["accuracy_tta"] == trainer.evaluate(DATA.test, views="multi-crop").accuracy
+    assert trial["eval_tta_s"] > 0
+    table = bench.format_report(document)
+    assert "| test accuracy with test-time augmentation (multi-crop) | " in table
+    assert "| evaluation with test-time augmentation | " in table
+
+
 def test_a_single_run_of_one_epoch_claims_no_more_than_it_can() -> None:
     document = bench.measure_accuracy(replace(RECIPE, max_epochs=1), DATA, runs=1, target=0.5, device="cpu")
     assert document["preparation_s"] is document["train_without_preparation_s"] is document["p_value"] is None

@@ -47,16 +47,19 @@ def measure_accuracy(
     Before them, some steps that are not counted load kernels and fill the compiler's cache: ``warm_up_s``. Of each run
 
     - ``build_s``: initial weights, optimizer, data to the device;
-    - ``train_s``: all epochs, compiling and capturing included; with saves also until the last file is on the disk;
+    - ``train_s``: what the network takes from the images first (`fit_to_images`) and all epochs, compiling and
+      capturing included; with saves also until the last file is on the disk;
     - ``preparation_s``: what the first epoch took beyond the median of the others, which is compiling and capturing;
       ``None`` where there is but one;
-    - ``eval_s``, ``accuracy``: of the test images, once, with their way to the device.
+    - ``eval_s``, ``accuracy``: of the test images, once, with their way to the device;
+    - ``eval_tta_s``, ``accuracy_tta``: the same with the recipe's test-time augmentation, if it has one.
 
     Args:
         recipe: What is trained.
         data: What it is trained and judged on; the test images select nothing.
         runs: Seeds. A claim of accuracy wants 40.
-        target: Accuracy that the mean shall reach, a fraction; ``p_value`` is of the one-sided t-test for it.
+        target: Accuracy that the mean shall reach, a fraction; ``p_value`` is of the one-sided t-test for it, of
+            accuracies with test-time augmentation where the recipe has one, as in the speed records.
         saves: Train each seed a second time, saving ``last`` and ``best`` beside the training after every epoch.
         script: A Python file and its arguments, trained with the same seeds. Run with ``--epochs``, ``--batch-size``,
             ``--seed`` and ``--device`` besides, its last line shall be a JSON object with ``train_s`` and ``history``,
@@ -89,6 +92,7 @@ def measure_accuracy(
     plain = [trial for trial in trials if not trial["saves"]]
     saved = [trial for trial in trials if trial["saves"]]
     accuracies = [trial["accuracy"] for trial in plain]
+    augmented = [trial["accuracy_tta"] for trial in plain if recipe.views is not None]
     prepared = [trial for trial in plain if trial["preparation_s"] is not None]
     return {
         "kind": "accuracy",
@@ -97,8 +101,10 @@ def measure_accuracy(
         "batch_size": recipe.batch_size,
         "backend": plain[0]["backend"],
         "accuracy": _describe_accuracy(accuracies, num_images=len(data.test)),
+        "tta": recipe.tta,
+        "accuracy_tta": _describe_accuracy(augmented, num_images=len(data.test)) if augmented else None,
         "target": target,
-        "p_value": None if target is None else p_mean_at_most(accuracies, target),
+        "p_value": None if target is None else p_mean_at_most(augmented or accuracies, target),
         "train_s": summarize([trial["train_s"] for trial in plain]),
         "train_without_preparation_s": (
             summarize([trial["train_s"] - trial["preparation_s"] for trial in prepared]) if prepared else None
@@ -107,6 +113,7 @@ def measure_accuracy(
         "train_with_saves_s": summarize([trial["train_s"] for trial in saved]) if saved else None,
         "build_s": summarize([trial["build_s"] for trial in plain]),
         "eval_s": summarize([trial["eval_s"] for trial in plain]),
+        "eval_tta_s": summarize([trial["eval_tta_s"] for trial in plain]) if augmented else None,
         "warm_up_s": warm_up_s,
         "peak_memory_mb": peak_mb,
         "trials": trials,
@@ -154,12 +161,16 @@ def format_accuracy(document: Mapping[str, Any]) -> str:
     script, cold, memory = document["script"], document["cold"], document["peak_memory_mb"]
     lines = ["| | mean or median | 95 % interval or range | n |", "| --- | --- | --- | --- |"]
     lines.append(_accuracy_row("test accuracy", document["accuracy"]))
+    if document["accuracy_tta"] is not None:
+        name = f"test accuracy with test-time augmentation ({document['tta']})"
+        lines.append(_accuracy_row(name, document["accuracy_tta"]))
     rows = [
         ("training", document["train_s"]),
         ("of it the first epoch beyond the others: compiling, capturing", document["preparation_s"]),
         ("training without that", document["train_without_preparation_s"]),
         ("training, saving every epoch", document["train_with_saves_s"]),
         ("evaluation of the test images", document["eval_s"]),
+        ("evaluation with test-time augmentation", document["eval_tta_s"]),
         ("building", document["build_s"]),
     ]
     lines += [_seconds_row(name, seconds) for name, seconds in rows if seconds is not None]

@@ -15,7 +15,7 @@ from cifarnet.bench.timing import synchronize
 from cifarnet.checkpoint import BackgroundWriter, Checkpointer, snapshot, unwrapped_state_dict
 from cifarnet.datasets import DatasetSplits
 from cifarnet.engine import EVAL_BATCH_SIZE
-from cifarnet.recipes import Recipe
+from cifarnet.recipes import Recipe, fit_to_images
 from cifarnet.trainer import Trainer
 
 __all__ = ["Trial", "run_trial", "warm_up"]
@@ -56,10 +56,11 @@ def run_trial(build: Callable[..., Trainer], recipe: Recipe, data: DatasetSplits
     gc.collect()  # a trainer before this one may lie in a cycle, and hold memory
     with ExitStack() as stack:
         started = perf_counter()
-        trainer = build(seed=seed)
+        trainer = build(seed=seed, fitted=False)
         records = trainer.epochs(data.train, max_epochs=recipe.max_epochs, batch_size=recipe.batch_size)
         synchronize(trainer.device)
         begun = perf_counter()
+        fit_to_images(trainer, data.train)
         if saves:
             directory = stack.enter_context(TemporaryDirectory())
             checkpointer = stack.enter_context(Checkpointer(directory))
@@ -75,6 +76,9 @@ def run_trial(build: Callable[..., Trainer], recipe: Recipe, data: DatasetSplits
     clock = perf_counter()
     evaluation = trainer.evaluate(data.test)
     eval_s = perf_counter() - clock
+    clock = perf_counter()
+    augmented = None if recipe.views is None else trainer.evaluate(data.test, views=recipe.views)
+    eval_tta_s = perf_counter() - clock
     first, *others = [record.train_s for record in trainer.history]
     return {
         "seed": seed,
@@ -85,6 +89,8 @@ def run_trial(build: Callable[..., Trainer], recipe: Recipe, data: DatasetSplits
         "preparation_s": max(0.0, first - statistics.median(others)) if others else None,
         "eval_s": eval_s,
         "accuracy": evaluation.accuracy,
+        "eval_tta_s": None if augmented is None else eval_tta_s,
+        "accuracy_tta": None if augmented is None else augmented.accuracy,
         "num_correct": evaluation.num_correct,
         "loss": evaluation.loss,
     }

@@ -65,6 +65,7 @@ def train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
         resume=args.resume,
     )
     evaluation = trainer.evaluate(data.test)
+    evaluation_tta = None if recipe.views is None else trainer.evaluate(data.test, views=recipe.views)
     report = build_report(
         trainer,
         recipe,
@@ -72,6 +73,7 @@ def train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
         val=val,
         test=data.test,
         evaluation=evaluation,
+        evaluation_tta=evaluation_tta,
         command=command,
         version=cifarnet.__version__,
     )
@@ -81,6 +83,7 @@ def train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
     figures = save_figures(out, Classifier.load(out, device=args.device), trainer.history, data.test)
     return report, (
         f"{recipe.name}, seed {args.seed}: test {evaluation}\n"
+        f"{'' if evaluation_tta is None else f'test {evaluation_tta}{chr(10)}'}"
         f"weights of epoch {report['selected_by']['epoch']}, {_how(report['selected_by']['monitor'])}\n"
         f"{out}: report.json, history.csv, best.safetensors, last.safetensors, {', '.join(figures)}\n"
         f"next: cifarnet predict {out} IMAGE"

@@ -67,6 +67,8 @@ def build_trainer(
         loss_fn=nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing),
         schedule=recipe.multiplier,
         max_grad_norm=recipe.max_grad_norm,
+        lookahead_every=recipe.lookahead_every,
+        lookahead_decay=recipe.lookahead_decay,
         ema_decay=recipe.ema_decay,
         device=device,
         precision=precision,

@@ -72,6 +72,7 @@ RECIPES: dict[str, Recipe] = {
             crop_padding=2,
             flip="alternating",
             label_smoothing=0.2,
+            tta="multi-crop",
         ),
         # The wide network, augmentation and length of airbench96 (arXiv:2404.00498, table 2), trained as fast94 is:
         # half the batch, so half the learning rates of SGD.
@@ -92,6 +93,7 @@ RECIPES: dict[str, Recipe] = {
             flip="alternating",
             cutout=12,
             label_smoothing=0.2,
+            tta="multi-crop",
         ),
     )
 }

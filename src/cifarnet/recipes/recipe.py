@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from cifarnet._checks import check_choice, check_count
 from cifarnet.errors import SettingError, SettingTypeError, did_you_mean
 from cifarnet.models import MODELS
 from cifarnet.optim import Schedule, constant, cosine, linear, one_cycle
-from cifarnet.transforms import Transforms, build_transforms
+from cifarnet.transforms import VIEWS, Transforms, Views, build_transforms
 
 __all__ = ["Recipe"]
 
@@ -40,6 +40,8 @@ class Recipe:
         schedule: Of the learning rate, see `cifarnet.optim`; it ends at 0.
         warmup: Share of all steps that the learning rate rises, in ``[0, 1)``.
         max_grad_norm: See `Trainer`.
+        lookahead_every: See `Trainer`.
+        lookahead_decay: See `Trainer`.
         ema_decay: See `Trainer`.
         batch_size: Images a step.
         max_epochs: Epochs in all.
@@ -49,7 +51,10 @@ class Recipe:
         cutout: Side of a painted square.
         brightness: Largest relative change.
         contrast: Largest relative change.
+        sizes: Sides in pixels of the training images, each for an equal share of the epochs, for networks that take any
+            size; none trains at the full size.
         label_smoothing: Of the cross-entropy, in ``[0, 1)``.
+        tta: Views of an image that a second evaluation averages over, see `cifarnet.transforms.Views`; or ``"none"``.
         watch_test: Whether the test images are evaluated each epoch, as the published curve did. They select
             nothing, and the report says so.
 
@@ -71,6 +76,8 @@ class Recipe:
     schedule: Literal["constant", "linear", "cosine", "one_cycle"] = "constant"
     warmup: float = 0.0
     max_grad_norm: float | None = None
+    lookahead_every: int | None = None
+    lookahead_decay: float = 0.5
     ema_decay: float | None = None
     batch_size: int = 64
     max_epochs: int = 10
@@ -80,18 +87,24 @@ class Recipe:
     cutout: int = 0
     brightness: float = 0.0
     contrast: float = 0.0
+    sizes: tuple[int, ...] = ()
     label_smoothing: float = 0.0
+    tta: Literal["none", "mirror", "multi-crop"] = "none"
     watch_test: bool = False
 
     def __post_init__(self) -> None:
         _check_types(self)
         for key in ("model_arguments", "settings", "head", "others"):
             object.__setattr__(self, key, _plain(key, getattr(self, key)))
+        object.__setattr__(self, "sizes", tuple(self.sizes))
         if self.model not in MODELS:
             raise SettingError(f'model "{self.model}" is unknown; {did_you_mean(self.model, MODELS)}')
         check_choice("optimizer", self.optimizer, ("adam", "sgd", "muon"))
+        check_choice("tta", self.tta, ("none", *VIEWS))
         for key in ("batch_size", "max_epochs"):
             check_count(key, getattr(self, key), "see the reference recipe")
+        if len(self.sizes) > self.max_epochs:
+            raise SettingError(f"sizes are {len(self.sizes)}, max_epochs is {self.max_epochs}; give an epoch to each")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise SettingError(f"learning_rate must be above 0, got {self.learning_rate}; 1e-3 suits Adam")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
@@ -110,7 +123,13 @@ class Recipe:
             cutout=self.cutout,
             brightness=self.brightness,
             contrast=self.contrast,
+            sizes={i * self.max_epochs // len(self.sizes): size for i, size in enumerate(self.sizes)} or None,
         )
+
+    @property
+    def views(self) -> Views | None:
+        """Of the evaluation with test-time augmentation; ``None`` where there is none."""
+        return None if self.tta == "none" else Views(self.tta)
 
     @property
     def multiplier(self) -> Schedule:
@@ -128,11 +147,13 @@ def _check_types(recipe: Recipe) -> None:
     hints = get_type_hints(Recipe)
     for known in fields(recipe):
         hint, value = hints[known.name], getattr(recipe, known.name)
-        if hint == float | None:
-            hint = float if value is not None else object
-        expected = hint if isinstance(hint, type) else Mapping if get_origin(hint) is not Literal else str
-        allowed = (int, float) if expected is float else expected
-        if not isinstance(value, allowed) or (isinstance(value, bool) and expected not in (bool, object)):
+        if type(None) in get_args(hint):
+            if value is None:
+                continue
+            hint = get_args(hint)[0]
+        expected = {Literal: str, Mapping: Mapping, tuple: tuple}.get(get_origin(hint), hint)
+        allowed = {float: (int, float), tuple: (tuple, list)}.get(expected, expected)
+        if not isinstance(value, allowed) or (isinstance(value, bool) and expected is not bool):
             raise SettingTypeError(f"{known.name} must be of type {expected.__name__}, got {value!r}")
 
 

@@ -32,6 +32,7 @@ def build_report(
     val: ImageDataset | None,
     test: ImageDataset,
     evaluation: Evaluation,
+    evaluation_tta: Evaluation | None = None,
     command: str,
     version: str,
 ) -> dict[str, Any]:
@@ -44,6 +45,7 @@ def build_report(
         val: The images it was selected by, if any.
         test: The images of ``evaluation``.
         evaluation: Of the weights that the run ended with.
+        evaluation_tta: The same with the recipe's test-time augmentation, if it has one.
         command: What was typed.
         version: Of this library.
 
@@ -77,6 +79,7 @@ def build_report(
             "val_accuracy": None if val is None else records[selected["epoch"] - 1].val_accuracy,
             "test_accuracy": evaluation.accuracy,
             "test_interval": list(evaluation.interval),
+            "test_accuracy_tta": None if evaluation_tta is None else evaluation_tta.accuracy,
             "test_loss": evaluation.loss,
             "test_num_correct": evaluation.num_correct,
             "test_num_images": evaluation.num_images,
