@@ -118,7 +118,8 @@ def main() -> None:
         test_accuracy = evaluate(model, test, args.device)
         history.append({"train_loss": loss, "train_accuracy": accuracy, "test_accuracy": test_accuracy})
         print(f"epoch {epoch}: {history[-1]}", flush=True)
-    print(json.dumps({"seed": args.seed, "epochs": args.epochs, "train_s": train_s, "history": history}))
+    machine = {"device": args.device, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+    print(json.dumps({"seed": args.seed, "epochs": args.epochs, "train_s": train_s, **machine, "history": history}))
 
 
 if __name__ == "__main__":
