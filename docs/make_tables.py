@@ -26,13 +26,12 @@ MACHINES = ("cpu", "h200")
 HARDWARE = ("AMD EPYC, 2 threads", "NVIDIA H200")
 
 
-def augmentation_table(path: Path) -> str:
-    """Validation accuracy of every augmentation that was tried for the reference recipe."""
+def candidates_table(path: Path, what: str) -> str:
+    """Validation accuracy of everything that was tried for a recipe."""
     report = json.loads(path.read_text())
-    lines = ["| augmentation | training | validation |", "| --- | --- | --- |"]
+    lines = [f"| {what} | training | validation |", "| --- | --- | --- |"]
     lines += [
-        f"| {c['augmentation']} | {c['train_accuracy'][-1]:.2%} | {c['val_accuracy'][-1]:.2%} |"
-        for c in report["candidates"]
+        f"| {c['name']} | {c['train_accuracy'][-1]:.2%} | {c['val_accuracy'][-1]:.2%} |" for c in report["candidates"]
     ]
     lines += [
         "",
@@ -65,7 +64,7 @@ def tables() -> dict[str, str]:
     return {
         "comparison": comparison_table(results(), recipes=list(RECIPES), hardware=HARDWARE),
         "reference": published_table(read_reports(RESULTS / "cpu" / "reference")),
-        "reference-augmentation": augmentation_table(RESULTS / "cpu" / "reference" / "augmentation.json"),
+        "reference-augmentation": candidates_table(RESULTS / "cpu" / "reference" / "augmentation.json", "augmentation"),
         "saving": format_report(json.loads((RESULTS / "saving.json").read_text())),
         "stress": stress_table(RESULTS / "stress.json"),
     }
