@@ -23,22 +23,27 @@ parser.add_argument("--epochs", type=int, help="instead of each recipe's")
 parser.add_argument("--out", type=Path, default=Path("runs/compare"))
 args = parser.parse_args()
 
+if args.seeds < 1:
+    parser.error("--seeds must be at least 1")
 recipes = [get_recipe(name) for name in args.recipes]  # a typo is told now, not after an hour
-if args.epochs:
+if args.epochs is not None:
     recipes = [replace(recipe, max_epochs=args.epochs) for recipe in recipes]
 
 summaries = []
 for recipe in recipes:
+    folder = args.out / recipe.name
     for seed in range(args.seeds):
-        run = args.out / recipe.name / f"seed-{seed}"
+        run = folder / f"seed-{seed}"
         if not (run / "report.json").exists():
             options = ["--recipe", recipe.name, "--seed", str(seed), "--epochs", str(recipe.max_epochs)]
             options += ["--out", str(run), "--resume"] + (["--data", args.data] if args.data else [])
-            # A process each, so that the peak of one run's memory is not another's.
             subprocess.run([sys.executable, "-m", "cifarnet", "train", *options], check=True)  # noqa: S603
-        if load_report(run / "report.json")["recipe"] != json.loads(json.dumps(asdict(recipe))):
-            sys.exit(f"{run} is of other settings; choose another --out")
-    summaries.append(summarize_seeds(read_reports(args.out / recipe.name)))
+        report = load_report(run / "report.json")
+        same_data = report["data"]["source"] == args.data
+        if not same_data or report["recipe"] != json.loads(json.dumps(asdict(recipe))):
+            sys.exit(f"{run} is of other settings or data; choose another --out")
+    reports = [report for report in read_reports(folder) if report["seed"] < args.seeds]
+    summaries.append(summarize_seeds(reports))
 
 (args.out / "comparison.json").write_text(json.dumps(summaries, indent=1) + "\n")
 (args.out / "comparison.md").write_text(comparison_table(summaries) + "\n")

@@ -118,7 +118,7 @@ def test_compare_models_makes_a_report_a_run_and_repeats_none(
     table = capsys.readouterr().out
     assert table.count("n = 2") == 4
     assert Path("runs/compare/comparison.md").read_text() in table
-    with pytest.raises(SystemExit, match="seed-0 is of other settings; choose another --out"):
+    with pytest.raises(SystemExit, match="seed-0 is of other settings or data; choose another --out"):
         run_example("compare_models.py", *options[:-1], "2", monkeypatch=monkeypatch)
 
 

@@ -57,6 +57,11 @@ def test_the_reference_recipe_is_the_published_one() -> None:
         ("sizes", (24,) * 11, "sizes are 11, max_epochs is 10; give an epoch to each"),
         ("sizes", (40,), "40"),
         ("tta", "mirrors", 'tta "mirrors" is unknown; did you mean "mirror"'),
+        ("lookahead_every", 0, "lookahead_every must be at least 1, got 0"),
+        ("lookahead_decay", 7.0, r"lookahead_decay must be in \[0, 1\], got 7.0"),
+        ("ema_decay", float("nan"), r"ema_decay must be in \(0, 1\), got nan"),
+        ("max_grad_norm", -1.0, r"max_grad_norm must be in \(0, inf\), got -1.0"),
+        ("crop_mode", "zeros", 'crop_mode "zeros" is unknown; did you mean "zero"'),
         ("lookahead_every", 2.5, "lookahead_every must be of type int, got 2.5"),
         ("ema_decay", "slow", "ema_decay must be of type float, got 'slow'"),
     ],
@@ -120,6 +125,9 @@ def test_sizes_get_equal_shares_of_the_epochs() -> None:
         ({"settings": {"momentum": 0.9}}, "settings of the adam recipe has momentum"),
         ({"optimizer": "sgd", "head": {"learning_rate": 1}}, "head of the sgd recipe has learning_rate; choose one of"),
         ({"optimizer": "muon", "others": {"momentun": 1}}, 'a group with algorithm "muon" has no momentun; did you'),
+        ({"settings": {"lr": 0.5}}, "settings of recipe mine have lr; learning_rate is its field"),
+        ({"settings": {"fused": False}}, "settings of recipe mine have fused"),
+        ({"settings": {"betas": (5, 9)}}, "recipe mine: adam cannot be built: Invalid beta"),
         ({"model_arguments": {"depth": 3}}, "CifarCNN cannot be built with .*depth"),
     ],
 )
@@ -141,6 +149,25 @@ def test_whitening_is_computed_from_the_training_images_before_the_first_step() 
     fit_to_images(later, data)
     for one, other in zip(later.model.parameters(), trainer.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_copies_of_the_weights_are_whitened_too_and_a_trained_network_is_not() -> None:
+    data = make_synthetic(num_train=64, num_test=8).train
+    recipe = replace(get_recipe("fast94"), model_arguments={"widths": (4, 4, 4)}, ema_decay=0.9, lookahead_every=2)
+    trainer = build_trainer(recipe, data, device="cpu", precision="float32")
+    assert trainer.average is not None
+    assert torch.equal(trainer.average.weights["whitening.weight"], trainer.model.state_dict()["whitening.weight"])
+    trainer.fit(data, max_epochs=1, batch_size=16, progress=False)
+    whitened = build_trainer(recipe, data, device="cpu", precision="float32").model.state_dict()["whitening.weight"]
+    for state in (trainer.state_dict()[key] for key in ("average", "lookahead")):
+        torch.testing.assert_close(state["weights"]["whitening.weight"], whitened)
+    with pytest.raises(SettingError, match="the trainer has done 4 steps; what it has learnt would be lost"):
+        fit_to_images(trainer, data)
+
+
+def test_a_recipe_that_was_asked_for_is_a_copy() -> None:
+    get_recipe("fast94").settings["momentum"] = 0.1  # type: ignore[index]
+    assert get_recipe("fast94").settings["momentum"] == 0.6
 
 
 def test_the_whole_recipe_is_in_the_checkpoint(tmp_path: Path) -> None:

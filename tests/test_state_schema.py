@@ -45,6 +45,8 @@ WRONG: list[tuple[str, object, str]] = [
     ("position.train_s", float("nan"), r"its position.train_s is nan"),
     ("position.extra", 1, r"its position lacks \[\] and has \['extra'\] besides"),
     ("position", [1, 2], "its position is a list"),
+    ("lookahead.num_updates", 1000, "its lookahead took 1000 of 5 steps"),
+    ("average.num_updates", 0, "its average took 0 of 5 steps"),
     ("position.epoch", 7, "it has done 7 epochs and has records of 1"),
     ("sums.loss", "0", r"its sums.loss is '0'"),
     ("sums.first_bad_step", -2, "its sums.first_bad_step is -2"),

@@ -76,18 +76,50 @@ def test_the_table_shows_every_part(document: dict[str, Any]) -> None:
     assert "t-test" not in bench.format_report({**document, "target": None})
 
 
-def test_whitening_is_on_the_clock_and_test_time_augmentation_has_its_own() -> None:
+def test_whitening_is_on_the_clock_and_test_time_augmentation_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = replace(get_recipe("fast94"), model_arguments={"widths": (4, 4, 4)}, batch_size=8, max_epochs=1)
+    calls: list[str] = []
+
+    def noted(name: str, function: Any) -> Any:
+        def wrapped(*args: Any) -> Any:
+            calls.append(name)
+            return function(*args)
+
+        return wrapped
+
+    for name in ("perf_counter", "fit_to_images"):
+        monkeypatch.setattr(f"cifarnet.bench.trial.{name}", noted(name, getattr(bench.trial, name)))
     document = bench.measure_accuracy(recipe, DATA, runs=2, target=0.01, device="cpu", precision="float32")
-    trainer = build_trainer(recipe, DATA.train, seed=1, device="cpu", precision="float32")
-    list(trainer.epochs(DATA.train, max_epochs=1, batch_size=8))
-    trial = document["trials"][1]
-    assert trial["num_correct"] == trainer.evaluate(DATA.test).num_correct, "whitened before training"
-    assert trial["accuracy_tta"] == trainer.evaluate(DATA.test, views="multi-crop").accuracy
-    assert trial["eval_tta_s"] > 0
+    clock = "perf_counter"
+    assert calls[:4] == [clock, clock, "fit_to_images", clock], "built, then whitened and trained"
+    for trial in document["trials"]:
+        trainer = build_trainer(recipe, DATA.train, seed=trial["seed"], device="cpu", precision="float32")
+        list(trainer.epochs(DATA.train, max_epochs=1, batch_size=8))
+        assert trial["loss"] == trainer.evaluate(DATA.test).loss, "whitened, and before training"
+        assert trial["accuracy_tta"] == trainer.evaluate(DATA.test, views="multi-crop").accuracy
+        assert trial["eval_tta_s"] > 0
     table = bench.format_report(document)
     assert "| test accuracy with test-time augmentation (multi-crop) | " in table
     assert "| evaluation with test-time augmentation | " in table
+    told = bench.format_report({**document, "p_value": 0.25})
+    assert "for a mean above 1.00% with test-time augmentation: p = 0.25" in told
+
+
+def test_the_target_is_of_accuracies_with_test_time_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(RECIPE, max_epochs=1, tta="mirror", sizes=())
+
+    def run_trial(*_: Any, seed: int, saves: bool, **__: Any) -> dict[str, Any]:
+        return {
+            "seed": seed, "saves": saves, "backend": "eager", "build_s": 1.0, "train_s": 1.0, "preparation_s": None,
+            "eval_s": 1.0, "eval_tta_s": 1.0, "accuracy": 0.5 + seed / 100, "accuracy_tta": 0.9 + seed / 100,
+            "num_correct": 25, "loss": 1.0,
+        }  # fmt: skip
+
+    monkeypatch.setattr(bench.accuracy, "run_trial", run_trial)
+    document = bench.measure_accuracy(recipe, DATA, runs=3, target=0.8, device="cpu", precision="float32")
+    assert document["accuracy"]["mean"] == pytest.approx(0.51)
+    assert document["accuracy_tta"]["mean"] == pytest.approx(0.91)
+    assert document["p_value"] < 0.01
 
 
 def test_a_single_run_of_one_epoch_claims_no_more_than_it_can() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 from torch.nn import functional as F
 
-from cifarnet import Checkpointer, Classifier, FastCNN, Preprocess, Trainer, build_transforms, make_synthetic
+from cifarnet import Checkpointer, CifarCNN, Classifier, FastCNN, Preprocess, Trainer, build_transforms, make_synthetic
 from cifarnet.checkpoint import load_best, unwrapped_state_dict
 from cifarnet.errors import SettingError, SettingTypeError
-from cifarnet.models import MODELS, ResNet18, build_model, describe_model, evaluation_mode, summarize_model
+from cifarnet.models import (
+    MODELS,
+    ResNet18,
+    build_model,
+    count_flops,
+    describe_model,
+    evaluation_mode,
+    summarize_model,
+)
 from cifarnet.models.resnet18 import ResidualBlock
 from cifarnet.visualize import plot_architecture
 
@@ -202,3 +211,12 @@ def test_weights_and_whitening_come_back_from_a_checkpoint(tmp_path: Path) -> No
     assert isinstance(loaded.model, FastCNN)
     assert torch.equal(loaded.model.whitening.weight, filters)
     assert not loaded.model.whitening.weight.requires_grad
+
+
+def test_arithmetic_is_twice_the_multiply_adds() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 30 * 30, 5)).train()
+    statistics = copy.deepcopy(model[1].state_dict())
+    assert count_flops(model) == 2 * (30 * 30 * 8 * 27 + 8 * 30 * 30 * 5)
+    assert count_flops(CifarCNN()) == 2 * (900 * 32 * 27 + 784 * 64 * 288 + 12_544 * 512 + 512 * 10)
+    assert model.training
+    assert all(torch.equal(value, statistics[key]) for key, value in model[1].state_dict().items())

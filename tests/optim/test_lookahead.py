@@ -125,21 +125,22 @@ def test_what_cannot_be_meant_is_refused() -> None:
         ({"decay": polynomial(power=1, end=3)}, "got 2.25"),
         ({"every": 0}, "every must be at least 1"),
         ({"total_steps": 0}, "total_steps must be at least 1"),
+        ({"every": 5}, "every is 5, and the training has 4 steps: it would end at the weights that it began with"),
     ]
     for settings, message in wrong:
         with pytest.raises(SettingError, match=message):
-            Lookahead(model, **{"total_steps": 4, **settings})
+            Lookahead(model, **{"total_steps": 4, "every": 2, **settings})
 
 
 def test_more_steps_than_told_are_refused() -> None:
-    lookahead = Lookahead(nn.Linear(1, 1), total_steps=1)
+    lookahead = Lookahead(nn.Linear(1, 1), total_steps=1, every=1)
     lookahead.update()
     with pytest.raises(SettingError, match="total_steps=1; tell all steps"):
         lookahead.update()
 
 
 def test_slow_weights_of_another_network_are_refused() -> None:
-    lookahead = Lookahead(nn.Linear(2, 2), total_steps=1)
-    state = Lookahead(nn.Linear(2, 3), total_steps=1).state_dict()
+    lookahead = Lookahead(nn.Linear(2, 2), total_steps=1, every=1)
+    state = Lookahead(nn.Linear(2, 3), total_steps=1, every=1).state_dict()
     with pytest.raises(CheckpointMismatchError, match="other names or shapes"):
         lookahead.load_state_dict(state)

@@ -50,7 +50,7 @@ def measure_accuracy(
     - ``train_s``: what the network takes from the images first (`fit_to_images`) and all epochs, compiling and
       capturing included; with saves also until the last file is on the disk;
     - ``preparation_s``: what the first epoch took beyond the median of the others, which is compiling and capturing;
-      ``None`` where there is but one;
+      ``None`` where there is but one, or where later ones have larger images;
     - ``eval_s``, ``accuracy``: of the test images, once, with their way to the device;
     - ``eval_tta_s``, ``accuracy_tta``: the same with the recipe's test-time augmentation, if it has one.
 
@@ -210,4 +210,5 @@ def _conclusion(document: Mapping[str, Any]) -> str:
         return warm_up
     if p_value is None:
         return f"Too few different runs to say whether the mean reaches {target:.2%}. {warm_up}"
-    return f"One-sided t-test for a mean above {target:.2%}: p = {p_value:.2g}. {warm_up}"
+    of = "" if document.get("accuracy_tta") is None else " with test-time augmentation"
+    return f"One-sided t-test for a mean above {target:.2%}{of}: p = {p_value:.2g}. {warm_up}"

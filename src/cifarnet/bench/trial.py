@@ -36,7 +36,7 @@ def warm_up(trainer: Trainer, recipe: Recipe, data: DatasetSplits) -> None:
     """
     num_images = min(len(data.train), _WARM_UP_STEPS * recipe.batch_size)
     next(trainer.epochs(data.train.subset(range(num_images)), max_epochs=1, batch_size=recipe.batch_size))
-    trainer.evaluate(data.test.subset(range(min(len(data.test), EVAL_BATCH_SIZE))))
+    trainer.evaluate(data.test.subset(range(min(len(data.test), EVAL_BATCH_SIZE))), views=recipe.views)
     _ = data.train.fingerprint  # a run asks for it, and the data keep it: a tenth of a second for CIFAR-10
 
 
@@ -86,7 +86,9 @@ def run_trial(build: Callable[..., Trainer], recipe: Recipe, data: DatasetSplits
         "backend": trainer.backend,
         "build_s": begun - started,
         "train_s": train_s,
-        "preparation_s": max(0.0, first - statistics.median(others)) if others else None,
+        "preparation_s": (
+            max(0.0, first - statistics.median(others)) if others and len(set(recipe.sizes)) < 2 else None
+        ),
         "eval_s": eval_s,
         "accuracy": evaluation.accuracy,
         "eval_tta_s": None if augmented is None else eval_tta_s,

@@ -57,6 +57,11 @@ class ExponentialMovingAverage:
         #: By the names of the model's ``state_dict``; tied weights share a tensor.
         self.weights: dict[str, Tensor] = copied_weights(model)
 
+    def begin(self) -> None:
+        """Where nothing was averaged yet, start from the model's weights as they are now."""
+        if not self.num_updates:
+            self.weights = copied_weights(self._model)
+
     @torch.no_grad()
     def update(self, weight: Tensor | None = None) -> None:
         """Take a step of the model into account.

@@ -25,8 +25,9 @@ class Lookahead:
         weights = slow
 
     The last step of all takes a ``decay`` of 1 where it is not an ``every``-th one: the training ends at the slow
-    weights. Running statistics of batch norm go the same way, counters stay the model's. The optimizer's momentum is
-    left as it is. Unlike `ExponentialMovingAverage`, which watches the training, this changes it.
+    weights, and up to ``every - 1`` steps at its end are lost. Running statistics of batch norm go the same way,
+    counters stay the model's. The optimizer's momentum is left as it is. Unlike `ExponentialMovingAverage`, which
+    watches the training, this changes it.
 
     Args:
         model: On its device, in its dtype; the slow weights start from its weights and have its memory format.
@@ -84,18 +85,38 @@ class Lookahead:
             total_steps: Of the training, counting those done before.
 
         Raises:
-            SettingError: If it is below 1, or a scheduled ``decay`` leaves its range.
+            SettingError: As `check` does.
         """
-        check_count("total_steps", total_steps, "it is the number of steps of the whole training")
-        decay, every = self.decay, self.every
-        decays = tabulate(decay, total_steps) if callable(decay) else torch.tensor([decay], dtype=torch.float64)
-        _check_decays(decays)
-        self.table = torch.zeros(total_steps, 2, dtype=torch.float64)
-        self.table[-1, 1] = 1.0
-        self.table[every - 1 :: every, 0] = 1 - decays.expand(total_steps)[every - 1 :: every]
-        self.table[every - 1 :: every, 1] = 1.0
+        self.table = self._tabulate(total_steps)
         if not self.num_updates:
             self.weights = copied_weights(self._model)
+
+    def check(self, total_steps: int) -> None:
+        """See whether a training can be so long, and change nothing.
+
+        Args:
+            total_steps: Of the training.
+
+        Raises:
+            SettingError: If it is below 1 or below ``every``, or a scheduled ``decay`` leaves its range.
+        """
+        self._tabulate(total_steps)
+
+    def _tabulate(self, total_steps: int) -> Tensor:
+        check_count("total_steps", total_steps, "it is the number of steps of the whole training")
+        decay, every = self.decay, self.every
+        if every > total_steps:
+            raise SettingError(
+                f"every is {every}, and the training has {total_steps} steps: it would end at the weights that it "
+                "began with; 5 is usual"
+            )
+        decays = tabulate(decay, total_steps) if callable(decay) else torch.tensor([decay], dtype=torch.float64)
+        _check_decays(decays)
+        table = torch.zeros(total_steps, 2, dtype=torch.float64)
+        table[-1, 1] = 1.0
+        table[every - 1 :: every, 0] = 1 - decays.expand(total_steps)[every - 1 :: every]
+        table[every - 1 :: every, 1] = 1.0
+        return table
 
     @torch.no_grad()
     def update(self, row: Tensor | None = None) -> None:
@@ -109,7 +130,10 @@ class Lookahead:
             SettingError: After more steps than were told.
         """
         if row is None and self.num_updates == len(self.table):
-            raise SettingError(f"{self.num_updates} updates were done, total_steps={len(self.table)}; tell all steps")
+            raise SettingError(
+                f"{self.num_updates} updates were done, total_steps={len(self.table)}; tell all steps (a Trainer "
+                "counts them by the length of an iterable of batches, which must not give more)"
+            )
         floating, counters = pairs_with_weights(self.weights, self._model)
         if row is not None:
             for slow, tensor in floating:

@@ -16,6 +16,10 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 _LONG = 2  # columns a row from which on a matrix is long: of 3 steps it saves a third of the arithmetic there
 
+#: Eigenvalues of ``A`` that are 0 come out of its rounding below 0, and grow there twelvefold a step, until they make
+#: ``X`` explode; a new ``A = X X^T`` has none. At first all are below 1 in sum, and there is room for one step more.
+_FIRST_STEPS, _LATER_STEPS = 3, 2
+
 _EPS = 1e-7  # the smallest norm that is divided by, as in torch.optim.Muon
 
 
@@ -26,8 +30,9 @@ def newton_schulz(matrices: Tensor, *, num_steps: int = 5, dtype: torch.dtype | 
     times through ``X -> a X + (b A + c A A) X`` with ``A = X X^T``. After 5 steps singular values that were above 0.003
     of the norm lie between 0.68 and 1.21.
 
-    Of a matrix that is long, only ``A`` goes through the steps, and the product of what they multiply ``X`` by is
-    applied once, in the end: the same in exact arithmetic, and two long products in place of two a step.
+    Of a long matrix in float32 or more, only ``A`` goes through the first three steps, and the product of what they
+    multiply ``X`` by is applied once, and so for every two later steps: the same in exact arithmetic, with fewer long
+    products. In bfloat16 the rounding of that product would show.
 
     Args:
         matrices: Shape ``(B, R, C)``; all at once take less time than one by one, on a CPU too.
@@ -47,7 +52,14 @@ def newton_schulz(matrices: Tensor, *, num_steps: int = 5, dtype: torch.dtype | 
     wide = matrices.mT if is_tall else matrices  # the products of the shorter side are the smaller ones
     norms = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True)
     x: Tensor = (wide / norms.clamp_min(_EPS)).to(dtype or matrices.dtype)
-    x = _long(x, num_steps) if x.shape[-1] >= _LONG * x.shape[-2] else _short(x, num_steps)
+    if x.shape[-1] >= _LONG * x.shape[-2] and x.dtype in (torch.float32, torch.float64):
+        done = 0
+        while done < num_steps:
+            at_once = min(_FIRST_STEPS if done == 0 else _LATER_STEPS, num_steps - done)
+            x = _long(x, at_once)
+            done += at_once
+    else:
+        x = _short(x, num_steps)
     return x.mT if is_tall else x
 
 
@@ -63,8 +75,6 @@ def _short(x: Tensor, num_steps: int) -> Tensor:
 def _long(x: Tensor, num_steps: int) -> Tensor:
     a, b, c = COEFFICIENTS
     gram = torch.bmm(x, x.mT)  # (B, R, R)
-    # Small products, of which errors would pile up in 8 bits.
-    gram = gram.to(torch.promote_types(gram.dtype, torch.float32))
     factor: Tensor | None = None
     for step in range(num_steps):
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
@@ -72,4 +82,5 @@ def _long(x: Tensor, num_steps: int) -> Tensor:
         factor = polynomial if factor is None else torch.bmm(polynomial, factor)
         if step < num_steps - 1:
             gram = torch.bmm(torch.bmm(polynomial, gram), polynomial)  # of the matrix after this step
-    return x if factor is None else torch.bmm(factor.to(x.dtype), x)
+    assert factor is not None
+    return torch.bmm(factor, x)

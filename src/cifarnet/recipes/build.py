@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +24,13 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "sgd": torch.optim.SGD,
     "muon": Muon,
+}
+#: What a recipe says elsewhere, or leaves to us.
+_OF_THE_RECIPE = {
+    "lr": "learning_rate is its field",
+    "weight_decay": "it is a field of its own",
+    "fused": "the update is always fused",
+    "foreach": "the update is always fused",
 }
 _WHITENING_IMAGES = 5_000  # as in airbench94; their patches of 2x2 pixels are 4.8 million
 
@@ -88,10 +96,19 @@ def fit_to_images(trainer: Trainer, data: ImageDataset) -> None:
     Args:
         trainer: Not trained yet. The images go to its device and are preprocessed there, not augmented.
         data: The training images, of which the first 5,000 are used.
+
+    Raises:
+        SettingError: If it was trained already.
     """
+    if trainer.global_step:
+        raise SettingError(f"the trainer has done {trainer.global_step} steps; what it has learnt would be lost")
     if isinstance(trainer.model, FastCNN):
-        images = data.images[:_WHITENING_IMAGES].to(trainer.device)
+        # Whitening is computed in float64, which Apple's GPUs do not have.
+        device = torch.device("cpu") if trainer.device.type == "mps" else trainer.device
+        images = data.images[:_WHITENING_IMAGES].to(device)
         trainer.model.fit_whitening(trainer.transforms.preprocess(images))
+        if trainer.average is not None:
+            trainer.average.begin()
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
@@ -113,6 +130,9 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         >>> [group["lr"] for group in build_optimizer(get_recipe("reference"), CifarCNN()).param_groups]
         [0.001]
     """
+    for name, remedy in _OF_THE_RECIPE.items():
+        if name in recipe.settings:
+            raise SettingError(f"settings of recipe {recipe.name} have {name}; {remedy}")
     kind = _OPTIMIZERS[recipe.optimizer]
     settings = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, **recipe.settings}
     known = [*inspect.signature(kind).parameters][1:]
@@ -124,6 +144,12 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
                 raise SettingError(f"{key} of the {recipe.optimizer} recipe has {name}; {did_you_mean(name, known)}")
     if kind is not Muon:
         settings["fused"] = True
+    params: Any = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if recipe.head or recipe.others:
-        return kind(param_groups(model, filters={}, head=recipe.head, others=recipe.others), **settings)
-    return kind([parameter for parameter in model.parameters() if parameter.requires_grad], **settings)
+        params = param_groups(model, filters={}, head=recipe.head, others=recipe.others)
+    try:
+        return kind(params, **settings)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, SettingError):
+            raise
+        raise SettingError(f"recipe {recipe.name}: {recipe.optimizer} cannot be built: {error}") from error

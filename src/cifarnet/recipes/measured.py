@@ -21,8 +21,8 @@ def measured_results(name: str) -> list[dict[str, Any]]:
         An entry for each machine, as `cifarnet.report.summarize_seeds` gives it; none where nothing was measured yet.
 
     Example:
-        >>> [result["n"] > 1 for result in measured_results("reference")]
-        [True]
+        >>> measured_results("reference")[0]["n"] > 1
+        True
     """
     results: list[dict[str, Any]] = json.loads(files("cifarnet.recipes").joinpath("measured.json").read_text("utf-8"))
     return [result for result in results if result["recipe"] == name]

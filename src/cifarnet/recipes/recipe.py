@@ -37,7 +37,7 @@ class Recipe:
         head: What is otherwise for the layer that gives the logits, such as ``{"lr": 0.01}``; see
             `cifarnet.optim.param_groups`.
         others: What is otherwise for biases and norms.
-        schedule: Of the learning rate, see `cifarnet.optim`; it ends at 0.
+        schedule: Of the learning rate, see `cifarnet.optim`; all but the constant one end at 0.
         warmup: Share of all steps that the learning rate rises, in ``[0, 1)``.
         max_grad_norm: See `Trainer`.
         lookahead_every: See `Trainer`.
@@ -109,6 +109,13 @@ class Recipe:
             raise SettingError(f"learning_rate must be above 0, got {self.learning_rate}; 1e-3 suits Adam")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise SettingError(f"weight_decay must not be negative, got {self.weight_decay}; 1e-4 is the reference's")
+        _check_range("max_grad_norm", self.max_grad_norm, 0, math.inf, "1.0 is usual")
+        _check_range("ema_decay", self.ema_decay, 0, 1, "0.999 is usual")
+        if self.lookahead_every is not None:
+            check_count("lookahead_every", self.lookahead_every, "5 is usual")
+        if not 0 <= self.lookahead_decay <= 1:
+            raise SettingError(f"lookahead_decay must be in [0, 1], got {self.lookahead_decay}; 0.5 is usual")
+        check_choice("crop_mode", self.crop_mode, ("reflect", "zero"))
         if not 0 <= self.label_smoothing < 1:
             raise SettingError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}; 0.1 is usual")
         _ = self.transforms, self.multiplier  # refuse what is outside their ranges
@@ -155,6 +162,11 @@ def _check_types(recipe: Recipe) -> None:
         allowed = {float: (int, float), tuple: (tuple, list)}.get(expected, expected)
         if not isinstance(value, allowed) or (isinstance(value, bool) and expected is not bool):
             raise SettingTypeError(f"{known.name} must be of type {expected.__name__}, got {value!r}")
+
+
+def _check_range(key: str, value: float | None, low: float, high: float, remedy: str) -> None:
+    if value is not None and not low < value < high:
+        raise SettingError(f"{key} must be in ({low}, {high}), got {value}; {remedy}")
 
 
 def _plain(key: str, settings: Mapping[Any, Any]) -> dict[str, Any]:

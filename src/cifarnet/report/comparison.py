@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from cifarnet.errors import InputError
 from cifarnet.models import build_model, count_flops
@@ -15,7 +18,15 @@ from cifarnet.report.document import load_report
 __all__ = ["comparison_table", "format_result", "published_table", "read_reports", "summarize_seeds"]
 
 #: What must be equal for a mean over runs to mean something.
-_SHARED = ("recipe", "data", "hardware", "precision", "backend", "versions", "selected_by")
+_SHARED: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "recipe": lambda report: report["recipe"],
+    "data": lambda report: {key: value for key, value in report["data"].items() if key != "source"},
+    "hardware": lambda report: report["hardware"],
+    "precision": lambda report: report["precision"],
+    "backend": lambda report: report.get("backend"),
+    "versions": lambda report: report["versions"],
+    "selected_by": lambda report: report["selected_by"]["monitor"],
+}
 
 #: Test accuracy and training time as the project that this library re-makes published them.
 _PUBLISHED = {"basic": "~60 %, ~10 min", "reference": "77.63 %, ~20 min", "resnet18": "~95 %, ~30 min"}
@@ -31,16 +42,26 @@ def read_reports(directory: str | Path) -> list[dict[str, Any]]:
         By seed.
 
     Raises:
-        InputError: If there are none, or they are of different recipes, data, machines or versions.
+        InputError: If there are none, a seed is there twice, they are of different recipes, data, machines or versions,
+            or one was changed when it was resumed.
     """
     directory = Path(directory)
     paths = [*directory.glob("seed-*.json"), *directory.glob("seed-*/report.json")]
     reports = sorted((load_report(path) for path in paths), key=lambda report: int(report["seed"]))
     if not reports:
         raise InputError(f"{directory} holds no seed-*.json; run the recipe first")
-    for key in _SHARED:
-        if any(report.get(key) != reports[0].get(key) for report in reports):
+    for one, other in pairwise(reports):
+        if one["seed"] == other["seed"]:
+            raise InputError(f"{directory} holds two reports of seed {one['seed']}; keep one of them")
+    for key, value in _SHARED.items():
+        if any(value(report) != value(reports[0]) for report in reports):
             raise InputError(f"the reports in {directory} differ in {key}; a mean over them means nothing")
+    for report in reports:
+        if report.get("changed_on_resume"):
+            raise InputError(
+                f"the run of seed {report['seed']} in {directory} was changed when it was resumed: "
+                f"{'; '.join(report['changed_on_resume'])}; train it anew"
+            )
     return reports
 
 
@@ -56,25 +77,29 @@ def summarize_seeds(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     first = reports[0]
     recipe, metrics = first["recipe"], [report["metrics"] for report in reports]
-    augmented = [scores["test_accuracy_tta"] for scores in metrics if scores.get("test_accuracy_tta") is not None]
+    augmented = [scores.get("test_accuracy_tta") for scores in metrics]
     return {
         "recipe": recipe["name"],
         "model": recipe["model"],
         "epochs": recipe["max_epochs"],
         "num_parameters": first["num_parameters"],
+        "flops_per_image": first.get("flops_per_image"),
         "n": len(reports),
         "seeds": [report["seed"] for report in reports],
         "test_accuracy": _mean_and_sd([scores["test_accuracy"] for scores in metrics]),
         "train_accuracy": _mean_and_sd([scores["train_accuracy"] for scores in metrics]),
         "tta": recipe.get("tta", "none"),
-        "test_accuracy_tta": _mean_and_sd(augmented) if augmented else None,
+        "test_accuracy_tta": None if None in augmented else _mean_and_sd(augmented),
         "train_s": _mean_and_sd([report["durations"]["train_s"] for report in reports]),
         "total_s": _mean_and_sd([sum(report["durations"].values()) for report in reports]),
-        "peak_memory_mb": max(report["peak_memory_mb"] or 0.0 for report in reports),
+        "peak_memory_mb": max(
+            (report["peak_memory_mb"] for report in reports if report["peak_memory_mb"]), default=None
+        ),
         "data": first["data"]["name"],
         "hardware": first["hardware"],
         "precision": first["precision"],
-        "backend": first.get("backend", "eager"),
+        "backend": first.get("backend"),
+        "selected_by": first["selected_by"]["monitor"],
         "torch": first["versions"]["torch"],
     }
 
@@ -91,28 +116,47 @@ def comparison_table(
 
     Returns:
         A table, and below it where the numbers come from.
+
+    Raises:
+        InputError: If two summaries are for one cell, one is for none, or they are of different data.
     """
     names = recipes or list(dict.fromkeys(row["recipe"] for row in summaries))
     machines = hardware or list(dict.fromkeys(row["hardware"] for row in summaries))
-    cells = {(row["recipe"], row["hardware"]): format_result(row) for row in summaries}
+    by_cell: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for row in summaries:
+        cell = row["recipe"], row["hardware"]
+        if cell in by_cell or cell[0] not in names or cell[1] not in machines:
+            raise InputError(f"there is not one place for the result of {cell[0]} on {cell[1]}; give each its own")
+        if row["data"] != summaries[0]["data"]:
+            raise InputError(f"{row['data']} and {summaries[0]['data']} cannot be compared; make a table of each")
+        by_cell[cell] = row
     lines = [
         f"| recipe | network | parameters | FLOPs | published | {' | '.join(machines)} |",
         f"| --- | --- | --- | --- | --- |{' --- |' * len(machines)}",
     ]
     for name in names:
-        recipe = get_recipe(name)
-        model = build_model(recipe.model, recipe.model_arguments)
-        size = f"{sum(parameter.numel() for parameter in model.parameters()):,} | {count_flops(model) / 1e6:,.0f}M"
-        results = " | ".join(cells.get((name, machine), "not measured yet") for machine in machines)
-        lines.append(f"| `{name}` | {recipe.model} | {size} | {_PUBLISHED.get(name, '')} | {results} |")
+        rows = [by_cell.get((name, machine)) for machine in machines]
+        results = " | ".join("not measured yet" if row is None else format_result(row) for row in rows)
+        lines.append(f"| `{name}` | {_network(name, rows)} | {_PUBLISHED.get(name, '')} | {results} |")
     lines += [
         "",
-        "Accuracy of the test images after the last epoch, mean ± standard deviation over n seeds; time of training, "
-        "without evaluation; TTA: logits averaged over views of an image. FLOPs: of a forward pass.",
+        "Accuracy of the test images, mean ± standard deviation over n seeds; time of training, without evaluation; "
+        "TTA: logits averaged over views of an image. FLOPs: of a forward pass.",
         "",
         *(f"- {_conditions(row)}" for row in summaries),
     ]
     return "\n".join(lines)
+
+
+def _network(name: str, rows: Sequence[Mapping[str, Any] | None]) -> str:
+    """Class, parameters and arithmetic: as measured, else as the recipe builds it for ten classes."""
+    recipe = get_recipe(name)
+    row = next((row for row in rows if row is not None), {})
+    with torch.device("meta"):
+        model = build_model(recipe.model, recipe.model_arguments)
+    num_parameters = row.get("num_parameters") or sum(parameter.numel() for parameter in model.parameters())
+    flops = row.get("flops_per_image") or count_flops(model)
+    return f"{recipe.model} | {num_parameters:,} | {flops / 1e6:,.0f}M"
 
 
 def format_result(row: Mapping[str, Any]) -> str:
@@ -127,9 +171,11 @@ def format_result(row: Mapping[str, Any]) -> str:
 
 
 def _conditions(row: Mapping[str, Any]) -> str:
+    chosen = "the last" if row["selected_by"] == "final" else f"the best in {row['selected_by']}"
+    backend = "" if row["backend"] is None else f"{row['backend']}, "
     return (
-        f"`{row['recipe']}`: {row['epochs']} epochs, {row['hardware']}, {row['precision']}, {row['backend']}, torch "
-        f"{row['torch']}; {row['data']}"
+        f"`{row['recipe']}`: {row['epochs']} epochs, {chosen} counts; {row['hardware']}, {row['precision']}, {backend}"
+        f"torch {row['torch']}; {row['data']}"
     )
 
 
@@ -147,7 +193,7 @@ def published_table(reports: Sequence[Mapping[str, Any]]) -> str:
         ("test accuracy", "77.63 %", _percent(own["test_accuracy"])),
         ("training accuracy", "77.14 %", _percent(own["train_accuracy"])),
         ("training time", "~20 min", _duration(own["total_s"])),
-        ("peak memory", "", f"{own['peak_memory_mb'] / 1e3:.2f} GB"),
+        ("peak memory", "", "" if own["peak_memory_mb"] is None else f"{own['peak_memory_mb'] / 1e3:.2f} GB"),
         ("parameters", "~6.4M", f"{own['num_parameters']:,}"),
         ("size of the weights", "~25 MB", f"{own['num_parameters'] * 4 / 1e6:.1f} MB"),
     ]

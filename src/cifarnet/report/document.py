@@ -53,6 +53,7 @@ def build_report(
         Plain values, for `save_report`.
     """
     records = list(trainer.history)
+    size = trainer.transforms.preprocess.size
     selected = trainer.selection.describe(last_epoch=len(records))
     machine = describe_machine(trainer.precision)
     report = {
@@ -67,7 +68,7 @@ def build_report(
             "test": {"num_images": len(test), "fingerprint": test.fingerprint},
         },
         "num_parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
-        "flops_per_image": count_flops(trainer.model, tuple(train.images.shape[1:])),
+        "flops_per_image": count_flops(trainer.model, (train.images.shape[1], size, size)),
         "backend": trainer.backend,
         "selected_by": selected,
         "changed_on_resume": trainer.changes,

@@ -62,6 +62,8 @@ def check_state(state: object) -> None:
     for key, setting in _COPIES.items():
         if (state["run"].get(setting) is not None) != (key in state):
             raise _refusal(f"it has {key} weights without {setting}, or {setting} without {key} weights")
+        if key in state and state[key]["num_updates"] != position["global_step"]:
+            raise _refusal(f"its {key} took {state[key]['num_updates']} of {position['global_step']} steps")
     changes = state["environment"].get("changes", [])
     if not isinstance(changes, list) or not all(isinstance(change, str) for change in changes):
         raise _refusal(f"its environment.changes is {_short(changes)}, not a list of texts")

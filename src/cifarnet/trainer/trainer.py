@@ -312,6 +312,8 @@ class Trainer:
         state.put_last_weights()
         if self._settings.lookahead is not None:
             self._settings.lookahead.begin(plan.total_steps)
+        if self._settings.average is not None:
+            self._settings.average.begin()
         while state.epoch < plan.max_epochs and (patience is None or state.selection.epochs_since < patience):
             with (
                 randomness.isolated(self.device, deterministic=self._deterministic),
@@ -408,7 +410,7 @@ class Trainer:
         self._identity.load_state_dict(state)
 
     def _make_plan(self, train: Data, val: Data | None, test: Data | None, *, max_epochs: int, batch_size: int) -> Plan:
-        return Plan.make(
+        plan = Plan.make(
             train,
             val,
             test,
@@ -420,6 +422,9 @@ class Trainer:
             precision=self.precision,
             seed=self.seed,
         )
+        if self._settings.lookahead is not None:
+            self._settings.lookahead.check(plan.total_steps)
+        return plan
 
     def _saver(self, checkpointer: Checkpointer | None, plan: Plan) -> RunSaver:
         return RunSaver(
