@@ -7,6 +7,7 @@ python docs/make_tables.py --check    # exits with 1 where a table differs from 
 import argparse
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,13 @@ from cifarnet.report import comparison_table, published_table, read_reports, sum
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 MEASURED = "src/cifarnet/recipes/measured.json"
-PAGES = ("README.md", "docs/results/comparison.md", "docs/results/reference.md", "docs/explanation/resume.md")
+PAGES = (
+    "README.md",
+    "docs/results/comparison.md",
+    "docs/results/reference.md",
+    "docs/explanation/resume.md",
+    "docs/explanation/speed.md",
+)
 
 #: By the folder of the reports that were made there.
 MACHINES = ("cpu", "h200")
@@ -38,6 +45,26 @@ def candidates_table(path: Path, what: str) -> str:
         f"Accuracy after epoch {report['epochs']}, one seed ({report['seed']}), {report['train_images']:,} images to "
         f"learn from and {report['val_images']:,} to judge by. {report['data']}. {report['hardware']}, "
         f"{report['precision']}, torch {report['torch']}.",
+    ]
+    return "\n".join(lines)
+
+
+def script_table(folder: Path, own: dict[str, Any]) -> str:
+    """Accuracy of the plain script beside that of the reference recipe."""
+    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*.json"))]
+    accuracies = [report["history"][-1]["test_accuracy"] for report in reports]
+    script = {"mean": statistics.fmean(accuracies), "sd": statistics.stdev(accuracies)}
+    rows = [
+        ("examples/plain_pytorch.py", script, len(reports), "float32"),
+        ("cifarnet", own["test_accuracy"], own["n"], own["precision"]),
+    ]
+    lines = ["| | test accuracy | runs | number format |", "| --- | --- | --- | --- |"]
+    lines += [f"| {name} | {100 * a['mean']:.2f} ± {100 * a['sd']:.2f} % | {n} | {p} |" for name, a, n, p in rows]
+    difference = 100 * (own["test_accuracy"]["mean"] - script["mean"])
+    lines += [
+        "",
+        f"After {reports[0]['epochs']} epochs; a difference of {difference:+.2f} points. `OMP_NUM_THREADS=1 python "
+        f"examples/plain_pytorch.py --data DIR --workers 0 --seed N`, torch {reports[0]['torch']}.",
     ]
     return "\n".join(lines)
 
@@ -65,6 +92,11 @@ def tables() -> dict[str, str]:
         "comparison": comparison_table(results(), recipes=list(RECIPES), hardware=HARDWARE),
         "reference": published_table(read_reports(RESULTS / "cpu" / "reference")),
         "reference-augmentation": candidates_table(RESULTS / "cpu" / "reference" / "augmentation.json", "augmentation"),
+        "plain": script_table(
+            RESULTS / "cpu" / "plain_pytorch", summarize_seeds(read_reports(RESULTS / "cpu" / "reference"))
+        ),
+        "training": format_report(json.loads((RESULTS / "cpu" / "training.json").read_text())),
+        "inference": format_report(json.loads((RESULTS / "cpu" / "inference.json").read_text())),
         "saving": format_report(json.loads((RESULTS / "saving.json").read_text())),
         "stress": stress_table(RESULTS / "stress.json"),
     }
