@@ -11,7 +11,7 @@ from cifarnet.errors import InputError, NonFiniteLogitsError, SettingError, Sett
 
 __all__ = ["TEMPERATURE_RANGE", "check_temperature", "fit_temperature"]
 
-#: What a temperature can be: far beyond those of real networks, which lie between 1 and 4 (Guo et al., 2017).
+#: What a temperature can be, far beyond those of real networks, which lie between 0.5 and 4.
 TEMPERATURE_RANGE = (1e-3, 1e3)
 
 _MAX_STEPS = 200  # bisection alone needs 50, Newton's method about 8

@@ -18,7 +18,7 @@ from cifarnet.metrics.tables import html_table, text_table
 
 __all__ = ["NUM_BINS", "NUM_WORST", "Evaluation", "guesses_counted"]
 
-#: Bins of confidence, all equally wide (Guo et al., 2017, arXiv:1706.04599, section 4).
+#: Bins of confidence, all equally wide, as many as Guo et al. (2017) take in their section 4.
 NUM_BINS = 15
 
 #: How many of the worst predictions are kept at most.
@@ -38,8 +38,8 @@ class Evaluation:
         num_top_k: Images whose true class is among the `k` highest logits.
         nll: Mean negative logarithm of the true class's probability, in nats.
         brier: Squared error of the probabilities, summed over the classes, mean an image (Brier, 1950); in ``[0, 2]``.
-        bins: Images by the probability of the predicted class, for a reliability diagram: bin ``m`` of the `NUM_BINS`,
-            from 0, has those in ``(m / 15, (m + 1) / 15]``.
+        bins: Images by the probability of the predicted class, for a reliability diagram (arXiv:1706.04599): bin
+            ``m`` of the `NUM_BINS`, from 0, has those in ``(m / 15, (m + 1) / 15]``.
         worst: The predictions with the highest loss, highest first, at most `NUM_WORST`.
         classes: The ``K`` class names; none where nobody knew them.
         temperature: What the logits were divided by, see `fit_temperature`; 1 leaves them as they are.
@@ -171,7 +171,7 @@ class Evaluation:
         """Everything as plain values that JSON has; NaN and infinity are words, as ``"nan"``.
 
         Returns:
-            The arguments, and what follows from them: accuracies, interval, scores of each class, calibration error.
+            The arguments, and accuracies, interval, scores of each class and calibration error, which follow from them.
         """
         shares = ("precision", "recall", "f1")
         return dict(

@@ -11,7 +11,7 @@ __all__ = ["ClassScores", "ConfidenceBin", "WorstPrediction"]
 class ClassScores:
     """How well one class is told from all others.
 
-    Where there is nothing to divide by, a share is 0, as scikit-learn has it; `num_images` and `num_predicted` tell.
+    Where there is nothing to divide by, a share is 0, as scikit-learn has it; the counts tell.
 
     Args:
         name: Of the class.
