@@ -86,10 +86,10 @@ def test_the_calibration_error_is_that_of_torchmetrics(given_: Answers) -> None:
 def test_bins_are_those_of_the_paper(given_: Answers, edge: bool) -> None:
     """Guo et al. (2017): bin m of M has the confidences in ((m - 1) / M, m / M]."""
     logits, labels = given_
-    if edge:  # two equal logits among K, the others out of reach: a confidence of just 1/2; or of 1
+    if edge:  # three equal logits, the others out of reach: a confidence of just 5/15; or of 1
         logits = torch.full_like(logits, -1e6)
-        logits[:, :2] = 0
-        logits[::3, 1] = -1e6
+        logits[:, :3] = 0
+        logits[::3, 1:] = -1e6
     shares = logits.softmax(1)
     top, right = shares.amax(1).numpy(), (logits.argmax(1) == labels).numpy()
     found, error = scored(logits, labels), 0.0

@@ -204,7 +204,9 @@ def test_a_saved_classifier_is_the_same_when_it_is_loaded(
 ) -> None:
     data, directory = trained
     classifier = load(directory)
-    assert "temperature" not in load_best(directory)[1]  # so that an older cifarnet reads it
+    unchanged = classifier.save(tmp_path / "unchanged")
+    assert "temperature" not in load_best(unchanged)[1]  # so that an older cifarnet reads it
+    assert load_best(unchanged)[1] == load_best(directory)[1]
     classifier.calibrate(data.test)
     path = classifier.save(tmp_path / "new" / "run")
     assert path == tmp_path / "new" / "run" / "best.safetensors"
@@ -251,6 +253,8 @@ def test_a_run_with_other_weights_is_not_replaced(
     assert (tmp_path / "best.safetensors").read_bytes() == content
     with pytest.raises(RunExistsError):  # float64 weights are more than float32 ones
         load(trained[1], precision="float32").save(trained[1])
+    with pytest.raises(RunExistsError):  # equal, and in another format
+        load(tmp_path, precision="float64").save(tmp_path)
     with Checkpointer(tmp_path / "busy"), pytest.raises(RunDirectoryBusyError):
         classifier.save(tmp_path / "busy")
 
