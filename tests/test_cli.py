@@ -12,8 +12,19 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
-from cifarnet import Checkpointer, Classifier, DatasetSplits, History, cli, make_synthetic, recipes
+from cifarnet import (
+    Checkpointer,
+    Classifier,
+    DatasetSplits,
+    Evaluation,
+    History,
+    Preprocess,
+    cli,
+    make_synthetic,
+    recipes,
+)
 from cifarnet.checkpoint import read_checkpoint
 from cifarnet.cli.arguments import build_parser
 from cifarnet.errors import CifarnetError
@@ -80,6 +91,50 @@ def test_train_writes_a_run_that_evaluate_finds_again(run: Run, tmp_path: Path) 
     assert document["selected_by"] == report["selected_by"]
     code, out, _ = run("evaluate", "runs/a/best.safetensors", "--data", "synthetic")
     assert f"accuracy {document['accuracy']:.2%}" in out
+
+
+def test_a_run_is_calibrated_on_what_it_held_out_and_on_nothing_else(run: Run) -> None:
+    options = ("train", "--data", "synthetic", "--epochs", "3", "--out")
+    assert run(*options, "plain", "--json")[0] == 0
+    scores = load_report("plain/report.json")["metrics"]
+    assert scores["calibrated"] is None
+    assert Classifier.load("plain").temperature == 1
+    code, out, err = run(*options, "held", "--val-fraction", "0.25")
+    assert code == 0, err
+    classifier, data = Classifier.load("held"), make_synthetic(num_train=200, num_test=60, seed=0)
+    scores, chosen = load_report("held/report.json")["metrics"], classifier.temperature
+    assert scores["calibrated"]["temperature"] == chosen != 1
+    found = classifier.evaluate(data.test)
+    assert f"held-out images: temperature {chosen:.3f}; test calibration error" in out
+    # What every report has is without temperature, so that runs compare; what the run's users get is beside it.
+    assert scores["calibrated"]["test_nll"] == found.nll != scores["test_nll"]
+    assert scores["calibrated"]["test_calibration_error"] == found.expected_calibration_error
+    assert (scores["test_top_k"], scores["test_top_k_accuracy"]) == (5, found.top_k_accuracy)
+    classifier.temperature = 1.0
+    plain = classifier.evaluate(data.test)
+    assert (scores["test_nll"], scores["test_brier"]) == (plain.nll, plain.brier)
+    assert scores["test_calibration_error"] == plain.expected_calibration_error
+    assert classifier.calibrate(data.train.split(0.25, seed=0)[1]) == chosen
+    document = json.loads(run("evaluate", "held", "--json")[1])
+    assert document["temperature"] == chosen
+    told = {key: document[key] for key in found.to_dict()}
+    assert Evaluation.from_dict(told) == found
+    assert run(*options, "held", "--val-fraction", "0.25", "--resume")[0] == 0
+    assert Classifier.load("held").temperature == chosen
+
+
+def test_a_run_without_a_best_temperature_is_a_run_all_the_same(
+    run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    class Equal(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(images), 10) + 0 * images.mean()
+
+    val = make_synthetic(num_train=200, num_test=60, seed=0).test
+    guessing = Classifier(Equal(), Preprocess(32), val.classes, device="cpu", precision="float32")
+    assert not cli.commands._calibrate(guessing, val, tmp_path / "run")
+    assert "probabilities are not calibrated: no temperature suits" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_resume_after_a_kill_gives_the_bytes_of_an_unbroken_run(run: Run, tmp_path: Path) -> None:
@@ -375,7 +430,8 @@ def test_numbers_with_test_time_augmentation_say_so(run: Run, tmp_path: Path) ->
         assert (document["accuracy"], document["loss"]) == (expected.accuracy, expected.loss)
         losses.add(document["loss"])
         told = run("evaluate", "a", *option)[1]
-        assert told == f"{test.name}: test {expected}\n"
+        assert told == f"{test.name}: test {expected.table()}\n"
+        assert told.startswith(f"{test.name}: test {expected}\n")
         assert ("with test-time augmentation" in told) == (views is not None)
 
         prediction = classifier.predict("a.png", views=views)

@@ -59,6 +59,10 @@ def test_the_sound_file_is_loaded(tmp_path: Path) -> None:
     path = write(tmp_path / "best.safetensors", SOUND)
     assert Classifier.load(path, device="cpu").classes == ("a", "b", "c")
     assert Classifier.load(path, CifarCNN(3, image_size=8, widths=(64, 4), hidden=8), device="cpu").preprocess.size == 8
+    assert Classifier.load(path, device="cpu").temperature == 1
+    for temperature in (1, 1.5, 1e-3, 1e3):
+        write(path, changed("temperature", temperature))
+        assert Classifier.load(path, device="cpu").temperature == temperature
     for described in (changed("data", None), changed("selected_by/value", None), changed("classes", [])):
         Classifier.load(write(path, described), device="cpu")
 
@@ -130,6 +134,17 @@ WRONG: list[tuple[str, Any]] = [
     ("data", 5),
     ("data/num_images", "many"),
     ("data/more", 1),
+    ("temperature", 0),
+    ("temperature", -1.0),
+    ("temperature", 1e-4),
+    ("temperature", 1e4),
+    ("temperature", 2**1000),
+    ("temperature", float("nan")),
+    ("temperature", float("inf")),
+    ("temperature", "1"),
+    ("temperature", True),
+    ("temperature", None),
+    ("temperature", [1.0]),
     ("more", 1),
     ("classes", ...),
 ]

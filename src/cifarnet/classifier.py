@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -12,27 +12,38 @@ import torch
 from torch import Tensor, nn
 
 from cifarnet._checks import check_count
-from cifarnet.checkpoint import Description, check_weights, load_best, load_weights, parse_description
+from cifarnet.checkpoint import (
+    Checkpointer,
+    Description,
+    check_weights,
+    load_best,
+    load_weights,
+    parse_description,
+    unwrapped_state_dict,
+)
 from cifarnet.datasets import ImageDataset
 from cifarnet.engine import (
     EVAL_BATCH_SIZE,
+    Batch,
     Precision,
     check_fit,
     evaluate,
     predict_logits,
     resolve_device,
     resolve_precision,
+    score,
 )
 from cifarnet.errors import (
     CheckpointCorruptError,
     CheckpointMismatchError,
     InputError,
     NonFiniteLogitsError,
+    RunExistsError,
     SettingError,
 )
 from cifarnet.images import ImageLike, resize_images, to_pixels
-from cifarnet.metrics import Evaluation
-from cifarnet.models import MODELS, build_model, evaluation_mode, unwrapped
+from cifarnet.metrics import Evaluation, check_temperature, fit_temperature
+from cifarnet.models import MODELS, build_model, describe_model, evaluation_mode, unwrapped
 from cifarnet.randomness import isolated
 from cifarnet.trainer.plan import Data, open_for_evaluation
 from cifarnet.transforms import Preprocess, ViewName, Views
@@ -46,7 +57,8 @@ class Prediction:
 
     Args:
         label: Name of the likeliest class.
-        probability: Its softmax probability, in ``[0, 1]``: how sure the network is, not how often it is right.
+        probability: Its softmax probability, in ``[0, 1]``: how sure the network is. How often it is right then, only a
+            calibrated one says, see `Classifier.calibrate`.
         top: The likeliest classes and their probabilities, likeliest first.
 
     Example:
@@ -73,9 +85,11 @@ class Classifier:
         precision: ``"auto"``, ``"bf16"``, ``"float32"`` or ``"float64"``; see `Trainer`.
         selected_by: How the weights were chosen: monitor, epoch, value.
         notes: Whatever was to be kept beside the weights, see `Trainer`.
+        temperature: What logits are divided by where they become probabilities; `calibrate` finds it.
 
     Raises:
-        SettingError: If the network cannot take what ``preprocess`` makes, or has another number of classes.
+        SettingError: If the network cannot take what ``preprocess`` makes, or has another number of classes, or the
+            temperature is outside `TEMPERATURE_RANGE`.
     """
 
     def __init__(
@@ -88,7 +102,9 @@ class Classifier:
         precision: str = "auto",
         selected_by: Mapping[str, Any] | None = None,
         notes: Mapping[str, Any] | None = None,
+        temperature: float = 1.0,
     ) -> None:
+        check_temperature(temperature)
         self.device = resolve_device(device)
         self.precision: Precision = resolve_precision(precision, self.device)
         self.model = model.to(self.device, self.precision.weights).to(memory_format=torch.channels_last).eval()
@@ -96,6 +112,8 @@ class Classifier:
         self.classes = tuple(classes)
         self.selected_by = dict(selected_by or {})
         self.notes = dict(notes or {})
+        self.temperature = float(temperature)
+        self._data: dict[str, Any] | None = None  # what the file says of the training images
         channels, size = len(preprocess.mean), preprocess.size
         check_fit(
             self.model,
@@ -155,7 +173,7 @@ class Classifier:
         model.to(resolve_precision(described.precision, torch.device("cpu")).weights)
         load_weights(model, weights, source=str(path), built_with=_constructor_call(described))
         try:
-            return cls(
+            classifier = cls(
                 model,
                 preprocess,
                 described.classes,
@@ -163,9 +181,47 @@ class Classifier:
                 precision=described.precision if precision is None else precision,
                 selected_by=described.selected_by,
                 notes=described.notes,
+                temperature=described.temperature,
             )
         except SettingError as error:
             raise CheckpointMismatchError(f"{path}: {error}") from error
+        classifier._data = described.data
+        return classifier
+
+    def save(self, directory: str | Path) -> Path:
+        """Write a ``best.safetensors`` that `load` makes the same classifier of, temperature included.
+
+        Args:
+            directory: Made if need be. A run that is there must have the same weights: nothing else is replaced.
+
+        Returns:
+            The file.
+
+        Raises:
+            RunExistsError: If the directory holds a run with other weights.
+            RunDirectoryBusyError: If another process is training in the directory.
+            CheckpointError: If the file there cannot be read, or the new one not be written.
+        """
+        checkpointer = Checkpointer(directory)
+        weights = {name: tensor.cpu() for name, tensor in unwrapped_state_dict(self.model).items()}
+        description = {
+            "model": describe_model(self.model),
+            "preprocess": asdict(self.preprocess),
+            "classes": list(self.classes),
+            "precision": self.precision.name,
+            "selected_by": {"monitor": "unknown", "epoch": 0, "value": None, **self.selected_by},
+            "data": self._data,
+            "notes": self.notes,
+            **({} if self.temperature == 1 else {"temperature": self.temperature}),  # as cifarnet before it reads too
+        }
+        parse_description(description, name="the classifier")  # or nobody could read it again
+        with checkpointer:
+            if checkpointer.holds_run() and not _are_equal(checkpointer.read_best()[0], weights):
+                raise RunExistsError(
+                    f"{checkpointer.directory} holds a run with other weights, or in another precision; save "
+                    "to another directory"
+                )
+            return checkpointer.save_best(weights, description)
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is a sequence of them, and is one path
@@ -230,8 +286,9 @@ class Classifier:
                 f"the network gives NaN or infinity in {self.precision.name}; its weights may be broken, or "
                 'precision="float32" may help'
             )
-        # Stable, so that of equal logits the first wins, as it does where evaluation counts.
-        ranked, classes = logits.softmax(dim=1).sort(dim=1, descending=True, stable=True)
+        # By the logits, and stable: of equal ones the first wins, as where evaluation counts, at any temperature.
+        classes = logits.sort(dim=1, descending=True, stable=True).indices
+        ranked = (logits / self.temperature).softmax(dim=1).gather(1, classes)
         predictions = []
         for row, order in zip(ranked.tolist(), classes.tolist(), strict=True):
             top = tuple((self.class_name(i), p) for i, p in zip(order[:top_k], row[:top_k], strict=True))
@@ -276,7 +333,8 @@ class Classifier:
                 is.
 
         Returns:
-            Accuracy and cross-entropy, whatever loss the network was trained with; it says which views they are of.
+            All scores; the loss is cross-entropy, whatever the network was trained with. Probabilities, and what is
+            computed from them, have the temperature of `calibrate`. It says which views they are of.
 
         Raises:
             InputError: If the classes differ.
@@ -292,7 +350,58 @@ class Classifier:
             loss_fn=nn.functional.cross_entropy,
             precision=self.precision,
             views=chosen,
+            classes=self.classes or (data.classes if isinstance(data, ImageDataset) else ()),
+            temperature=self.temperature,
         )
+
+    def calibrate(self, val: Data, *, views: Views | ViewName | None = None) -> float:
+        """Find the temperature at which the probabilities suit held-out images best, and use it from now on.
+
+        No class gets ahead of another by it: labels and accuracy stay. `save` keeps it.
+
+        Args:
+            val: Images that the network has not learnt from, with the same classes. Not the test images: what is found
+                on them says nothing about others.
+            views: Those that will be averaged in use, if any. Averaged logits are less sure than those of one view, so
+                that a temperature suits only one of them.
+
+        Returns:
+            The temperature; see `fit_temperature`.
+
+        Raises:
+            InputError: If the classes differ, or no temperature is the best: the network is right about all images, or
+                does no better than guessing.
+            NonFiniteLogitsError: If the network gives NaN or infinity.
+            SettingError: If ``views`` is unknown.
+        """
+        chosen = Views.of(views)
+        if isinstance(val, ImageDataset):
+            self.check_classes(val)
+        logits: list[Tensor] = []
+        labels: list[Tensor] = []
+
+        def observe(batch_logits: Tensor, batch: Batch) -> None:
+            logits.append(batch_logits)
+            labels.append(batch.labels)
+
+        score(
+            self.model,
+            open_for_evaluation(val, self.device),
+            preprocess=self.preprocess,
+            loss_fn=nn.functional.cross_entropy,
+            precision=self.precision,
+            views=chosen,
+            observe=observe,
+        )
+        self.temperature = fit_temperature(torch.cat(logits), torch.cat(labels))
+        return self.temperature
+
+
+def _are_equal(saved: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
+    """Whether two networks have the same weights, to the bit and in the same number format."""
+    return saved.keys() == weights.keys() and all(
+        saved[name].dtype == tensor.dtype and torch.equal(saved[name], tensor) for name, tensor in weights.items()
+    )
 
 
 def _build_described(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from cifarnet._files import write_atomic
+from cifarnet._json import NON_FINITE, finite_json
 from cifarnet._types import Json
 from cifarnet.errors import InputError, SettingError, did_you_mean
 
@@ -67,7 +68,6 @@ class EpochRecord:
 
 
 _FIELDS = {field.name: field for field in dataclasses.fields(EpochRecord)}
-_WORDS = ("nan", "inf", "-inf")
 _INTEGERS = ("epoch", "global_step")
 _OPTIONAL = ("val_loss", "val_accuracy", "test_loss", "test_accuracy")
 
@@ -239,25 +239,8 @@ def is_better(monitor: str, value: float | None, than: float | None) -> bool:
     return value > than if MONITORS[monitor] else value < than
 
 
-def finite_json(value: Any) -> Any:
-    """The same value with ``"nan"``, ``"inf"`` and ``"-inf"`` for the numbers that JSON does not have.
-
-    Args:
-        value: Numbers, texts, lists and dicts.
-
-    Example:
-        >>> finite_json({"val_loss": [float("nan"), 0.5]})
-        {'val_loss': ['nan', 0.5]}
-    """
-    if isinstance(value, dict):
-        return {key: finite_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite_json(item) for item in value]
-    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _without_words(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: float(value) if value in _WORDS else value for key, value in row.items()}
+    return {key: float(value) if value in NON_FINITE else value for key, value in row.items()}
 
 
 def _numbers(row: Mapping[str, Any], path: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from cifarnet.checkpoint.codec import flatten
 from cifarnet.checkpoint.layout import corrupt
 from cifarnet.errors import SettingTypeError
+from cifarnet.metrics import TEMPERATURE_RANGE
 
 __all__ = ["MAX_IMAGE_VALUES", "Description", "checked_notes", "parse_description"]
 
@@ -36,6 +37,8 @@ class Description:
         precision: Number format of the run.
         selected_by: How the weights were chosen: monitor, epoch, value.
         notes: Whatever whoever trained it wanted to be kept.
+        data: Name, size and fingerprint of the training images, if they are known.
+        temperature: What logits are divided by where they become probabilities.
     """
 
     model: str
@@ -47,6 +50,8 @@ class Description:
     precision: str
     selected_by: dict[str, Any]
     notes: dict[str, Any]
+    data: dict[str, Any] | None
+    temperature: float
 
 
 def parse_description(description: Mapping[str, Any], *, name: str) -> Description:
@@ -62,7 +67,7 @@ def parse_description(description: Mapping[str, Any], *, name: str) -> Descripti
     Raises:
         CheckpointCorruptError: If a field is missing or unknown, or has another type or an impossible value.
     """
-    description = {"notes": {}, **description}
+    description = {"notes": {}, "temperature": 1.0, **description}  # older files lack these
     try:
         _check(description, _SCHEMA, "")
         model, preprocess = description["model"], description["preprocess"]
@@ -80,6 +85,8 @@ def parse_description(description: Mapping[str, Any], *, name: str) -> Descripti
         description["precision"],
         description["selected_by"],
         description["notes"],
+        description["data"],
+        float(description["temperature"]),
     )
 
 
@@ -175,4 +182,5 @@ _SCHEMA: _Schema = {
         "epoch": _is_count(0, 2**63),
         "value": lambda value: value is None or type(value) is float or _is_number(value),
     },
+    "temperature": lambda value: _is_number(value) and TEMPERATURE_RANGE[0] <= value <= TEMPERATURE_RANGE[1],
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from cifarnet.checkpoint import Checkpointer
 from cifarnet.classifier import Classifier
 from cifarnet.cli.data import load_data, source_of
 from cifarnet.cli.figures import save_figures
-from cifarnet.datasets import check_split, find_cifar10
+from cifarnet.datasets import ImageDataset, check_split, find_cifar10
 from cifarnet.engine import BACKENDS, describe_device, resolve_device, resolve_precision
 from cifarnet.errors import InputError, SettingError
+from cifarnet.metrics import Evaluation
 from cifarnet.recipes import RECIPES, build_trainer, get_recipe, measured_results
 from cifarnet.report import build_report, format_result, save_report
 from cifarnet.transforms import VIEWS
@@ -66,6 +68,8 @@ def train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
     )
     evaluation = trainer.evaluate(data.test)
     evaluation_tta = None if recipe.views is None else trainer.evaluate(data.test, views=recipe.views)
+    classifier = Classifier.load(out, device=args.device)
+    calibrated = None if val is None or not _calibrate(classifier, val, out) else classifier.evaluate(data.test)
     report = build_report(
         trainer,
         recipe,
@@ -74,19 +78,39 @@ def train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
         test=data.test,
         evaluation=evaluation,
         evaluation_tta=evaluation_tta,
+        evaluation_calibrated=calibrated,
         command=command,
         version=cifarnet.__version__,
     )
     report["data"]["source"] = args.data
     save_report(report, out / "report.json")
     trainer.history.save_csv(out / "history.csv")
-    figures = save_figures(out, Classifier.load(out, device=args.device), trainer.history, data.test)
+    figures = save_figures(out, classifier, trainer.history, data.test)
     return report, (
         f"{recipe.name}, seed {args.seed}: test {evaluation}\n"
         f"{'' if evaluation_tta is None else f'test {evaluation_tta}{chr(10)}'}"
         f"weights of epoch {report['selected_by']['epoch']}, {_how(report['selected_by']['monitor'])}\n"
+        f"{'' if calibrated is None else _compare(evaluation, calibrated)}"
         f"{out}: report.json, history.csv, best.safetensors, last.safetensors, {', '.join(figures)}\n"
         f"next: cifarnet predict {out} IMAGE"
+    )
+
+
+def _calibrate(classifier: Classifier, val: ImageDataset, directory: Path) -> bool:
+    """Whether a temperature was found on the held-out images, and is in the run's best checkpoint now."""
+    try:
+        classifier.calibrate(val)
+    except InputError as error:
+        print(f"probabilities are not calibrated: {error}", file=sys.stderr)
+        return False
+    classifier.save(directory)
+    return True
+
+
+def _compare(evaluation: Evaluation, calibrated: Evaluation) -> str:
+    return (
+        f"probabilities calibrated on the held-out images: temperature {calibrated.temperature:.3f}; test calibration "
+        f"error {calibrated.expected_calibration_error:.2%}, without {evaluation.expected_calibration_error:.2%}\n"
     )
 
 
@@ -106,11 +130,9 @@ def evaluate(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], st
         "data": test.name,
         "selected_by": classifier.selected_by,
         "precision": classifier.precision.name,
-        "accuracy": evaluation.accuracy,
-        "interval": list(evaluation.interval),
-        **asdict(evaluation),
+        **evaluation.to_dict(),
     }
-    return document, f"{test.name}: test {evaluation}"
+    return document, f"{test.name}: test {evaluation.table()}"
 
 
 def predict(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:

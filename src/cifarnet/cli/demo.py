@@ -72,8 +72,7 @@ def run_demo(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], st
     say(f"6. Figures to look at: {', '.join(figures)}.")
     document = {
         "command": command,
-        "accuracy": evaluation.accuracy,
-        **asdict(evaluation),
+        **evaluation.to_dict(),
         "predictions": [{"image": str(p), **asdict(q)} for p, q in zip(pictures, predictions, strict=True)],
         "figures": figures,
     }

@@ -7,12 +7,12 @@ from cifarnet.engine.batches import EVAL_BATCH_SIZE, Batch, Batches, BatchSource
 from cifarnet.engine.compiled import CompiledBackend
 from cifarnet.engine.device import Precision, describe_device, describe_machine, resolve_device, resolve_precision
 from cifarnet.engine.eager import EagerBackend
-from cifarnet.engine.evaluate import check_fit, check_sizes, evaluate, predict_logits
+from cifarnet.engine.evaluate import check_fit, check_sizes, evaluate, predict_logits, score
 from cifarnet.engine.foreign import ForeignBatches
 from cifarnet.engine.graph import CudaGraphBackend, what_cannot_be_captured
 from cifarnet.engine.memory import explained_out_of_memory
 from cifarnet.engine.settings import Mix, StepSettings
-from cifarnet.engine.sums import RunningSums
+from cifarnet.engine.sums import RunningSums, Totals
 
 __all__ = [
     "BACKENDS",
@@ -30,6 +30,7 @@ __all__ = [
     "Precision",
     "RunningSums",
     "StepSettings",
+    "Totals",
     "check_fit",
     "check_sizes",
     "choose_backend",
@@ -40,5 +41,6 @@ __all__ = [
     "predict_logits",
     "resolve_device",
     "resolve_precision",
+    "score",
     "what_cannot_be_captured",
 ]

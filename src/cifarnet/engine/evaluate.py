@@ -1,8 +1,8 @@
-"""Loss and accuracy of a network on images that it does not learn from."""
+"""Scores of a network on images that it does not learn from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,17 +10,18 @@ from torch import Tensor, nn
 
 from cifarnet import randomness
 from cifarnet._types import Images, Logits
-from cifarnet.engine.batches import OrderedBatches
+from cifarnet.engine.batches import Batch, OrderedBatches
 from cifarnet.engine.device import Precision
 from cifarnet.engine.foreign import check_labels
 from cifarnet.engine.memory import explained_out_of_memory
-from cifarnet.engine.sums import RunningSums
+from cifarnet.engine.scores import Scores
+from cifarnet.engine.sums import RunningSums, Totals
 from cifarnet.errors import SettingError
 from cifarnet.metrics import Evaluation
 from cifarnet.models import evaluation_mode, unwrapped
 from cifarnet.transforms import Preprocess, Transforms, Views
 
-__all__ = ["check_fit", "check_sizes", "evaluate", "predict_logits"]
+__all__ = ["check_fit", "check_sizes", "evaluate", "predict_logits", "score"]
 
 
 def predict_logits(
@@ -136,7 +137,7 @@ def check_sizes(model: nn.Module, images: Images, name: str, *, transforms: Tran
 
 
 @torch.no_grad()
-def evaluate(
+def score(
     model: nn.Module,
     batches: OrderedBatches,
     *,
@@ -144,8 +145,9 @@ def evaluate(
     loss_fn: Callable[[Tensor, Tensor], Tensor],
     precision: Precision,
     views: Views | None = None,
-) -> Evaluation:
-    """Score a network in evaluation mode; the mode of each of its modules is put back afterwards.
+    observe: Callable[[Logits, Batch], None] | None = None,
+) -> Totals:
+    """Loss and accuracy alone, as each epoch of a run has them; the mode of each module is put back afterwards.
 
     Args:
         model: On the precision's device, in its dtype.
@@ -154,9 +156,10 @@ def evaluate(
         loss_fn: ``(logits, labels) -> mean loss``.
         precision: Number format.
         views: Views of each image whose logits are averaged; ``None`` takes the image as it is.
+        observe: Is given the logits of every batch too.
 
     Returns:
-        Loss and accuracy, and which views they are of.
+        Sums over the images; the device is waited for once, at the end.
 
     Raises:
         DeviceMemoryError: If a batch does not fit into memory.
@@ -184,5 +187,55 @@ def evaluate(
             logits = predict_logits(model, batch.images, preprocess=preprocess, precision=precision, views=views)
             check_labels(batch, logits.shape[-1], step)
             sums.add(loss_fn(logits, batch.labels), logits, batch.labels, step)
-    totals = sums.read()
-    return Evaluation(totals.mean_loss, totals.num_correct, totals.num_images, None if views is None else str(views))
+            if observe is not None:
+                observe(logits, batch)
+    return sums.read()
+
+
+def evaluate(
+    model: nn.Module,
+    batches: OrderedBatches,
+    *,
+    preprocess: Preprocess,
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    precision: Precision,
+    views: Views | None = None,
+    classes: Sequence[str] = (),
+    temperature: float = 1.0,
+) -> Evaluation:
+    """All that there is to say of a network on some images; loss and accuracy are those of `score`.
+
+    Args:
+        model: See `score`, as of all others.
+        batches: Every image once.
+        preprocess: What the network needs.
+        loss_fn: ``(logits, labels) -> mean loss``.
+        precision: Number format.
+        views: Views of each image whose logits are averaged.
+        classes: Names of the classes, if they are known.
+        temperature: What logits are divided by where they become probabilities.
+
+    Returns:
+        The evaluation, which says which views it is of.
+
+    Raises:
+        DeviceMemoryError: If a batch does not fit into memory.
+        InputError: As `score` does, or if a batch on a device has a label of no class.
+    """
+    scores: list[Scores] = []
+
+    def observe(logits: Logits, batch: Batch) -> None:
+        if not scores:  # how many classes there are is known by the first logits
+            scores.append(Scores(logits.shape[1], precision.device, temperature=temperature))
+        scores[0].add(logits, batch)
+
+    totals = score(
+        model,
+        batches,
+        preprocess=preprocess,
+        loss_fn=loss_fn,
+        precision=precision,
+        views=views,
+        observe=observe,
+    )
+    return scores[0].read(totals, classes=classes, views=None if views is None else str(views))

@@ -33,6 +33,7 @@ def build_report(
     test: ImageDataset,
     evaluation: Evaluation,
     evaluation_tta: Evaluation | None = None,
+    evaluation_calibrated: Evaluation | None = None,
     command: str,
     version: str,
 ) -> dict[str, Any]:
@@ -46,6 +47,7 @@ def build_report(
         test: The images of ``evaluation``.
         evaluation: Of the weights that the run ended with.
         evaluation_tta: The same with the recipe's test-time augmentation, if it has one.
+        evaluation_calibrated: The same with the temperature found on ``val``, if there is one.
         command: What was typed.
         version: Of this library.
 
@@ -84,6 +86,12 @@ def build_report(
             "test_loss": evaluation.loss,
             "test_num_correct": evaluation.num_correct,
             "test_num_images": evaluation.num_images,
+            "test_top_k": evaluation.k,
+            "test_top_k_accuracy": evaluation.top_k_accuracy,
+            **_calibration(evaluation),  # at temperature 1 always, so that runs compare
+            "calibrated": None
+            if evaluation_calibrated is None
+            else {"temperature": evaluation_calibrated.temperature, **_calibration(evaluation_calibrated)},
         },
         "durations": {
             "train_s": sum(record.train_s for record in records),
@@ -95,6 +103,14 @@ def build_report(
         "history": trainer.history.to_list(),
     }
     return dict(finite_json(report))
+
+
+def _calibration(evaluation: Evaluation) -> dict[str, float]:
+    return {
+        "test_nll": evaluation.nll,
+        "test_brier": evaluation.brier,
+        "test_calibration_error": evaluation.expected_calibration_error,
+    }
 
 
 def save_report(report: Mapping[str, Any], path: str | Path) -> None:

@@ -18,12 +18,14 @@ from cifarnet.engine import (
     Mix,
     OrderedBatches,
     StepSettings,
+    Totals,
     check_fit,
     choose_backend,
     describe_device,
     evaluate,
     resolve_device,
     resolve_precision,
+    score,
 )
 from cifarnet.errors import CheckpointMismatchError, SettingError
 from cifarnet.history import EpochRecord, History
@@ -344,8 +346,8 @@ class Trainer:
     def _finish_epoch(self, plan: Plan, check: Callable[[], None]) -> EpochRecord:
         clock = time.perf_counter()
         state = self._state
-        val = None if plan.val is None else self._evaluate(WatchedBatches(plan.val, check))
-        test = None if plan.test is None else self._evaluate(WatchedBatches(plan.test, check))
+        val = None if plan.val is None else self._score(WatchedBatches(plan.val, check))
+        test = None if plan.test is None else self._score(WatchedBatches(plan.test, check))
         totals = state.sums.read()
         record = EpochRecord(
             epoch=state.epoch + 1,
@@ -353,9 +355,9 @@ class Trainer:
             learning_rate=float(self.optimizer.param_groups[0]["lr"]),
             train_loss=totals.mean_loss,
             train_accuracy=totals.accuracy,
-            val_loss=None if val is None else val.loss,
+            val_loss=None if val is None else val.mean_loss,
             val_accuracy=None if val is None else val.accuracy,
-            test_loss=None if test is None else test.loss,
+            test_loss=None if test is None else test.mean_loss,
             test_accuracy=None if test is None else test.accuracy,
             train_s=state.train_s,
             eval_s=time.perf_counter() - clock,
@@ -374,7 +376,7 @@ class Trainer:
                 is, as every evaluation in the course of a run does.
 
         Returns:
-            Accuracy, and the loss that the run is trained with; it says which views they are of.
+            All scores; the loss is the one that the run is trained with. It says which views they are of.
 
         Raises:
             SettingError: If the network does not fit the images or their number of classes, or ``views`` is unknown.
@@ -388,7 +390,16 @@ class Trainer:
             check_fit(
                 self.model, data.images[:1], num_classes, data.name, preprocess=preprocess, precision=self.precision
             )
-        return self._evaluate(open_for_evaluation(data, self.device), chosen)
+        with self._state.evaluated():
+            return evaluate(
+                self.model,
+                open_for_evaluation(data, self.device),
+                preprocess=self.transforms.preprocess,
+                loss_fn=self._settings.loss_fn,
+                precision=self.precision,
+                views=chosen,
+                classes=data.classes if isinstance(data, ImageDataset) else (),
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resume needs, as nested dicts of tensors and plain values; the tensors are not copies."""
@@ -462,13 +473,13 @@ class Trainer:
             self._identity.refuse_other(state, plan)
             self.load_state_dict(state)
 
-    def _evaluate(self, batches: OrderedBatches, views: Views | None = None) -> Evaluation:
+    def _score(self, batches: OrderedBatches) -> Totals:
+        """Loss and accuracy alone: all else is for those who ask."""
         with self._state.evaluated():
-            return evaluate(
+            return score(
                 self.model,
                 batches,
                 preprocess=self.transforms.preprocess,
                 loss_fn=self._settings.loss_fn,
                 precision=self.precision,
-                views=views,
             )

@@ -1,54 +1,20 @@
-"""Scores of a classifier, and how far they can be trusted."""
+"""Accuracy, and how far it can be trusted."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from cifarnet._types import Labels, Logits
 from cifarnet.errors import SettingError
 
-__all__ = ["Evaluation", "top_k_accuracy", "wilson_interval"]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a network scores on a data set.
-
-    Args:
-        loss: Mean loss an image, in nats for cross-entropy.
-        num_correct: Images whose true class has the highest logit.
-        num_images: Images in all.
-        test_time_augmentation: Which views of an image were averaged, in words; ``None``: the image as it is.
-    """
-
-    loss: float
-    num_correct: int
-    num_images: int
-    test_time_augmentation: str | None = None
-
-    @property
-    def accuracy(self) -> float:
-        """Share of images classified right, a fraction in ``[0, 1]``."""
-        return self.num_correct / self.num_images
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of the accuracy."""
-        return wilson_interval(self.num_correct, self.num_images)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        views = self.test_time_augmentation
-        return (
-            f"accuracy {self.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}), "
-            f"loss {self.loss:.4f}, {self.num_images:,} images"
-            + ("" if views is None else f", with test-time augmentation ({views})")
-        )
+__all__ = ["top_k_accuracy", "true_class_ranks", "wilson_interval"]
 
 
 def top_k_accuracy(logits: Logits, labels: Labels, *, k: int = 1) -> float:
-    """Share of images whose true class is among the ``k`` highest logits.
+    """Share of images whose true class is among the ``k`` highest logits; of equal ones the first is the highest.
 
     Args:
         logits: Unnormalised scores, shape ``(N, K)``, any floating dtype.
@@ -62,15 +28,35 @@ def top_k_accuracy(logits: Logits, labels: Labels, *, k: int = 1) -> float:
         SettingError: If ``k`` is outside ``[1, K]``.
 
     Example:
-        >>> import torch
         >>> top_k_accuracy(torch.tensor([[0.1, 0.9]]), torch.tensor([1]))
         1.0
     """
     num_classes = logits.shape[1]
     if not 1 <= k <= num_classes:
         raise SettingError(f"k must be in [1, {num_classes}], got {k}; 1 is the usual accuracy")
-    guesses = logits.topk(k, dim=1).indices  # (N, k)
-    return float((guesses == labels[:, None]).any(dim=1).double().mean())
+    return float((true_class_ranks(logits, labels) < k).double().mean())
+
+
+def true_class_ranks(logits: Logits, labels: Labels) -> Tensor:
+    """How many classes each image is rather taken for than for its own: 0 where the network is right.
+
+    Of equal logits the first is the higher one, and NaN is as high as infinity, as ``argmax`` has it.
+
+    Args:
+        logits: Shape ``(N, K)``.
+        labels: Class indices in ``[0, K)``, shape ``(N,)``.
+
+    Returns:
+        int64, shape ``(N,)``, each in ``[0, K)``; on the device of the logits, without waiting for it.
+
+    Example:
+        >>> true_class_ranks(torch.tensor([[0.3, 0.1, 0.6], [0.2, 0.2, 0.2]]), torch.tensor([1, 0])).tolist()
+        [2, 0]
+    """
+    logits = logits.masked_fill(logits.isnan(), math.inf)
+    own = logits.gather(1, labels[:, None])  # (N, 1)
+    earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]  # (N, K)
+    return ((logits > own) | ((logits == own) & earlier)).sum(dim=1)
 
 
 def wilson_interval(num_correct: int, num_images: int, *, z: float = 1.959964) -> tuple[float, float]:

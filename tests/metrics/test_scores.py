@@ -7,7 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cifarnet import Evaluation
 from cifarnet.errors import SettingError
 from cifarnet.metrics import top_k_accuracy, wilson_interval
 
@@ -45,8 +44,3 @@ def test_k_outside_the_classes_is_refused(k: int) -> None:
 def test_counts_that_contradict_each_other_are_refused(num_correct: int, num_images: int) -> None:
     with pytest.raises(SettingError, match="cannot be right"):
         wilson_interval(num_correct, num_images)
-
-
-def test_an_evaluation_says_how_far_it_can_be_trusted() -> None:
-    text = str(Evaluation(loss=0.5, num_correct=7763, num_images=10_000))
-    assert text == "accuracy 77.63% (95 % interval 76.80% to 78.44%), loss 0.5000, 10,000 images"
