@@ -30,12 +30,12 @@ class Recipe:
         summary: What it is, in a line.
         model: A key of `cifarnet.models.MODELS`.
         model_arguments: Of its constructor, beside the number of classes.
-        optimizer: ``"adam"`` (Kingma and Ba, 2015, arXiv:1412.6980), ``"sgd"`` or ``"muon"`` (`cifarnet.optim.Muon`).
+        optimizer: ``"adam"`` (Kingma and Ba, 2015, arXiv:1412.6980), ``"sgd"`` or ``"muon"`` (`Muon`).
         learning_rate: Of the optimizer, above 0; the schedule multiplies it.
         weight_decay: Of the optimizer, not negative: Adam and SGD add it to the gradient, Muon decouples it.
         settings: More arguments of the optimizer, such as ``{"momentum": 0.9, "nesterov": True}``.
         head: What is otherwise for the layer that gives the logits, such as ``{"lr": 0.01}``; see
-            `cifarnet.optim.param_groups`.
+            `param_groups`.
         others: What is otherwise for biases and norms.
         schedule: Of the learning rate, see `cifarnet.optim`; all but the constant one end at 0.
         warmup: Share of all steps that the learning rate rises, in ``[0, 1)``.
@@ -54,7 +54,7 @@ class Recipe:
         sizes: Sides in pixels of the training images, each for an equal share of the epochs, for networks that take any
             size; none trains at the full size.
         label_smoothing: Of the cross-entropy, in ``[0, 1)``.
-        tta: Views of an image that a second evaluation averages over, see `cifarnet.transforms.Views`; or ``"none"``.
+        tta: Views of an image that a second evaluation averages over, see `Views`; or ``"none"``.
         watch_test: Whether the test images are evaluated each epoch, as the published curve did. They select
             nothing, and the report says so.
 

@@ -76,7 +76,7 @@ class Trainer:
         deterministic: On CUDA, allow only kernels whose result never changes; slower there.
         seed: Of order, augmentation and dropout, not negative. Initial weights are the model's own business.
         notes: Plain values that every checkpoint keeps beside the run, such as the recipe that it came from;
-            `Classifier.notes` has them again.
+            ``Classifier.notes`` has them again.
 
     Raises:
         SettingTypeError: If there is something in ``notes`` that cannot be saved.
