@@ -16,7 +16,7 @@ from cifarnet._types import Images
 from cifarnet.classifier import Classifier
 from cifarnet.errors import ExportError, SettingError
 from cifarnet.export.comparison import TOLERANCE, draw_images, largest_difference
-from cifarnet.export.portable import INPUT_NAME, OUTPUT_NAME, temperature_of
+from cifarnet.export.portable import INPUT_NAME, OUTPUT_NAME, reason, temperature_of
 from cifarnet.history import finite_json
 from cifarnet.models import unwrapped
 
@@ -92,7 +92,7 @@ def describe(classifier: Classifier) -> dict[str, Any]:
 def save_compared(
     content: bytes,
     path: Path,
-    run: Callable[[Images], Tensor],
+    open_file: Callable[[bytes], Callable[[Images], Tensor]],
     *,
     reference: Classifier,
     classifier: Classifier,
@@ -103,18 +103,22 @@ def save_compared(
     Args:
         content: The file.
         path: Where it goes; an older file there is replaced.
-        run: What a reader of the content computes.
+        open_file: Reads the content as somebody else would, and gives what it computes of a batch.
         reference: In float32 on the CPU.
         classifier: As it was given.
         images: To compare on; ``None`` draws some.
 
     Raises:
-        ExportError: If it differs by more than `TOLERANCE`; nothing is written.
+        ExportError: If it cannot be read, or differs by more than `TOLERANCE`; nothing is written.
         OSError: If it cannot be written.
     """
     if images is None:
         images = draw_images(reference.preprocess)
     temperature = temperature_of(classifier)
+    try:
+        run = open_file(content)
+    except Exception as error:
+        raise ExportError(f"{path.name} could not be read again, and was not written: {reason(error)}") from error
     difference = largest_difference(run, reference, images, temperature=temperature)
     if not difference <= TOLERANCE:  # NaN is not either
         raise ExportError(

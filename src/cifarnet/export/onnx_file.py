@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +69,7 @@ def export_onnx(classifier: Classifier, path: str | Path, *, images: Images | No
         check_images(images, classifier.preprocess)
     reference = float32_classifier(classifier)
     content = _to_onnx(trace(reference, temperature=temperature_of(classifier)), describe(classifier))
-    return save_compared(content, target, _open(content), reference=reference, classifier=classifier, images=images)
+    return save_compared(content, target, _open, reference=reference, classifier=classifier, images=images)
 
 
 def _check_packages() -> None:
@@ -80,10 +82,10 @@ def _check_packages() -> None:
 
 
 def _to_onnx(program: torch.export.ExportedProgram, about: dict[str, Any]) -> bytes:
-    from onnx import checker, helper
+    from onnx import checker
 
     try:
-        with quiet_torch():
+        with quiet_torch(), redirect_stdout(io.StringIO()):  # onnxscript 0.6 prints how much it has rewritten
             converted = torch.onnx.export(
                 program,
                 (),
@@ -96,10 +98,20 @@ def _to_onnx(program: torch.export.ExportedProgram, about: dict[str, Any]) -> by
             )
         assert converted is not None
         proto: onnx.ModelProto = converted.model_proto
+        _describe(proto, about)
+        checker.check_model(proto, full_check=True)
+        content: bytes = proto.SerializeToString(deterministic=True)
     except Exception as error:
         raise ExportError(
             f"{about['model']} cannot be written as ONNX: {reason(error)}; the format torch may take it"
         ) from error
+    return content
+
+
+def _describe(proto: onnx.ModelProto, about: dict[str, Any]) -> None:
+    """Say what the file is, instead of how torch came to it."""
+    from onnx import helper
+
     _forget_origin(proto.graph)
     for function in proto.functions:
         _forget_origin(function)
@@ -108,9 +120,6 @@ def _to_onnx(program: torch.export.ExportedProgram, about: dict[str, Any]) -> by
     proto.doc_string = f"{about['input']} to {about['output']}"
     proto.ir_version = helper.find_min_ir_version_for(proto.opset_import)  # the oldest that has these operators
     helper.set_model_props(proto, {key: json.dumps(value) for key, value in about.items()})
-    checker.check_model(proto, full_check=True)
-    content: bytes = proto.SerializeToString(deterministic=True)
-    return content
 
 
 def _forget_origin(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
@@ -131,7 +140,9 @@ def _open(content: bytes) -> Callable[[Images], Tensor]:
     """The file as onnxruntime runs it on a CPU."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what fails is raised, and need not be on stderr too
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def run(images: Images) -> Tensor:
         (probabilities,) = session.run([OUTPUT_NAME], {INPUT_NAME: images.numpy()})

@@ -58,7 +58,7 @@ def export_torch(classifier: Classifier, path: str | Path, *, images: Images | N
     with quiet_torch():
         torch.export.save(program, buffer, extra_files={ABOUT: about})
     content = buffer.getvalue()
-    return save_compared(content, target, _open(content), reference=reference, classifier=classifier, images=images)
+    return save_compared(content, target, _open, reference=reference, classifier=classifier, images=images)
 
 
 def _open(content: bytes) -> Callable[[Images], Tensor]:
