@@ -123,7 +123,7 @@ def _describe(proto: onnx.ModelProto, about: dict[str, Any]) -> None:
 
 
 def _forget_origin(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
-    """Take out what torch notes of each value and node, paths of source files among it."""
+    """Take out what torch notes of each value and node, for which files of this age have no place."""
     graph.ClearField("metadata_props")
     for name in ("input", "output", "value_info", "initializer", "node"):
         for item in getattr(graph, name, ()):
