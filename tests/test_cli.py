@@ -234,6 +234,7 @@ def test_info_tells_where_things_are(run: Run, tmp_path: Path) -> None:
         (("info", "now"), "now: one argument too many; cifarnet info --help shows the usage"),
         (("predict", "runs/a"), "the following arguments are required: IMAGE"),
         (("predict", "runs/a", "cat.png", "--top", "no"), "argument --top: invalid int value: 'no'"),
+        (("export", "no/such", "--format", "onix"), '--format "onix" is unknown; did you mean "onnx"?'),
         (("demo", "--device", "gpu"), 'device "gpu" cannot be used'),
         ((), "first steps:"),
     ],
@@ -365,14 +366,14 @@ def test_a_warning_is_one_line_on_stderr(run: Run) -> None:
 
 
 def test_every_command_helps_with_examples(run: Run) -> None:
-    for command in ("demo", "train", "evaluate", "predict", "recipes", "info"):
+    for command in ("demo", "train", "evaluate", "predict", "export", "recipes", "info"):
         code, out, _ = run(command, "--help")
         assert code == 0
         assert f"examples:\n  cifarnet {command}" in out
         assert all(name in out for name in recipes.RECIPES) or command != "train"
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("demo", "train", "evaluate", "predict", "recipes", "info"):
+    for command in ("demo", "train", "evaluate", "predict", "export", "recipes", "info"):
         assert f"    {command} " in out
 
 
@@ -414,6 +415,39 @@ def test_predict_tells_what_pictures_of_any_size_show(run: Run, tmp_path: Path) 
     code, _, err = run("predict", "runs/reference", "0.png", "--top", "0")
     assert code == 2
     assert "--top must be at least 1, got 0" in err
+
+
+def test_export_leaves_a_file_beside_the_weights_and_tells_how_far_it_is(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert run("train", "--data", "synthetic", "--epochs", "1", "--precision", "bf16", "--out", "a")[0] == 0
+    code, out, err = run("export", "a")
+    assert (code, err) == (0, "")
+    size = (tmp_path / "a/model.onnx").stat().st_size
+    first, second, third = out.splitlines()
+    assert first == f"a/model.onnx: {size / 1e6:.1f} MB, uint8 images (N, 3, 32, 32) to probabilities, in float32"
+    assert re.fullmatch(r"largest difference from the library: \d\.\de-0[5-9], over 72 images", second)
+    assert re.fullmatch(r"from the library in bf16, the run's own: \d\.\de-0[1-4]", third)
+    code, out, err = run("export", "a/best.safetensors", "--format", "torch", "--json")
+    assert (code, err) == (0, "")
+    document = json.loads(out)
+    assert document["path"] == "a/model.pt2"
+    assert (document["run"], document["format"]) == ("a/best.safetensors", "torch")
+    assert document["num_bytes"] == (tmp_path / "a/model.pt2").stat().st_size
+    assert 0 < document["difference"] <= document["tolerance"] == 1e-4
+    assert (document["precision"], document["run_precision"]) == ("float32", "bf16")
+    assert "to read a .pt2 can run code" in run("export", "a", "--format", "torch", "--out", "b.pt2")[1]
+    assert (tmp_path / "b.pt2").read_bytes() == (tmp_path / "a/model.pt2").read_bytes()
+
+    best = (tmp_path / "a/best.safetensors").read_bytes()
+    code, _, err = run("export", "a", "--out", "a/best.safetensors")
+    assert (code, err[:56]) == (2, 'cifarnet: error: the file must end in ".onnx", got "a/be')
+    assert (tmp_path / "a/best.safetensors").read_bytes() == best
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    code, _, err = run("export", "a", "--out", "c.onnx")
+    assert code == 1
+    assert 'onnxscript is not installed; pip install "cifarnet[onnx]"' in err
+    assert not (tmp_path / "c.onnx").exists()
 
 
 def test_numbers_with_test_time_augmentation_say_so(run: Run, tmp_path: Path) -> None:

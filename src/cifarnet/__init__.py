@@ -65,7 +65,18 @@ _HOMES = {
     "load_image_folder": "datasets",
     "make_synthetic": "datasets",
 }
-_MODULES = {*_HOMES.values(), "bench", "engine", "images", "optim", "randomness", "recipes", "report", "visualize"}
+_MODULES = {
+    *_HOMES.values(),
+    "bench",
+    "engine",
+    "export",
+    "images",
+    "optim",
+    "randomness",
+    "recipes",
+    "report",
+    "visualize",
+}
 
 if not TYPE_CHECKING:  # type checkers would take any name for one that is there
 

@@ -25,7 +25,9 @@ __all__ = [
     "DatasetIntegrityError",
     "DatasetNotFoundError",
     "DeviceMemoryError",
+    "ExportError",
     "InputError",
+    "MissingPackageError",
     "NonFiniteLogitsError",
     "NonFiniteLossError",
     "ResumeMismatchError",
@@ -128,6 +130,14 @@ class NonFiniteLossError(CifarnetError, FloatingPointError):
 
 class NonFiniteLogitsError(CifarnetError, FloatingPointError):
     """A network gave NaN or infinity for an image: its weights are broken, or its number format too small."""
+
+
+class ExportError(CifarnetError, RuntimeError):
+    """A network cannot be written for use elsewhere, or the file would not give what the library gives."""
+
+
+class MissingPackageError(CifarnetError, ModuleNotFoundError):
+    """Something needs a package that is no requirement of the library, but one of its extras."""
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import cifarnet
 from cifarnet.cli import bench, commands
 from cifarnet.cli.demo import run_demo
+from cifarnet.cli.export import FORMATS, export
 from cifarnet.engine import BACKENDS
 from cifarnet.recipes import RECIPES
 from cifarnet.transforms import VIEWS
@@ -54,6 +55,15 @@ examples:
   cifarnet predict runs/reference cat.jpg           the square in the centre of any picture that Pillow reads
   cifarnet predict runs/reference *.png --top 3
   cifarnet predict runs/reference cat.jpg --json    every probability with all its digits
+"""
+
+_EXPORT_EXAMPLES = """\
+examples:
+  cifarnet export runs/reference                    model.onnx in the run's directory, for any ONNX runtime
+  cifarnet export runs/reference --format torch     model.pt2, for torch.export.load
+  cifarnet export runs/reference --out cats.onnx --json
+
+The file takes uint8 images and gives probabilities; it is compared with the library before it is written.
 """
 
 _BENCH_EXAMPLES = """\
@@ -122,6 +132,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     _add_train(subparsers)
     _add_evaluate(subparsers)
     _add_predict(subparsers)
+    _add_export(subparsers)
     _add_bench(subparsers)
     _add_command(
         subparsers, "recipes", "list what can be trained, and what came of it", _RECIPES_EXAMPLES, commands.show_recipes
@@ -176,6 +187,14 @@ def _add_predict(subparsers: Any) -> None:
     predict.add_argument("--top", type=int, metavar="K", help="name at most K classes (default: 5; all with --json)")
     _add_views(predict)
     _add_device(predict)
+
+
+def _add_export(subparsers: Any) -> None:
+    summary = "write a run's best weights as a file for use without cifarnet"
+    parser = _add_command(subparsers, "export", summary, _EXPORT_EXAMPLES, export)
+    _add_run(parser)
+    parser.add_argument("--format", default="onnx", metavar="F", help=f"{' or '.join(FORMATS)} (default: onnx)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: model.onnx or model.pt2 beside the weights")
 
 
 def _add_bench(subparsers: Any) -> None:

@@ -1,0 +1,426 @@
+"""An exported file gives what the library gives, and needs nothing of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from cifarnet import Checkpointer, Classifier, DatasetSplits, Preprocess, Trainer, make_synthetic
+from cifarnet.engine import predict_logits
+from cifarnet.errors import ExportError, InputError, MissingPackageError, NonFiniteLogitsError, SettingError
+from cifarnet.export import TOLERANCE, ExportedFile, export_onnx, export_torch
+from cifarnet.export.comparison import draw_images, in_batches, library_probabilities
+from cifarnet.export.portable import float32_classifier, trace
+from cifarnet.models import MODELS, build_model
+
+ROOT = Path(__file__).resolve().parents[1]
+HOWTO = ROOT / "docs" / "howto" / "export.md"
+SIZE = 16  # pixels, as those of `synthetic`
+
+Write = Callable[..., ExportedFile]
+WRITERS: dict[str, Write] = {"model.onnx": export_onnx, "model.pt2": export_torch}
+both_formats = pytest.mark.parametrize("name", sorted(WRITERS))
+
+
+class Own(nn.Module):
+    """A user's: branches, reshaping by the number of images, buffers, an operation in place, float64 inside."""
+
+    grid: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.norm = nn.GroupNorm(2, 4)
+        self.head = nn.Linear(4 * (SIZE // 2) ** 2, 10)
+        self.register_buffer("grid", torch.linspace(0, 1, SIZE // 2), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x: Tensor = nn.functional.silu(self.norm(self.conv(images)))
+        x = torch.cat([x[:, :2] * self.grid, x[:, 2:].double().softmax(dim=-1).to(x.dtype)], dim=1)
+        x = x.add_(1).reshape(x.shape[0], -1)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def build(name: str) -> Classifier:
+    """A network of which every weight matters, that is sure of some images."""
+    torch.manual_seed(0)
+    model: nn.Module
+    if name == "Own":
+        model = Own()
+    elif name == "FastCNN of three":
+        model = build_model("FastCNN", {"convs_per_group": 3, "widths": (16, 24, 32)})
+    else:
+        sized = {"image_size": SIZE} if name in ("BasicCNN", "CifarCNN") else {}
+        model = build_model(name, sized)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.8, 1.2)
+    preprocess = Preprocess(SIZE, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+    images = draw_images(preprocess)[:16]
+    with torch.no_grad():
+        head = next(m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear))
+        head.weight *= 8 / model.eval()(preprocess(images)).std(dim=0).mean()
+    return Classifier(model, preprocess, tuple("abcdefghij"), device="cpu", precision="float32")
+
+
+def probabilities_of(path: Path, images: Tensor) -> Tensor:
+    """As somebody else would compute them."""
+    if path.suffix == ".onnx":
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return torch.from_numpy(session.run(["probabilities"], {"images": images.numpy()})[0])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)  # torch 2.10
+        program = torch.export.load(path)
+    given: Tensor = program.module()(images)
+    return given
+
+
+@torch.no_grad()
+def library(classifier: Classifier, images: Tensor) -> Tensor:
+    logits = predict_logits(classifier.model, images, preprocess=classifier.preprocess, precision=classifier.precision)
+    return logits.double().softmax(dim=1)
+
+
+@both_formats
+@pytest.mark.parametrize("network", [*sorted(MODELS), "FastCNN of three", "Own"])
+def test_every_network_gives_the_librarys_probabilities_for_any_number_of_images(
+    network: str, name: str, tmp_path: Path
+) -> None:
+    classifier = build(network)
+    exported = WRITERS[name](classifier, tmp_path / name)
+    images = torch.randint(0, 256, (9, 3, SIZE, SIZE), dtype=torch.uint8)
+    for count in (1, 2, 3, 9):
+        expected = library(classifier, images[:count])
+        given = probabilities_of(exported.path, images[:count])
+        assert given.dtype == torch.float32
+        assert (given.double() - expected).abs().max() < 1e-5
+    assert (library(classifier, images).amax(dim=1) > 0.5).any()  # of ten nearly equal ones 1e-4 would be no claim
+    if network != "Own":  # onnxruntime's group norm needs an image
+        assert probabilities_of(exported.path, images[:0]).shape == (0, 10)
+    assert 0 < exported.difference == exported.difference_from_run < 1e-5
+    assert exported.num_images == 72
+    assert exported.num_bytes == exported.path.stat().st_size
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+@both_formats
+def test_a_thousand_images_differ_by_less_than_a_ten_thousandth(
+    name: str, make_trainer: Callable[..., Trainer], synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    trainer = make_trainer(precision="float32")
+    trainer.fit(synthetic.train, max_epochs=3, batch_size=32, checkpointer=Checkpointer(tmp_path), progress=False)
+    images = make_synthetic(1, 1_000, seed=5, size=SIZE).test.images
+    classifier = Classifier.load(tmp_path, device="cpu")
+    exported = WRITERS[name](classifier, tmp_path / name, images=images)
+    assert exported.num_images == 1_000
+    assert exported.difference <= TOLERANCE
+    given = probabilities_of(exported.path, images)
+    assert float((given.double() - library(classifier, images)).abs().max()) <= TOLERANCE
+    for prediction, row in zip(classifier.predict(list(images[:20])), given, strict=False):
+        assert prediction.label == classifier.classes[int(row.argmax())]
+        assert prediction.probability == pytest.approx(float(row.max()), abs=1e-5)
+
+
+@pytest.mark.real_data
+def test_a_thousand_images_of_cifar10_differ_by_less_than_a_ten_thousandth(
+    cifar10: DatasetSplits, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = build_model("FastCNN", {"widths": (16, 32, 32), "convs_per_group": 3})
+    trainer = Trainer(model, torch.optim.Adam(model.parameters(), lr=3e-3), device="cpu")
+    few = cifar10.train.subset(torch.arange(3_000))
+    trainer.fit(few, max_epochs=1, batch_size=50, checkpointer=Checkpointer(tmp_path), progress=False)
+    test = cifar10.test.subset(torch.arange(1_000))
+    classifier = Classifier.load(tmp_path, device="cpu", precision="float32")
+    expected, num_correct = library(classifier, test.images), classifier.evaluate(test).num_correct
+    assert num_correct > 200  # chance is 100
+    for name, write in WRITERS.items():
+        exported = write(Classifier.load(tmp_path, device="cpu"), tmp_path / name, images=test.images)
+        assert exported.difference <= TOLERANCE
+        given = probabilities_of(exported.path, test.images)
+        assert float((given.double() - expected).abs().max()) <= TOLERANCE
+        counted = int((given.argmax(dim=1) == test.labels).sum())
+        assert counted == pytest.approx(num_correct, abs=1)  # what is nearly a tie may turn
+
+
+@both_formats
+@pytest.mark.parametrize("precision", ["bf16", "float64"])
+def test_the_file_is_float32_whatever_the_runs_precision_was(precision: str, name: str, tmp_path: Path) -> None:
+    model = build("CifarCNN").model
+    run = Classifier(model, Preprocess(SIZE), tuple("abcdefghij"), device="cpu", precision=precision)
+    weights = {key: value.clone() for key, value in run.model.state_dict().items()}
+    exported = WRITERS[name](run, tmp_path / name)
+    assert exported.difference <= TOLERANCE
+    assert exported.difference_from_run > (1e-3 if precision == "bf16" else 0)
+    assert exported.difference_from_run < (0.5 if precision == "bf16" else TOLERANCE)
+    assert about(exported.path)["run_precision"] == precision
+    assert run.model.state_dict().keys() == weights.keys()  # nothing of the classifier was touched
+    for key, value in run.model.state_dict().items():
+        assert value.dtype == weights[key].dtype
+        assert torch.equal(value, weights[key])
+    assert all(parameter.requires_grad for parameter in run.model.parameters())
+    assert type(run.preprocess(draw_images(run.preprocess))) is Tensor
+
+
+def about(path: Path) -> dict[str, Any]:
+    if path.suffix == ".onnx":
+        return {item.key: json.loads(item.value) for item in onnx.load(path).metadata_props}
+    with zipfile.ZipFile(path) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("extra/cifarnet.json"))
+        document: dict[str, Any] = json.loads(archive.read(name))
+        return document
+
+
+@both_formats
+def test_the_file_says_what_it_is(name: str, tmp_path: Path) -> None:
+    classifier = build("BasicCNN")
+    told = about(WRITERS[name](classifier, tmp_path / name).path)
+    assert tuple(told["classes"]) == classifier.classes
+    assert (told["size"], told["mean"], told["std"]) == (SIZE, [0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
+    assert (told["model"], told["precision"]) == ("BasicCNN", "float32")
+    assert told["input"] == f"images: uint8 in 0..255, shape (N, 3, {SIZE}, {SIZE})"
+    unnamed = Classifier(classifier.model, classifier.preprocess, (), device="cpu", precision="float32")
+    assert about(WRITERS[name](unnamed, tmp_path / name).path)["classes"] == []
+
+
+def test_the_graph_is_of_public_operators_alone(tmp_path: Path) -> None:
+    classifier = build("CifarCNN")  # which flattens by an autograd function of ours where there are gradients
+    model = onnx.load(export_onnx(classifier, tmp_path / "model.onnx").path)
+    assert b"pkg.torch" not in (tmp_path / "model.onnx").read_bytes()
+    assert {node.domain for node in model.graph.node} == {""}
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
+    assert model.ir_version == 8
+    assert not model.functions
+    dimensions = model.graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_param or d.dim_value for d in dimensions] == ["batch", 3, SIZE, SIZE]
+    program = torch.export.load(export_torch(classifier, tmp_path / "model.pt2").path)
+    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    assert {str(node.target).partition(".")[0] for node in calls} == {"aten"}
+    assert not any(parameter.requires_grad for parameter in program.parameters())
+
+
+def test_equal_classifiers_give_equal_bytes_in_any_process_and_no_path_is_told(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_export import WRITERS, build\n"
+        "for name, write in WRITERS.items(): write(build('BasicCNN'), name)"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    command = [sys.executable, "-c", code, str(Path(__file__).parent)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+    (tmp_path / "here").mkdir()
+    for name, write in WRITERS.items():
+        content = write(build("BasicCNN"), tmp_path / "here" / name).path.read_bytes()
+        assert content == (tmp_path / name).read_bytes()
+        for path in (str(ROOT), "site-packages", str(tmp_path), os.path.expanduser("~")):
+            assert path.encode() not in content
+
+
+def test_a_temperature_divides_the_logits() -> None:
+    classifier = build("BasicCNN")
+    images = draw_images(classifier.preprocess)
+    program = trace(float32_classifier(classifier), temperature=2.5)
+    expected = library_probabilities(classifier, images, temperature=2.5)
+    assert (program.module()(images) - expected).abs().max() < 1e-5
+    assert (library(classifier, images) - expected).abs().max() > 0.1
+
+
+def test_exporting_leaves_the_random_state_alone(tmp_path: Path) -> None:
+    classifier = build("BasicCNN")
+    before = torch.get_rng_state()
+    for name, write in WRITERS.items():
+        write(classifier, tmp_path / name)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+class Wrong(nn.Module):
+    """Does what no file can do."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.head = nn.Linear(3 * SIZE**2, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x: Tensor = self.head(images.flatten(1))
+        if self.how == "draws":
+            return x + torch.rand_like(x)
+        if self.how == "counts" and len(images) == 1:
+            return 2 * x
+        if self.how == "looks" and bool(x.sum() > 0):
+            return 2 * x
+        return x
+
+
+@both_formats
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("draws", r"would give probabilities up to 0\.\d+ from the library's, more than 0\.0001, and was not written"),
+        ("counts", r"would give probabilities up to 0\.\d+ from the library's|Wrong cannot be exported"),
+        ("looks", r"Wrong cannot be exported: .*; its forward must be tensor operations"),
+    ],
+)
+def test_a_network_that_a_file_cannot_hold_is_refused_and_the_old_file_stays(
+    how: str, message: str, name: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    classifier = Classifier(Wrong(how), Preprocess(SIZE), (), device="cpu", precision="float32")
+    (tmp_path / name).write_bytes(b"old")
+    with pytest.raises(ExportError, match=message) as caught:
+        WRITERS[name](classifier, tmp_path / name)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / name).read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@both_formats
+def test_broken_weights_are_refused(name: str, tmp_path: Path) -> None:
+    classifier = build("BasicCNN")
+    with torch.no_grad():
+        next(classifier.model.parameters())[0] = torch.nan
+    with pytest.raises(NonFiniteLogitsError, match="gives NaN or infinity in float32; its weights may be broken"):
+        WRITERS[name](classifier, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@both_formats
+def test_a_place_where_no_file_can_go_is_refused_at_once(name: str, tmp_path: Path) -> None:
+    classifier, write = build("BasicCNN"), WRITERS[name]
+    suffix = Path(name).suffix
+    with pytest.raises(SettingError, match=rf'must end in "{suffix}", got ".*best.safetensors"; .*best{suffix} does'):
+        write(classifier, tmp_path / "best.safetensors")
+    with pytest.raises(SettingError, match=r"no folder .*none to write model"):
+        write(classifier, tmp_path / "none" / name)
+    (tmp_path / f"folder{suffix}").mkdir()
+    with pytest.raises(SettingError, match="is a folder"):
+        write(classifier, tmp_path / f"folder{suffix}")
+    assert [file.name for file in tmp_path.iterdir()] == [f"folder{suffix}"]
+
+
+@both_formats
+def test_images_that_the_file_does_not_take_are_refused(name: str, tmp_path: Path) -> None:
+    for images in (
+        torch.zeros(2, 3, SIZE, SIZE),
+        torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
+        torch.zeros(0, 3, SIZE, SIZE, dtype=torch.uint8),
+    ):
+        with pytest.raises(InputError, match=r"expected uint8 images of shape \(N, 3, 16, 16\), got torch"):
+            WRITERS[name](build("BasicCNN"), tmp_path / name, images=images)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
+def test_a_missing_package_is_told_with_the_command_that_installs_it(
+    package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackageError, match=rf'{package} is not installed; pip install "cifarnet\[onnx\]"'):
+        export_onnx(build("BasicCNN"), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_to_compare_on_are_the_same_everywhere_and_come_in_batches_of_several_sizes() -> None:
+    for preprocess, num_images in ((Preprocess(8, (0.5,), (0.5,)), 72), (Preprocess(1024), 8 + 2)):
+        images = draw_images(preprocess)
+        assert images.shape == (num_images, len(preprocess.mean), preprocess.size, preprocess.size)
+        assert torch.equal(images, draw_images(preprocess))
+        assert images.min() < 5
+        assert images.max() > 250
+    for count in (1, 2, 3, 8, 9, 72, 200):
+        batches = list(in_batches(torch.arange(count)))
+        assert torch.equal(torch.cat(batches), torch.arange(count))
+        assert {len(batch) for batch in batches} <= {1, 2, 5, 64, (count - 8) % 64}
+
+
+@pytest.fixture
+def run(make_trainer: Callable[..., Trainer], synthetic: DatasetSplits, tmp_path: Path) -> Path:
+    """A directory with a run, exports of it, and a picture of which the network is sure."""
+    trainer = make_trainer(precision="float32")
+    trainer.fit(synthetic.train, max_epochs=5, batch_size=20, checkpointer=Checkpointer(tmp_path), progress=False)
+    classifier = Classifier.load(tmp_path, device="cpu")
+    for name, write in WRITERS.items():
+        write(classifier, tmp_path / name)
+    images = synthetic.test.images
+    surest = library(classifier, images).amax(dim=1).argmax()
+    Image.fromarray(images[surest].permute(1, 2, 0).numpy()).save(tmp_path / "cat.png")
+    return tmp_path
+
+
+def documented(title: str) -> str:
+    """The one Python block of a section of the how-to."""
+    _, _, section = HOWTO.read_text(encoding="utf-8").partition(f"\n## {title}\n")
+    (block,) = re.findall(r"```python\n(.*?)```", section.partition("\n## ")[0], flags=re.DOTALL)
+    return str(block)
+
+
+def run_without_cifarnet(code: str, directory: Path) -> str:
+    """In a process that cannot import the library, wherever it is installed."""
+    (directory / "script.py").write_text(code)
+    blocked = "import runpy, sys; sys.modules['cifarnet'] = None; runpy.run_path('script.py')"
+    command = [sys.executable, "-I", "-W", "error", "-W", "ignore:The given buffer", "-c", blocked]
+    result = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_documented_scripts_tell_a_picture_without_cifarnet(run: Path) -> None:
+    with pytest.raises(AssertionError, match=r"import of cifarnet halted|No module named 'cifarnet'"):
+        run_without_cifarnet("import cifarnet", run)
+    prediction = Classifier.load(run, device="cpu").predict(run / "cat.png")
+    for title in ("ONNX, without cifarnet", "torch, without cifarnet"):
+        script = documented(title)
+        assert len(script.split("\n\n")) == 2  # imports, and the rest
+        assert len([line for line in script.splitlines() if line]) == 10
+        label, _, probability = run_without_cifarnet(script, run).strip().rpartition(" ")
+        assert label == prediction.label
+        assert float(probability) == pytest.approx(prediction.probability, abs=1e-4)
+    Image.open(run / "cat.png").resize((90, 70)).save(run / "cat.png")  # any size will do
+    assert run_without_cifarnet(documented("ONNX, without cifarnet"), run)
+
+
+def test_the_weights_load_with_safetensors_alone(run: Path) -> None:
+    check = "\nimport numpy; numpy.savez('weights.npz', **weights)"
+    out = run_without_cifarnet(documented("The weights alone") + check, run)
+    classifier = Classifier.load(run, device="cpu")
+    weights = classifier.model.state_dict()
+    count = sum(value.numel() for value in weights.values())
+    assert out == f"CifarCNN {count} {list(classifier.classes)}\n"
+    with np.load(io.BytesIO((run / "weights.npz").read_bytes())) as arrays:
+        assert set(arrays) == set(weights)
+        for name, value in weights.items():
+            assert np.array_equal(arrays[name], value.numpy())
+
+
+@both_formats
+def test_a_calibrated_classifier_is_exported_with_its_temperature(tmp_path: Path, name: str) -> None:
+    classifier = build("CifarCNN")
+    classifier.temperature = 2.5
+    exported = WRITERS[name](classifier, tmp_path / name)
+    images = draw_images(classifier.preprocess)[:2]
+    told = [classifier.predict(image).probability for image in images]
+    given = probabilities_of(exported.path, images).amax(dim=1)
+    assert given.tolist() == pytest.approx(told, abs=TOLERANCE)
+    classifier.temperature = 1.0
+    assert abs(classifier.predict(images[0]).probability - told[0]) > 10 * TOLERANCE, "the control"
