@@ -12,13 +12,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cifarnet import recipes
 from cifarnet.bench import format_report
 from cifarnet.recipes import RECIPES
 from cifarnet.report import comparison_table, published_table, read_reports, summarize_seeds
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-MEASURED = "src/cifarnet/recipes/measured.json"
+#: Of the library that is imported: in a clone the one under ``src``.
+MEASURED = Path(recipes.__file__).with_name("measured.json")
 PAGES = (
     "README.md",
     "docs/results/comparison.md",
@@ -102,12 +104,12 @@ def tables() -> dict[str, str]:
     }
 
 
-def generated() -> dict[str, str]:
+def generated() -> dict[Path, str]:
     """Every generated file as it should be: pages with their tables between the markers, and results for the wheel."""
     by_name = tables()
     files = {}
-    for page in PAGES:
-        text = (ROOT / page).read_text()
+    for page in (ROOT / name for name in PAGES):
+        text = page.read_text()
         for name, table in by_name.items():
             pattern = rf"(<!-- table {name} -->\n).*?(<!-- end -->)"
             text = re.sub(
@@ -122,16 +124,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    stale = {path: text for path, text in generated().items() if _read(path) != text}
+    stale = {path: text for path, text in generated().items() if not path.exists() or path.read_text() != text}
     for path, text in stale.items():
         if not args.check:
-            (ROOT / path).write_text(text)
+            path.write_text(text)
         print(f"{path}: {'differs from its reports' if args.check else 'written'}")
     return 1 if args.check and stale else 0
-
-
-def _read(path: str) -> str | None:
-    return (ROOT / path).read_text() if (ROOT / path).exists() else None
 
 
 if __name__ == "__main__":

@@ -55,10 +55,12 @@ SEARCHES: dict[str, tuple[Recipe, dict[str, dict[str, Any]]]] = {
         START,
         {
             "start": {},
+            "alternating flip, crop 2": {"flip": "alternating", "crop_padding": 2},
             "alternating flip, crop 3": {"flip": "alternating", "crop_padding": 3},
             "learning rate 0.08": {"learning_rate": 0.08},
-            "average of the weights": {"ema_decay": 0.99},
+            "learning rate 0.03": {"learning_rate": 0.03},
             "batch 128": {"batch_size": 128},
+            "average of the weights": {"ema_decay": 0.99},
             "brightness and contrast": {"brightness": 0.14, "contrast": 0.13},
         },
     ),
