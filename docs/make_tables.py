@@ -25,6 +25,8 @@ PAGES = (
     "README.md",
     "docs/results/comparison.md",
     "docs/results/reference.md",
+    "docs/tutorials/reproduction.md",
+    "docs/gallery/train_cifar10.md",
     "docs/explanation/resume.md",
     "docs/explanation/speed.md",
 )

@@ -211,6 +211,10 @@ def _held_out_counts(counts: list[int], val_fraction: float) -> list[int]:
 def check_split(val_fraction: float, seed: int) -> None:
     """Refuse what `ImageDataset.split` would refuse of any data.
 
+    Args:
+        val_fraction: Share that shall be held out, in ``(0, 1)``.
+        seed: An int of 0 or more.
+
     Raises:
         SettingError: If ``val_fraction`` is outside ``(0, 1)``, or the seed is no whole number.
     """

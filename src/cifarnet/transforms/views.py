@@ -16,6 +16,8 @@ __all__ = ["VIEWS", "ViewName", "Views"]
 
 #: What `Views` can be named by.
 ViewName = Literal["mirror", "multi-crop"]
+
+#: The same names, to choose from.
 VIEWS: tuple[ViewName, ...] = ("mirror", "multi-crop")
 
 
@@ -64,6 +66,9 @@ class Views:
     @classmethod
     def of(cls, views: Views | ViewName | None) -> Views | None:
         """What a method is given that also takes the name alone.
+
+        Args:
+            views: `Views`, the name of one of `VIEWS`, or ``None``.
 
         Raises:
             SettingError: If it is neither views nor the name of some.
