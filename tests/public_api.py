@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -77,7 +77,8 @@ def snapshot() -> str:
 
 def _describe(path: str, value: Any) -> Iterator[str]:
     if not is_ours(value):
-        yield f"{path}: {type(value).__name__}" + (f" = {value!r}" if isinstance(value, int | float | str) else "")
+        kind = type(value).__name__ if isinstance(value, int | float | str | tuple | Mapping) else "alias of a type"
+        yield f"{path}: {kind}" + (f" = {value!r}" if isinstance(value, int | float | str) else "")
         return
     if not isinstance(value, type):
         yield f"{path}{_signature(value)}"
