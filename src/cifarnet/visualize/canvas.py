@@ -26,6 +26,7 @@ __all__ = [
     "figure_of",
     "ink_on",
     "open_axes",
+    "percent",
     "scale_of",
     "shorten",
     "show_image",
@@ -106,6 +107,16 @@ def clear(panel: Axes, ink: str, *, size: float = 9.0) -> None:
     panel.tick_params(colors=ink, labelsize=size)
     for axis in (panel.xaxis, panel.yaxis):
         axis.label.set(color=ink, fontsize=size)
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A fraction as it is written in figures.
+
+    Args:
+        share: In ``[0, 1]``.
+        digits: Behind the point.
+    """
+    return f"{100 * share:.{digits}f} %"
 
 
 def shorten(name: str, length: int) -> str:

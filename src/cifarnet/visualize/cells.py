@@ -9,7 +9,7 @@ from torch import Tensor
 from cifarnet.images import ImageLike, crop_square, resize_images, to_pixels
 from cifarnet.visualize.canvas import PLAIN, divide, ink_on, open_axes, scale_of, shorten
 
-__all__ = ["open_cells", "thumbnail", "title_of", "write_title"]
+__all__ = ["open_cells", "shrink", "thumbnail", "title_of", "write_title"]
 
 _MAX_SIDE = 256  # pixels shown of a large photo: a panel has no more
 
@@ -48,7 +48,19 @@ def thumbnail(image: ImageLike, channels: int) -> Tensor:
     Returns:
         uint8, shape ``(channels, S, S)``, ``S`` at most 256.
     """
-    square = crop_square(to_pixels(image, channels=channels))
+    return shrink(to_pixels(image, channels=channels))
+
+
+def shrink(pixels: Tensor) -> Tensor:
+    """The square in the centre, in its own resolution as far as that shows.
+
+    Args:
+        pixels: uint8, shape ``(C, H, W)``.
+
+    Returns:
+        uint8, shape ``(C, S, S)``, ``S`` at most 256.
+    """
+    square = crop_square(pixels)
     return resize_images(square, _MAX_SIDE) if square.shape[-1] > _MAX_SIDE else square
 
 
