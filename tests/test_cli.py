@@ -30,6 +30,7 @@ from cifarnet._choices import EXPORT_FORMATS, RECIPE_NAMES
 from cifarnet.checkpoint import read_checkpoint
 from cifarnet.cli import commands, export
 from cifarnet.cli.arguments import BENCHMARKS, build_parser
+from cifarnet.cli.imports import load_command
 from cifarnet.errors import CifarnetError
 from cifarnet.report import load_report
 
@@ -431,7 +432,7 @@ def test_every_example_of_the_help_is_a_command_that_parses(run: Run) -> None:
     examples = [line for page in pages for line in re.findall(r"^  cifarnet (\w.*?)(?:  +.*)?$", page, re.MULTILINE)]
     assert len(examples) > 15
     for example in examples:
-        assert callable(cli._import(parser.parse_args(example.split()).run))
+        assert callable(load_command(parser.parse_args(example.split()).run))
 
 
 def test_predict_tells_what_pictures_of_any_size_show(run: Run, tmp_path: Path) -> None:

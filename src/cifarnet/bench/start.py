@@ -59,16 +59,19 @@ def after_step(*_):
     mark("first_step")
 
 import cifarnet.cli
+from cifarnet.cli.imports import uncollected
 mark("command_line")
-import torch
-mark("torch")
-import torchvision
-mark("torchvision")
-from cifarnet import Trainer
-from cifarnet.cli import commands
-mark("library")
+with uncollected():
+    import torch
+    mark("torch")
+    import torchvision
+    mark("torchvision")
+    from cifarnet import Trainer
+    from cifarnet.cli import commands
+    mark("library")
+from torch.optim.optimizer import register_optimizer_step_post_hook
 told = []
-torch.optim.optimizer.register_optimizer_step_post_hook(after_step)
+register_optimizer_step_post_hook(after_step)
 marked(commands, "load_data", "data")
 marked(Trainer, "fit", "training")
 marked(commands, "save_report", "report")

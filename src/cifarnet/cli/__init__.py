@@ -6,22 +6,18 @@
 from __future__ import annotations
 
 import argparse
-import gc
-import importlib
 import io
 import json
 import os
 import shlex
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 from cifarnet._json import finite_json
 from cifarnet.cli.arguments import BENCHMARKS, build_parser
+from cifarnet.cli.imports import load_command
 from cifarnet.errors import CifarnetError, SettingError, did_you_mean
 
 __all__ = ["main"]
@@ -46,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         debug, interrupted = args.debug, args.interrupted
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning  # one line on stderr, without the source
-            document, text = _import(args.run)(args, shlex.join(["cifarnet", *arguments]))
+            document, text = load_command(args.run)(args, shlex.join(["cifarnet", *arguments]))
     except SettingError as error:
         return _fail(error, 2, debug=debug)
     except (CifarnetError, OSError) as error:
@@ -63,63 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cifarnet: error: {message}", file=sys.stderr)
     printed = _print(json.dumps(finite_json(document), indent=1, allow_nan=False) if args.json else text)
     return printed or (1 if errors else 0)
-
-
-def _import(run: str) -> Callable[[argparse.Namespace, str], tuple[dict[str, Any], str]]:
-    """What does a command, ``"module:name"``: torch takes seconds to import, and help and wrong options need none."""
-    file, _, name = run.partition(":")
-    module = f"cifarnet.cli.{file}"
-    if module not in sys.modules:
-        with _interruptible(), _uncollected():
-            importlib.import_module(module)
-    return cast("Callable[[argparse.Namespace, str], tuple[dict[str, Any], str]]", getattr(sys.modules[module], name))
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """A Ctrl-C within the block ends it with `KeyboardInterrupt`, at the latest at its end.
-
-    While torch imports NumPy, it takes whatever is raised for a missing NumPy, and goes on without.
-    """
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield  # somebody else's to handle
-        return
-    caught = False
-
-    def interrupt(*_: object) -> None:
-        nonlocal caught
-        caught = True
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    except Exception:
-        if not caught:
-            raise
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if caught:
-        raise KeyboardInterrupt
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """What the block makes lives to the end of the process: Python need not look for garbage in it.
-
-    The half million objects of torch and torchvision cost 0.4 s of that while they are imported, and as much when the
-    process ends.
-    """
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def _print(text: str) -> int:
