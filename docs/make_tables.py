@@ -82,14 +82,9 @@ def stress_table(path: Path) -> str:
     return "\n".join(lines)
 
 
-def start_table(path: Path, before: Path) -> str:
-    """How long a new process takes, and what it took before that was looked into."""
-    report, old = (json.loads(file.read_text()) for file in (path, before))
-    medians = [f"{old[key]['median']:.2f} s" for key in ("help_s", "to_first_step_s", "to_model_s", "total_s")]
-    return (
-        f"{format_report(report)}\nBefore (at {old['revision']}, {old['total_s']['n']} processes): `cifarnet --help` "
-        f"{medians[0]}, to the first step {medians[1]}, to the saved model {medians[2]}, in all {medians[3]}."
-    )
+def start_table(path: Path) -> str:
+    """How long a new process takes."""
+    return format_report(json.loads(path.read_text())) if path.exists() else "Not measured yet."
 
 
 def results() -> list[dict[str, Any]]:
@@ -110,7 +105,7 @@ def tables() -> dict[str, str]:
         "training": format_report(json.loads((RESULTS / "cpu" / "training.json").read_text())),
         "inference": format_report(json.loads((RESULTS / "cpu" / "inference.json").read_text())),
         "saving": format_report(json.loads((RESULTS / "saving.json").read_text())),
-        "start": start_table(RESULTS / "cpu" / "start.json", RESULTS / "cpu" / "start_before.json"),
+        "start": start_table(RESULTS / "cpu" / "start.json"),
         "stress": stress_table(RESULTS / "stress.json"),
     }
 
