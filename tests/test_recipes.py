@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -209,16 +208,14 @@ def test_notes_that_cannot_be_kept_are_refused(make_trainer: Any, notes: Any, me
         make_trainer(notes=notes)
 
 
+@pytest.mark.real_data
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_learns_from_2000_images(name: str, request: pytest.FixtureRequest) -> None:
-    """Of CIFAR-10, or drawn ones where it is not."""
-    real = "CIFARNET_TEST_DATA" in os.environ
-    data = request.getfixturevalue("cifar10") if real else make_synthetic(2_000, 500)
+def test_every_recipe_learns_from_2000_images(name: str, cifar10: DatasetSplits) -> None:
     recipe = get_recipe(name)
-    few = data.train.subset(torch.arange(2_000))
+    few = cifar10.train.subset(torch.arange(2_000))
     trainer = build_trainer(recipe, few, device="cpu")
     # The first epoch of as many as it has, in more steps than 2,000 images would give it.
     record = next(trainer.epochs(few, max_epochs=recipe.max_epochs, batch_size=min(recipe.batch_size, 100)))
     assert record.train_accuracy > 0.15  # chance is 0.1
     # Running statistics of batch norm need more steps than these, so that accuracy says nothing yet.
-    assert math.isfinite(trainer.evaluate(data.test.subset(torch.arange(500))).loss)
+    assert math.isfinite(trainer.evaluate(cifar10.test.subset(torch.arange(500))).loss)
