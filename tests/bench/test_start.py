@@ -6,15 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
 from cifarnet import bench, make_synthetic
 from cifarnet.bench.start import STAGES
-from cifarnet.engine import resolve_precision
 from cifarnet.errors import CifarnetError, SettingError
-
-PRECISION = resolve_precision("float32", torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +24,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
     options = ["--data", str(root), "--epochs", "1", "--device", "cpu", "--precision", "float32"]
-    return bench.measure_start(options, runs=1, precision=PRECISION)
+    return bench.measure_start(options, runs=1, device="cpu", precision="float32")
 
 
 def test_stages_follow_each_other_and_are_all_of_the_time(document: dict[str, Any]) -> None:
@@ -54,9 +50,9 @@ def test_the_table_has_a_line_a_stage(document: dict[str, Any]) -> None:
 def test_a_run_that_fails_is_told(tmp_path: Path) -> None:
     (tmp_path / "something").touch()
     with pytest.raises(CifarnetError, match=r"cifarnet train --data .* ended with exit code 1: .*holds neither"):
-        bench.measure_start(["--data", str(tmp_path)], runs=1, precision=PRECISION)
+        bench.measure_start(["--data", str(tmp_path)], runs=1, device="cpu", precision="float32")
 
 
 def test_runs_are_counted() -> None:
     with pytest.raises(SettingError, match="runs must be at least 1, got 0"):
-        bench.measure_start([], runs=0, precision=PRECISION)
+        bench.measure_start([], runs=0, device="cpu", precision="float32")

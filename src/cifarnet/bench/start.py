@@ -14,7 +14,7 @@ from typing import Any
 
 from cifarnet._checks import check_count
 from cifarnet.bench.timing import summarize, timed
-from cifarnet.engine import Precision, describe_machine
+from cifarnet.engine import describe_machine, resolve_device, resolve_precision
 from cifarnet.errors import CifarnetError
 
 __all__ = ["format_start", "measure_start"]
@@ -80,7 +80,9 @@ sys.exit(cifarnet.cli.main(["train", *sys.argv[1:]]))
 """
 
 
-def measure_start(options: Sequence[str], *, runs: int = 5, precision: Precision) -> dict[str, Any]:
+def measure_start(
+    options: Sequence[str], *, runs: int = 5, device: str = "auto", precision: str = "auto"
+) -> dict[str, Any]:
     """Run ``cifarnet train`` in new processes, one after the other, each in a new directory.
 
     The compiler's cache and the system's cache of files are as they are: from the second run on they know all that is
@@ -89,10 +91,11 @@ def measure_start(options: Sequence[str], *, runs: int = 5, precision: Precision
     Args:
         options: Of ``cifarnet train``, all but ``--out``.
         runs: Processes.
-        precision: What they train in, and where; for the record.
+        device: Of the options, for the record.
+        precision: Of the options, for the record.
 
     Returns:
-        Plain values, seconds as `summarize` gives them. ``to_first_step_s``, ``to_model_s`` (to where the checkpoints
+        Plain values, seconds as median and range. ``to_first_step_s``, ``to_model_s`` (to where the checkpoints
         are on the disk) and ``total_s`` count from the start of the process; ``outside_epochs_s`` is the last less the
         seconds of the epochs; ``stages`` are the parts of ``total_s``; ``help_s`` is all of ``cifarnet --help``.
 
@@ -109,7 +112,7 @@ def measure_start(options: Sequence[str], *, runs: int = 5, precision: Precision
         **{key: summarize([run[key] for run in found]) for key in found[0] if key != "stages"},
         "stages": {stage: summarize([run["stages"][stage] for run in found]) for stage in STAGES},
         "help_s": summarize(helps),
-        **describe_machine(precision),
+        **describe_machine(resolve_precision(precision, resolve_device(device))),
     }
 
 

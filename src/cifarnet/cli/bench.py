@@ -97,7 +97,8 @@ def bench_start(args: argparse.Namespace, command: str) -> Result:
     document = bench.measure_start(
         _train_options(args),
         runs=args.runs,
-        precision=resolve_precision(args.precision, resolve_device(args.device)),
+        device=args.device,
+        precision=args.precision,
     )
     return _told(document, command, data=describe_data(train))
 
