@@ -81,6 +81,11 @@ def stress_table(path: Path) -> str:
     return "\n".join(lines)
 
 
+def start_table(path: Path) -> str:
+    """How long a new process takes."""
+    return format_report(json.loads(path.read_text())) if path.exists() else "Not measured yet."
+
+
 def results(machine: str) -> list[dict[str, Any]]:
     """Mean and spread of every recipe that was run there."""
     folders = [RESULTS / machine / name for name in RECIPES]
@@ -102,6 +107,7 @@ def tables() -> dict[str, str]:
         "training": format_report(json.loads((RESULTS / "cpu" / "training.json").read_text())),
         "inference": format_report(json.loads((RESULTS / "cpu" / "inference.json").read_text())),
         "saving": format_report(json.loads((RESULTS / "saving.json").read_text())),
+        "start": start_table(RESULTS / "cpu" / "start.json"),
         "stress": stress_table(RESULTS / "stress.json"),
     }
 
