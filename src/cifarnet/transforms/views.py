@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from torch.nn import functional as F
 
 from cifarnet._checks import check_choice
+from cifarnet._choices import VIEWS, ViewName
 from cifarnet._types import Images, Logits
 from cifarnet.errors import InputError, SettingError, SettingTypeError
 
 __all__ = ["VIEWS", "ViewName", "Views"]
-
-#: What `Views` can be named by.
-ViewName = Literal["mirror", "multi-crop"]
-
-#: The same names, to choose from.
-VIEWS: tuple[ViewName, ...] = ("mirror", "multi-crop")
 
 
 @dataclass(frozen=True)
