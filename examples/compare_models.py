@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from cifarnet.recipes import RECIPES, get_recipe
 from cifarnet.report import comparison_table, load_report, read_reports, summarize_seeds
@@ -29,7 +30,8 @@ recipes = [get_recipe(name) for name in args.recipes]  # a typo is told now, not
 if args.epochs is not None:
     recipes = [replace(recipe, max_epochs=args.epochs) for recipe in recipes]
 
-summaries, by_hardware = [], {}
+summaries: list[dict[str, Any]] = []
+by_hardware: dict[str, list[dict[str, Any]]] = {}
 for recipe in recipes:
     folder = args.out / recipe.name
     for seed in range(args.seeds):
