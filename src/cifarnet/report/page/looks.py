@@ -14,7 +14,7 @@ from cifarnet.report.page.wording import count, number, percent
 
 __all__ = ["feature_maps", "filters", "grad_cam", "network", "predictions", "top_losses"]
 
-_NUM_EXPLAINED = 6
+_NUM_EXPLAINED = 6  # images, the first of the sample predictions
 
 
 def top_losses(judged: Judged) -> Markup:
@@ -101,9 +101,9 @@ def grad_cam(judged: Judged) -> Markup:
     classifier = judged.run.classifier
     names = ", ".join(classifier.class_name(label) for label in judged.test.labels[chosen].tolist())
     return figure(
-        partial(plot_grad_cam, classifier, judged.test.subset(chosen)),
-        "Warm: the places that speak for the predicted class (Grad-CAM, arXiv:1610.02391), at the resolution of the "
-        "last convolution.",
+        partial(plot_grad_cam, classifier, list(judged.test.images[chosen]), columns=3),
+        "The brighter the colour on the grey image, the more a place speaks for the class that the image is taken for "
+        "(Grad-CAM, arXiv:1610.02391); each image has its own scale.",
         alt=f"{len(chosen)} test images, over each a heat map of what the prediction rests on. True classes: {names}.",
     )
 
