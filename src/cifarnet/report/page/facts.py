@@ -40,7 +40,7 @@ def schedule(judged: Judged) -> Markup:
             learning_rate=run.recipe.learning_rate,
             num_epochs=epochs,
         ),
-        f"Learning rate of the first group of parameters: {text}.",
+        f"{text[0].upper()}{text[1:]}. Groups of parameters with a rate of their own follow the same curve.",
         alt=f"Curve of the learning rate over the steps of the run: {text}.",
     )
 

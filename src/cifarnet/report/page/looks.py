@@ -75,7 +75,7 @@ def filters(judged: Judged) -> Markup:
 
     return figure(
         partial(plot_filters, judged.run.classifier.model),
-        "What the first convolution looks for: edges, colours, spots. Each filter has its own scale.",
+        "What the first convolution looks for. Each filter has its own scale, on which middle grey is 0.",
         alt="The filters of the first convolution as small pictures.",
     )
 
@@ -88,7 +88,7 @@ def feature_maps(judged: Judged) -> Markup:
     label = judged.run.classifier.class_name(int(judged.test.labels[index]))
     return figure(
         partial(plot_feature_maps, judged.run.classifier, judged.test.images[index]),
-        "From layer to layer there are more maps, each of fewer pixels; bright is a strong answer.",
+        "A row a layer, of which the maps are drawn that vary most; each has its own scale, from dark to bright.",
         alt=f"Maps that the layers of the network make of test image {index}, a {label}.",
     )
 
