@@ -20,7 +20,7 @@ from PIL import Image
 from reader import Reader
 from torch import nn
 
-from cifarnet import Checkpointer, Classifier, ImageDataset, Trainer, build_transforms, make_synthetic
+from cifarnet import Checkpointer, Classifier, ImageDataset, Trainer, build_transforms, cli, make_synthetic
 from cifarnet.errors import CheckpointMismatchError, CheckpointNotFoundError, InputError, SettingError
 from cifarnet.report import build_page, load_report, load_run, save_page, save_report
 from cifarnet.report.page.assembly import _judge
@@ -49,7 +49,7 @@ def test_a_page_has_every_section_and_its_navigation_leads_to_each(made: Made) -
 
 def test_those_who_do_not_see_it_are_told(made: Made) -> None:
     images = made.read.all("img")
-    assert len(images) == 12
+    assert len(images) == 11
     alts = [str(image["alt"]) for image in images]
     assert all(len(alt) > 40 for alt in alts)
     assert len(set(alts)) == len(alts)
@@ -150,13 +150,49 @@ def test_every_picture_has_something_on_it_and_a_dark_one_beside_it(made: Made) 
         assert pixels(source["srcset"])[0, 0] < 50
 
 
-def test_the_same_run_gives_the_same_small_page(made: Made, tmp_path: Path) -> None:
-    again = build_page(load_run(made.directory / "best.safetensors", device="cpu"), made.data.test)
-    assert again.html == made.page.html
-    path = save_page(again, tmp_path / "page.html")
-    assert path.read_text(encoding="utf-8") == again.html
-    assert 200_000 < path.stat().st_size < 3_000_000
-    assert str(made.directory) not in again.html
+def test_the_command_gives_the_same_small_page_once_more(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cifarnet.cli.data.make_synthetic", lambda: made.data)
+    path = tmp_path / "page.html"
+    best = str(made.directory / "best.safetensors")
+    command = ["report", best, "--data", "synthetic", "--out", str(path), "--device", "cpu", "--json"]
+    assert cli.main(command) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert path.read_text(encoding="utf-8") == made.page.html
+    assert 200_000 < path.stat().st_size == told["num_bytes"] < 3_000_000
+    assert (told["run"], told["path"], told["sections"]) == (best, str(path), list(SECTIONS))
+    assert (told["left_out"], told["remarks"]) == ({}, [])
+    assert told["accuracy"] == made.page.evaluation.accuracy
+    assert str(made.directory) not in made.page.html
+    assert str(tmp_path) not in made.page.html
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("no/such", "--out", "page.pdf"), 2, 'must end in ".html", got "page.pdf"; page.html does'),
+        (("no/such", "--out", "."), 2, ". is a folder; report.html would be a file in it"),
+        (("no/such",), 1, "no checkpoint at no/such"),
+        (("no/such", "--device", "gpu"), 2, 'device "gpu" cannot be used'),
+        (("no/such", "--dta", "x"), 2, 'unknown option --dta; did you mean "--data"?'),
+    ],
+)
+def test_wrong_use_of_the_command_is_told_in_a_line(
+    arguments: tuple[str, ...],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["report", *arguments]) == code
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_page_goes_where_a_page_can_go(made: Made, tmp_path: Path) -> None:

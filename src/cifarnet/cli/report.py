@@ -15,8 +15,10 @@ __all__ = ["report"]
 def report(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
     """Write the page, and tell what is not on it."""
     directory = args.path if args.path.is_dir() else args.path.parent
+    if args.out is not None:
+        check_target(args.out, ".html", name="report")  # before anything is read
     run = load_run(args.path, device=args.device)
-    out = check_target(args.out or directory / "report.html", ".html", name="report")  # before a minute of computing
+    out = check_target(args.out or directory / "report.html", ".html", name="report")  # before half a minute of work
     test = load_data(args.data or source_of(args.path, run.classifier)).test
     page = build_page(run, test)
     path = save_page(page, out)
