@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -22,49 +23,47 @@ class Rendering:
     """A figure as it is shown.
 
     Args:
-        png: The file's content; the same figure gives the same bytes.
+        light: A PNG file's content; the same figure gives the same bytes.
+        dark: The same on a dark background, if that was asked for.
         width: In pixels of CSS, of which an inch has 96.
         height: Likewise.
     """
 
-    png: bytes
+    light: bytes
+    dark: bytes | None
     width: int
     height: int
 
 
-def render(plot: Callable[..., Figure], *, background: str | None = None) -> Rendering:
-    """Draw a figure and encode it with at most 256 colours, a third of the size of all of them.
+def render(plot: Callable[..., Figure], *, dark: str | None = None) -> Rendering:
+    """Draw a figure, and encode it with at most 256 colours: a third of the size of all of them.
 
     Args:
         plot: Draws on ``ax=``, or on a figure of its own without; `functools.partial` makes one of any ``plot_``
             function.
-        background: Colour of the figure; ``None`` leaves it to the function, which takes white.
+        dark: Colour of a second, dark background; ``None`` for none.
 
     Returns:
-        The picture; on a background it has the size that it has without.
+        One picture or two, in the size that ``plot`` gives its own figure.
     """
     with warnings.catch_warnings():
         # matplotlib's own font lacks many scripts. It draws boxes, and the page has the names as text.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure = plot()
-        if background is not None:
-            figure = _on(background, plot, like=figure)
-        content = io.BytesIO()
-        figure.savefig(content, format="png")
-    width, height = figure.get_size_inches()
-    return Rendering(_with_few_colours(content), round(_CSS_PIXELS * width), round(_CSS_PIXELS * height))
+        width, height = figure.get_size_inches()
+        light, other = _png(figure), None
+        if dark is not None:
+            figure = NotebookFigure(figsize=(width, height), dpi=figure.dpi, layout="constrained", facecolor=dark)
+            other = _png(plot(ax=figure.add_subplot()))
+    return Rendering(light, other, round(_CSS_PIXELS * width), round(_CSS_PIXELS * height))
 
 
-def _on(background: str, plot: Callable[..., Figure], *, like: Figure) -> Figure:
-    width, height = like.get_size_inches()
-    figure = NotebookFigure(figsize=(width, height), dpi=like.dpi, layout="constrained", facecolor=background)
-    return plot(ax=figure.add_subplot())
-
-
-def _with_few_colours(png: io.BytesIO) -> bytes:
-    """Also without metadata, in which the version of matplotlib would be."""
-    small = io.BytesIO()
-    with Image.open(png) as picture:
-        few = picture.convert("RGB").quantize(256, kmeans=1, dither=Image.Dither.NONE)
-        few.save(small, "PNG", optimize=True)
-    return small.getvalue()
+def _png(figure: Figure) -> bytes:
+    """Without ``savefig``, which draws twice and writes metadata."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
+    content = io.BytesIO()
+    few = pixels.convert("RGB").quantize(256, kmeans=1, dither=Image.Dither.NONE)
+    few.save(content, "PNG", optimize=True)
+    return content.getvalue()

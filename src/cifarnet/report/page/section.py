@@ -56,12 +56,11 @@ def figure(plot: Callable[..., Any], caption: str, *, alt: str, themes: bool = T
     """
     from cifarnet.visualize.rendered import render  # matplotlib: for those alone who want a page
 
-    light = render(plot)
-    picture = [element("img", src=_data(light.png), alt=alt, width=light.width, height=light.height)]
-    if themes:
-        dark = _data(render(plot, background=DARK).png)
-        picture.insert(0, element("source", media="(prefers-color-scheme: dark)", srcset=dark))
-    wide = light.width > _READABLE
+    drawn = render(plot, dark=DARK if themes else None)
+    picture = [element("img", src=_data(drawn.light), alt=alt, width=drawn.width, height=drawn.height)]
+    if drawn.dark is not None:
+        picture.insert(0, element("source", media="(prefers-color-scheme: dark)", srcset=_data(drawn.dark)))
+    wide = drawn.width > _READABLE
     frame = element(
         "div",
         element("picture", *picture),
