@@ -65,7 +65,7 @@ def load_run(path: str | Path, *, model: nn.Module | None = None, device: str | 
         device: Where the network shall be, see `Classifier.load`.
 
     Returns:
-        The run. Only the weights must be there; what else is missing, `Run.remarks` say.
+        The run. Only the weights must be there; what else is missing, its ``remarks`` say.
 
     Raises:
         CheckpointError: If the weights cannot be read, as `Classifier.load` says.
