@@ -72,7 +72,7 @@ def feature_maps(
             shape, the last one: what is handed on to the next size.
 
     Returns:
-        By layer, in running order: shape ``(N, C, H, W)``, as the layer gives them, on the CPU.
+        The maps by layer, in running order, each of shape ``(N, C, H, W)``, as the layer gives them, on the CPU.
 
     Raises:
         InputError: If something is no image.
