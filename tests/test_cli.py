@@ -416,14 +416,14 @@ def test_a_warning_is_one_line_on_stderr(run: Run) -> None:
 
 
 def test_every_command_helps_with_examples(run: Run) -> None:
-    for command in ("demo", "train", "evaluate", "predict", "export", "recipes", "info"):
+    for command in ("demo", "train", "evaluate", "predict", "export", "report", "recipes", "info"):
         code, out, _ = run(command, "--help")
         assert code == 0
         assert f"examples:\n  cifarnet {command}" in out
         assert all(name in out for name in recipes.RECIPES) or command != "train"
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("demo", "train", "evaluate", "predict", "export", "recipes", "info"):
+    for command in ("demo", "train", "evaluate", "predict", "export", "report", "recipes", "info"):
         assert f"    {command} " in out
 
 

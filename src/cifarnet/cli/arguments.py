@@ -70,6 +70,15 @@ examples:
 The file takes uint8 images and gives probabilities; it is compared with the library before it is written.
 """
 
+_REPORT_EXAMPLES = """\
+examples:
+  cifarnet report runs/reference                    report.html in the run's directory, to open in any browser
+  cifarnet report runs/reference --out cats.html    to send to somebody: it needs no other file and no network
+  cifarnet report runs/first --data DIR --json      of a run whose own test images are elsewhere now
+
+The network is scored on the test images again; runs without a report.json have a page too, which says what it lacks.
+"""
+
 _BENCH_EXAMPLES = """\
 examples:
   cifarnet bench training --script examples/plain_pytorch.py
@@ -144,6 +153,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     _add_evaluate(subparsers)
     _add_predict(subparsers)
     _add_export(subparsers)
+    _add_report(subparsers)
     _add_bench(subparsers)
     _add_command(
         subparsers,
@@ -210,6 +220,15 @@ def _add_export(subparsers: Any) -> None:
     _add_run(parser)
     parser.add_argument("--format", default="onnx", metavar="F", help=f"{' or '.join(EXPORT_FORMATS)} (default: onnx)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: model.onnx or model.pt2 beside the weights")
+
+
+def _add_report(subparsers: Any) -> None:
+    summary = "write one page about a run: scores, figures, recipe, environment"
+    parser = _add_command(subparsers, "report", summary, _REPORT_EXAMPLES, "report:report")
+    _add_run(parser)
+    _add_data(parser)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: report.html beside the weights")
+    _add_device(parser)
 
 
 def _add_bench(subparsers: Any) -> None:
