@@ -17,6 +17,7 @@ from typing import Any
 
 from cifarnet.cli.arguments import build_parser
 from cifarnet.cli.bench import BENCHMARKS
+from cifarnet.engine import Ranks
 from cifarnet.errors import CifarnetError, SettingError, did_you_mean
 from cifarnet.history import finite_json
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 1, debug=args.debug)
     except KeyboardInterrupt as error:
         _tell_cause(error)
-        print(f"cifarnet: interrupted{args.interrupted}", file=sys.stderr)
+        print(f"{_name()}: interrupted{args.interrupted}", file=sys.stderr)
         return 130  # 128 + SIGINT, as shells count
     except SystemExit as error:  # SIGTERM
         _tell_cause(error)
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     errors = document.get("errors", [])  # of parts of the work, which did not cost the rest
     for message in errors:
         print(f"cifarnet: error: {message}", file=sys.stderr)
+    if Ranks.here().rank:
+        return 0
     printed = _print(json.dumps(finite_json(document), indent=1, allow_nan=False) if args.json else text)
     return printed or (1 if errors else 0)
 
@@ -104,10 +107,20 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def _fail(error: Exception, code: int, *, debug: bool) -> int:
+    Ranks.abandon()
     if debug:
         raise error
-    print("\n".join([f"cifarnet: error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+    print("\n".join([f"{_name()}: error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
     return code
+
+
+def _name() -> str:
+    """Who is talking; of several processes, which."""
+    try:
+        rank = Ranks.here().rank
+    except SettingError:  # which is what is told
+        rank = 0
+    return f"cifarnet, rank {rank}" if rank else "cifarnet"
 
 
 def _tell_cause(stop: BaseException) -> None:

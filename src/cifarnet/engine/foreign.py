@@ -44,14 +44,14 @@ class ForeignBatches:
     def __init__(self, batches: Iterable[Any], *, device: torch.device, ranks: Ranks | None = None) -> None:
         if isinstance(batches, DataLoader):
             check_workers(batches)
-        if isinstance(getattr(batches, "sampler", None), DistributedSampler):
+        self._ranks = Ranks() if ranks is None else ranks
+        if self._ranks.world_size > 1 and isinstance(getattr(batches, "sampler", None), DistributedSampler):
             raise SettingError(
                 "a DistributedSampler gives each process other images, and here each takes its own part of the same "
                 "batch; leave it out, and give batch_size of the whole batch"
             )
         self._batches = batches
         self._device = device
-        self._ranks = Ranks() if ranks is None else ranks
 
     @property
     def num_steps(self) -> int | None:

@@ -96,7 +96,7 @@ class Identity:
 
         Raises:
             ResumeMismatchError: If it would be another one.
-            SettingError: If this process was told something else than the first.
+            SettingError: If the processes were told different things.
 
         Warns:
             CheckpointWarning: If it will not be equal to an unbroken one bit for bit.
@@ -104,8 +104,9 @@ class Identity:
         changes: list[str] = []
         facts = self._describe(plan, changes)
         differences = list(_differences(self._ranks.from_first(lambda: facts["run"]), facts["run"], of="in rank 0"))
-        if differences:
-            raise SettingError(f"rank {self._ranks.rank} trains something else: {'; '.join(differences)}")
+        if self._ranks.most(bool(differences)) == [True]:
+            told = "; ".join(differences) or "another process says which"
+            raise SettingError(f"the processes were given different settings ({told}); give all of them the same")
         if self._facts is not None and global_step:
             _refuse_differences({**_ADDED_LATER, **self._facts["run"]}, facts["run"])
             changes += self.changes
