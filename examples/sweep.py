@@ -106,8 +106,7 @@ def run_all(jobs: list[Path], args: argparse.Namespace) -> dict[Path, str]:
 
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     places = (args.devices or gpus or ["cpu"]) * args.processes
-    on_cpu = sum(place == "cpu" for place in places)
-    threads = max(1, (os.cpu_count() or 1) // max(1, on_cpu))
+    threads = max(1, (os.cpu_count() or 1) // len(places))
     waiting: queue.SimpleQueue[Path] = queue.SimpleQueue()
     for run in jobs:
         if not (run / REPORT).exists():
@@ -143,9 +142,7 @@ def run_all(jobs: list[Path], args: argparse.Namespace) -> dict[Path, str]:
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, stop)
-    workers = [
-        threading.Thread(target=work, args=(f"{index}", place)) for index, place in enumerate(places) if len(jobs)
-    ]
+    workers = [threading.Thread(target=work, args=(f"{index}", place)) for index, place in enumerate(places)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -157,7 +154,7 @@ def end_with_parent() -> None:
     """A run whose sweep was killed saves and ends, so that the next sweep can go on with it."""
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        os.read(sys.stdin.fileno(), 1)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()

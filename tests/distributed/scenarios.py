@@ -49,7 +49,8 @@ def make_trainer(model: nn.Module, **settings: Any) -> Trainer:
 
 
 def weights_of(trainer: Trainer) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    """Where the training got to; `Trainer.fit` leaves the best in the model."""
+    return {name: tensor.clone() for name, tensor in trainer.state_dict()["model"].items()}
 
 
 def trained(trainer: Trainer, data: DatasetSplits, *, train: Any = None) -> dict[str, Any]:
@@ -58,6 +59,7 @@ def trained(trainer: Trainer, data: DatasetSplits, *, train: Any = None) -> dict
     return {
         "steps": trainer.global_step,
         "weights": weights_of(trainer),
+        "best": {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()},
         "losses": trainer.history.column("train_loss"),
         "accuracies": trainer.history.column("train_accuracy"),
         "val_losses": trainer.history.column("val_loss"),
@@ -273,11 +275,11 @@ SCENARIOS: tuple[Callable[[Path], dict[str, Any]], ...] = (
 )
 
 
-def run_all(directory: Path) -> dict[str, Any]:
+def run(directory: Path, *chosen: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return {scenario.__name__: scenario(directory) for scenario in SCENARIOS}
+        return {scenario.__name__: scenario(directory) for scenario in chosen or SCENARIOS}
     finally:
         torch.set_num_threads(threads)
 
@@ -286,4 +288,4 @@ if __name__ == "__main__":
     import os
 
     out = Path(sys.argv[1])
-    torch.save(run_all(out), out / f"rank-{os.environ['RANK']}.pt")
+    torch.save(run(out), out / f"rank-{os.environ['RANK']}.pt")

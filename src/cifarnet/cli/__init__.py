@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 1, debug=args.debug)
     except KeyboardInterrupt as error:
         _tell_cause(error)
-        print(f"{_name()}: interrupted{args.interrupted}", file=sys.stderr)
+        if not Ranks.here().rank:
+            print(f"cifarnet: interrupted{args.interrupted}", file=sys.stderr)
         return 130  # 128 + SIGINT, as shells count
     except SystemExit as error:  # SIGTERM
         _tell_cause(error)

@@ -71,6 +71,11 @@ class Ranks:
             rank = int(os.environ.get("RANK", "0"))
         if world_size == 1:
             return cls()
+        if not dist.is_available():
+            raise SettingError(
+                f"WORLD_SIZE={world_size} tells of several processes, and this torch was built without "
+                "torch.distributed; take another one, or unset WORLD_SIZE"
+            )
         gpus = max(1, torch.cuda.device_count())
         return cls(rank, world_size, int(os.environ.get("LOCAL_RANK", rank % gpus)))
 
@@ -95,8 +100,14 @@ class Ranks:
                     'over gloo; open it with init_process_group("cpu:gloo,cuda:nccl"), or leave that to the Trainer'
                 )
             return
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with _told_where_lost():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+            store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+            if os.environ.get("GROUP_WORLD_SIZE") == "1":
+                # torchrun's agent keeps the store when it starts all again, with the addresses of those that are gone.
+                # Agents of several machines count otherwise.
+                store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
         atexit.register(_leave)
 
     @staticmethod

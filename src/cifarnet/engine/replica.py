@@ -146,7 +146,7 @@ class _Normalise(torch.autograd.Function):
         mean = (shares * means).sum(dim=0)
         variance = (shares * (variances + (means - mean).square())).sum(dim=0)
         ctx.save_for_backward(x, weight, mean, variance)
-        ctx.eps, ctx.ranks, ctx.count = eps, ranks, table[:, 0].sum()
+        ctx.eps, ctx.ranks, ctx.counts, ctx.count = eps, ranks, counts, table[:, 0].sum()
         ctx.mark_non_differentiable(mean, variance, ctx.count)
         ctx.set_materialize_grads(False)
         return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps), mean, variance, ctx.count
@@ -162,7 +162,8 @@ class _Normalise(torch.autograd.Function):
         of_bias, of_weight = gradient.sum(dims), (gradient * normalised).sum(dims)
         sums = torch.stack((of_bias, of_weight))  # of this process's images; the parameters' are added up later
         ctx.ranks.add_up([sums])
-        along_mean, along_scale = (sums / ctx.count).view(2, *shape)
+        # Images that do not count have no part in mean and variance.
+        along_mean, along_scale = (sums / ctx.count * ctx.counts).view(2, *shape)
         of_x = (gradient - along_mean - normalised * along_scale) * scale.view(shape)
         of_x = of_x if weight is None else of_x * weight.to(dtype).view(shape)
         return (
