@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,7 @@ def failed(directory: Path) -> dict[str, Any]:
         note(
             name,
             SettingError if name == "sampler" else InputError,
-            lambda batches=batches: dropping().fit(batches, max_epochs=1, progress=False),
+            partial(dropping().fit, batches, max_epochs=1, progress=False),
         )
     return found
 
@@ -235,7 +236,7 @@ def exchanged(directory: Path) -> dict[str, Any]:
         sizes.append(tensor.nbytes if tensor.dtype == torch.float32 else 0)
         return real(tensor, *arguments, **more)
 
-    torch.distributed.all_reduce = counting  # type: ignore[assignment]
+    torch.distributed.all_reduce = counting
     try:
         trainer = make_trainer(make_model(), precision="float32")
         trainer.fit(make_data(BATCH_SIZE).train, max_epochs=1, batch_size=BATCH_SIZE, progress=False)

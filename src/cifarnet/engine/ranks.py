@@ -100,13 +100,16 @@ class Ranks:
                     'over gloo; open it with init_process_group("cpu:gloo,cuda:nccl"), or leave that to the Trainer'
                 )
             return
+        from torch.distributed.rendezvous import rendezvous  # which a torch without torch.distributed lacks
+
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with _told_where_lost():
-            store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+            store, rank, world_size = next(rendezvous("env://", timeout=TIMEOUT))
             if os.environ.get("GROUP_WORLD_SIZE") == "1":
                 # torchrun's agent keeps the store when it starts all again, with the addresses of those that are gone.
                 # Agents of several machines count otherwise.
-                store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+                prefix = f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT')}"
+                store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]  # torch documents it there
             dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
         atexit.register(_leave)
 
@@ -212,7 +215,7 @@ class Ranks:
             data = torch.cat([tensor.flatten() for tensor in members])
             with _told_where_lost():
                 dist.all_reduce(data)
-            for tensor, total in zip(members, data.split([tensor.numel() for tensor in members]), strict=True):
+            for tensor, total in zip(members, torch.split(data, [tensor.numel() for tensor in members]), strict=True):
                 tensor.copy_(total.view(tensor.shape))
 
 

@@ -114,7 +114,7 @@ def _normalise(norm: _BatchNorm, ranks: Ranks, counts: bool, x: Tensor) -> Tenso
     """
     if not norm.training or x.numel() == x.shape[1]:  # a single value has no variance: torch says so
         return type(norm).forward(norm, x)
-    norm._check_input_dim(x)
+    norm._check_input_dim(x)  # type: ignore[no-untyped-call]
     y, mean, variance, count = _Normalise.apply(x, norm.weight, norm.bias, norm.eps, ranks, counts)
     if norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
