@@ -184,7 +184,7 @@ class Trainer:
 
     @property
     def rank(self) -> int:
-        """Which of the processes that train together this one is, from 0: print, write and draw in the first alone."""
+        """The number of this process among those that train together, from 0; print and draw in the first alone."""
         return self._ranks.rank
 
     @property
