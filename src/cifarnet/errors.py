@@ -30,6 +30,7 @@ __all__ = [
     "MissingPackageError",
     "NonFiniteLogitsError",
     "NonFiniteLossError",
+    "RankLostError",
     "ResumeMismatchError",
     "RunDirectoryBusyError",
     "RunExistsError",
@@ -130,6 +131,10 @@ class NonFiniteLossError(CifarnetError, FloatingPointError):
 
 class NonFiniteLogitsError(CifarnetError, FloatingPointError):
     """A network gave NaN or infinity for an image: its weights are broken, or its number format too small."""
+
+
+class RankLostError(CifarnetError, ConnectionError):
+    """Another process of the same training has ended, or does not answer."""
 
 
 class ExportError(CifarnetError, RuntimeError):

@@ -134,18 +134,21 @@ def permutation(seed: int, epoch: int, ids: Tensor) -> Tensor:
     return torch.argsort(_hash(seed, epoch, ids, "order", 1)[:, 0], stable=True)
 
 
-def step_seed(seed: int, epoch: int, step: int) -> int:
+def step_seed(seed: int, epoch: int, step: int, rank: int = 0) -> int:
     """The seed of torch's generator for one training step.
 
     Args:
         seed: The run's seed.
         epoch: Counted from 0.
         step: Counted from 0 within the epoch.
+        rank: Of the process, where each shall draw something else.
 
     Returns:
         A number in ``[0, 2**63)``.
     """
     words = [_absorb(_absorb(_key(word, seed), epoch), step) for word in _name_words("step")]
+    if rank:
+        words = [_absorb(word, rank) for word in words]
     return (words[0] << 31) ^ words[1]
 
 

@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 1, debug=debug)
     except KeyboardInterrupt as error:
         _tell_cause(error)
-        print(f"cifarnet: interrupted{interrupted}", file=sys.stderr)
+        if not _rank():
+            print(f"cifarnet: interrupted{interrupted}", file=sys.stderr)
         return 130  # 128 + SIGINT, as shells count
     except SystemExit as error:  # SIGTERM
         _tell_cause(error)
@@ -57,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     errors = document.get("errors", [])  # of parts of the work, which did not cost the rest
     for message in errors:
         print(f"cifarnet: error: {message}", file=sys.stderr)
+    if _rank():
+        return 0
     printed = _print(json.dumps(finite_json(document), indent=1, allow_nan=False) if args.json else text)
     return printed or (1 if errors else 0)
 
@@ -103,10 +106,32 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def _fail(error: Exception, code: int, *, debug: bool) -> int:
+    if _several():
+        from cifarnet.engine import Ranks
+
+        Ranks.abandon()
     if debug:
         raise error
-    print("\n".join([f"cifarnet: error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+    name = f"cifarnet, rank {_rank()}" if _rank() else "cifarnet"
+    print("\n".join([f"{name}: error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
     return code
+
+
+def _several() -> bool:
+    """Whether torchrun started this process as one of several; torch, which knows too, may not be imported yet."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def _rank() -> int:
+    """Which of several processes this is: the first one prints, of errors all tell."""
+    if not _several():
+        return 0
+    from cifarnet.engine import Ranks
+
+    try:
+        return Ranks.here().rank
+    except SettingError:  # which is told by whoever needs the others
+        return 0
 
 
 def _tell_cause(stop: BaseException) -> None:

@@ -43,6 +43,7 @@ examples:
   cifarnet train --data photos --out runs/photos    your own: photos/train/CLASS/*.jpg, photos/test/CLASS/*.jpg
   cifarnet train --data synthetic --epochs 3        a try without CIFAR-10
   cifarnet train --epochs 20 --out runs/a --resume  go on where these very options were stopped, or begin
+  torchrun --nproc-per-node 2 -m cifarnet train     the same run in two processes, on two GPUs where there are
 
 A run leaves report.json, history.csv, best.safetensors (to use), last.safetensors (to go on from) and figures.
 """
@@ -187,6 +188,9 @@ def _add_train(subparsers: Any) -> None:
     _add_device(train)
     _add_precision(train)
     _add_backend(train)
+    train.add_argument(
+        "--local-batch-norm", action="store_true", help="under torchrun: of each process's images, and faster"
+    )
     train.add_argument("--deterministic", action="store_true", help="on CUDA: equal bits on every run, and slower")
     train.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     _add_out(train, "runs/RECIPE")

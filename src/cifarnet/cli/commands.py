@@ -21,7 +21,7 @@ from cifarnet.classifier import Classifier
 from cifarnet.cli.data import load_data, source_of
 from cifarnet.cli.figures import save_figures
 from cifarnet.datasets import ImageDataset, check_split, find_cifar10
-from cifarnet.engine import BACKENDS, describe_device, resolve_device, resolve_precision
+from cifarnet.engine import BACKENDS, Ranks, describe_device, resolve_device, resolve_precision
 from cifarnet.errors import InputError, SettingError
 from cifarnet.metrics import Evaluation
 from cifarnet.recipes import RECIPES, build_trainer, get_recipe, measured_results
@@ -32,11 +32,12 @@ __all__ = ["evaluate", "predict", "show_info", "show_recipes", "train"]
 
 
 def train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
-    """Train a recipe and leave a run: checkpoints, report, history, figures."""
+    """Train a recipe and leave a run: checkpoints, report, history, figures. Of several processes the first does so."""
     recipe = get_recipe(args.recipe)
     changes = {"max_epochs": args.epochs, "batch_size": args.batch_size}
     recipe = replace(recipe, **{key: value for key, value in changes.items() if value is not None})
-    resolve_precision(args.precision, resolve_device(args.device))
+    device, ranks = resolve_device(args.device), Ranks.here()
+    resolve_precision(args.precision, device)
     check_choice("backend", args.backend, BACKENDS)
     check_count("seed", args.seed, "0 is the default", least=0)  # all of this before anything is read
     if args.val_fraction is not None:
@@ -44,7 +45,9 @@ def train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
     checkpointer = Checkpointer(args.out or Path("runs") / recipe.name, every_s=args.save_every)
     out = checkpointer.directory
 
-    data = load_data(args.data)
+    ranks.join(device)
+    with ranks.first_of_each_machine():  # downloads
+        data = load_data(args.data, tell=not ranks.rank)
     train, val = data.train, None
     if args.val_fraction is not None:
         train, val = train.split(args.val_fraction, seed=args.seed)
@@ -55,6 +58,7 @@ def train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
         device=args.device,
         precision=args.precision,
         backend=args.backend,
+        batch_norm="local" if args.local_batch_norm else "synchronised",
         deterministic=args.deterministic,
     )
     trainer.fit(
@@ -68,6 +72,8 @@ def train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
     )
     evaluation = trainer.evaluate(data.test)
     evaluation_tta = None if recipe.views is None else trainer.evaluate(data.test, views=recipe.views)
+    if ranks.rank:
+        return {}, ""
     classifier = Classifier.load(out, device=args.device)
     calibrated = None if val is None or not _calibrate(classifier, val, out) else classifier.evaluate(data.test)
     report = build_report(

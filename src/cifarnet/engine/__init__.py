@@ -11,11 +11,14 @@ from cifarnet.engine.evaluate import check_fit, check_sizes, evaluate, predict_l
 from cifarnet.engine.foreign import ForeignBatches
 from cifarnet.engine.graph import CudaGraphBackend, what_cannot_be_captured
 from cifarnet.engine.memory import explained_out_of_memory
+from cifarnet.engine.ranks import Ranks
+from cifarnet.engine.replica import BATCH_NORMS, Replica
 from cifarnet.engine.settings import Mix, StepSettings
 from cifarnet.engine.sums import RunningSums, Totals
 
 __all__ = [
     "BACKENDS",
+    "BATCH_NORMS",
     "EVAL_BATCH_SIZE",
     "Backend",
     "Batch",
@@ -28,6 +31,8 @@ __all__ = [
     "Mix",
     "OrderedBatches",
     "Precision",
+    "Ranks",
+    "Replica",
     "RunningSums",
     "StepSettings",
     "Totals",

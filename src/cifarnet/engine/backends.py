@@ -50,7 +50,8 @@ def choose_backend(name: str, settings: StepSettings) -> Backend:
         settings: What a step is made of.
 
     Returns:
-        The backend; an eager one where a part cannot be captured, with a warning that names it.
+        The backend; an eager one where a part cannot be captured, or where several processes train together, with a
+        warning that names it.
 
     Raises:
         SettingError: If the name is unknown, or the device is none of the backend's.
@@ -58,20 +59,22 @@ def choose_backend(name: str, settings: StepSettings) -> Backend:
     if name not in BACKENDS:
         raise SettingError(f'backend "{name}" is unknown; {did_you_mean(str(name), BACKENDS)}')
     device = settings.precision.device
-    if name == "compiled":
+    if name == "compiled" and settings.replica is None:
         return CompiledBackend(settings)
     if name == "cuda-graph" and device.type != "cuda":
         raise SettingError(
             f'backend "cuda-graph" needs a CUDA device, and this run is on {device}; "auto" takes what is there'
         )
-    if name == "eager" or device.type != "cuda" or (name == "auto" and not is_known(settings.model)):
+    unfit = device.type != "cuda" or (name == "auto" and not is_known(settings.model))
+    if name == "eager" or (unfit and name != "compiled"):
         return EagerBackend(settings)
     obstacle = what_cannot_be_captured(settings)
     if obstacle is None:
         return CudaGraphBackend(settings)
-    warnings.warn(
-        f'{obstacle} cannot be captured in a CUDA graph; training eagerly, which backend="eager" does without this '
-        "warning",
-        stacklevel=3,
-    )
+    if settings.replica is None or settings.replica.ranks.rank == 0:
+        done = "compiled" if name == "compiled" else "captured in a CUDA graph"
+        warnings.warn(
+            f'{obstacle} cannot be {done}; training eagerly, which backend="eager" does without this warning',
+            stacklevel=3,
+        )
     return EagerBackend(settings)

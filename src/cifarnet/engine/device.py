@@ -16,6 +16,7 @@ import torchvision
 from torch import Tensor
 
 from cifarnet._types import Images
+from cifarnet.engine.ranks import Ranks
 from cifarnet.errors import SettingError, did_you_mean
 
 __all__ = ["Precision", "describe_device", "describe_machine", "resolve_device", "resolve_precision"]
@@ -54,7 +55,8 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """Turn a name into a device that is there.
 
     Args:
-        device: ``"auto"`` (CUDA where there is one, else the CPU), or what `torch.device` takes.
+        device: ``"auto"`` (CUDA where there is one, else the CPU), or what `torch.device` takes. Of several processes
+            that train together, ``"auto"`` and ``"cuda"`` give each a GPU of its own.
 
     Returns:
         The device.
@@ -66,6 +68,14 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         >>> resolve_device("cpu")
         device(type='cpu')
     """
+    ranks = Ranks.here()
+    if device in ("auto", "cuda") and ranks.world_size > 1 and torch.cuda.is_available():
+        if ranks.local_rank >= torch.cuda.device_count():
+            raise SettingError(
+                f"this machine has {torch.cuda.device_count()} GPUs, and process {ranks.local_rank + 1} on it would "
+                f"have none of its own; start it with --nproc-per-node {torch.cuda.device_count()}"
+            )
+        return torch.device("cuda", ranks.local_rank)
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

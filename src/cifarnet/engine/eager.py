@@ -11,9 +11,11 @@ from cifarnet._types import Images, Logits
 from cifarnet.engine.batches import Batch, BatchSource
 from cifarnet.engine.evaluate import check_fit, check_sizes
 from cifarnet.engine.foreign import check_labels
+from cifarnet.engine.replica import Replica
 from cifarnet.engine.settings import StepSettings
 from cifarnet.engine.step import forward, mixed, prepared, set_learning_rates, update
 from cifarnet.engine.sums import RunningSums
+from cifarnet.transforms import draws_per_image
 
 __all__ = ["EagerBackend"]
 
@@ -60,8 +62,11 @@ class EagerBackend:
             self._check(batch, step)
             randomness.seed_torch(randomness.step_seed(seed, epoch, step), device)
             set_learning_rates(self._settings.optimizer, multipliers[min(step, len(multipliers) - 1)])
-            with randomness.scope(seed, epoch, batch.ids):
-                self._step(batch, step, sums)
+            if self._settings.replica is None:
+                with randomness.scope(seed, epoch, batch.ids):
+                    self._step(batch, step, sums)
+            else:
+                self._step_together(self._settings.replica, batch, epoch, step, sums)
             yield step + 1
 
     def set_modes(self) -> None:
@@ -87,6 +92,21 @@ class EagerBackend:
     def _step(self, batch: Batch, step: int, sums: RunningSums) -> None:
         images, labels = mixed(self._settings, prepared(self._settings, batch.images), batch.labels)
         update(self._settings, images, labels, sums, step, loss_and_logits=self._loss_and_logits)
+
+    def _step_together(self, replica: Replica, batch: Batch, epoch: int, step: int, sums: RunningSums) -> None:
+        """As `_step`, on this process's part of the batch."""
+        settings = self._settings
+        part, everything = replica.ranks.part(len(batch.labels)), slice(None)
+        # What draws for a batch, or mixes its images, has to see all of it: the work is then done in every process.
+        alone = settings.mix is None and all(draws_per_image(each) for each in settings.transforms.steps)
+        first, then = (part, everything) if alone else (everything, part)
+        with randomness.scope(settings.seed, epoch, batch.ids[first]):
+            images, labels = mixed(settings, prepared(settings, batch.images[first]), batch.labels)
+        # Dropout: another mask in each process, and after the step equal generators again, for who draws then.
+        seed, device = randomness.step_seed(settings.seed, epoch, step), settings.precision.device
+        randomness.seed_torch(randomness.step_seed(settings.seed, epoch, step, 1 + replica.ranks.rank), device)
+        update(settings, images[then], labels, sums, step, loss_and_logits=self._loss_and_logits)
+        randomness.seed_torch(seed, device)
 
     def _loss_and_logits(self, images: Images, labels: Tensor) -> tuple[Tensor, Logits]:
         return forward(self._settings, images, labels)

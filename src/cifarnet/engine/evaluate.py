@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from cifarnet.engine.batches import Batch, OrderedBatches
 from cifarnet.engine.device import Precision
 from cifarnet.engine.foreign import check_labels
 from cifarnet.engine.memory import explained_out_of_memory
+from cifarnet.engine.ranks import Ranks
 from cifarnet.engine.scores import Scores
 from cifarnet.engine.sums import RunningSums, Totals
 from cifarnet.errors import SettingError
@@ -146,8 +148,12 @@ def score(
     precision: Precision,
     views: Views | None = None,
     observe: Callable[[Logits, Batch], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> Totals:
     """Loss and accuracy alone, as each epoch of a run has them; the mode of each module is put back afterwards.
+
+    Several processes take turns at the batches and tell one another the logits, so that all of them count the same as
+    one process does, to the last bit.
 
     Args:
         model: On the precision's device, in its dtype.
@@ -157,6 +163,7 @@ def score(
         precision: Number format.
         views: Views of each image whose logits are averaged; ``None`` takes the image as it is.
         observe: Is given the logits of every batch too.
+        ranks: Of the processes that evaluate together; ``None`` where one is alone.
 
     Returns:
         Sums over the images; the device is waited for once, at the end.
@@ -182,9 +189,13 @@ def score(
         evaluation_mode(model),
         randomness.isolated(precision.device, autotune=False),
     ):
-        for step, batch in enumerate(batches.in_order()):
+
+        def predict(batch: Batch) -> Logits:
+            nonlocal size
             size = len(batch.labels)
-            logits = predict_logits(model, batch.images, preprocess=preprocess, precision=precision, views=views)
+            return predict_logits(model, batch.images, preprocess=preprocess, precision=precision, views=views)
+
+        for step, (batch, logits) in enumerate(_in_turns(batches, predict, ranks)):
             check_labels(batch, logits.shape[-1], step)
             sums.add(loss_fn(logits, batch.labels), logits, batch.labels, step)
             if observe is not None:
@@ -202,6 +213,7 @@ def evaluate(
     views: Views | None = None,
     classes: Sequence[str] = (),
     temperature: float = 1.0,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """All that there is to say of a network on some images; loss and accuracy are those of `score`.
 
@@ -214,6 +226,7 @@ def evaluate(
         views: Views of each image whose logits are averaged.
         classes: Names of the classes, if they are known.
         temperature: What logits are divided by where they become probabilities.
+        ranks: See `score`.
 
     Returns:
         The evaluation, which says which views it is of.
@@ -237,5 +250,25 @@ def evaluate(
         precision=precision,
         views=views,
         observe=observe,
+        ranks=ranks,
     )
     return scores[0].read(totals, classes=classes, views=None if views is None else str(views))
+
+
+def _in_turns(
+    batches: OrderedBatches, predict: Callable[[Batch], Logits], ranks: Ranks | None
+) -> Iterator[tuple[Batch, Logits]]:
+    """Every batch and its logits; of several processes, each computes every so many-th."""
+    if ranks is None or ranks.world_size == 1:
+        yield from ((batch, predict(batch)) for batch in batches.in_order())
+        return
+    randomness.seed_torch(0, torch.device("cpu"))  # where a loader shuffles, it does so equally in all processes
+    rest = batches.in_order()
+    while turn := list(islice(rest, ranks.world_size)):
+        # Who has no batch left computes the last one too, as it has to know how many logits there are.
+        own = predict(turn[min(ranks.rank, len(turn) - 1)])
+        logits = [own.new_zeros(len(batch.labels), *own.shape[1:]) for batch in turn]
+        if ranks.rank < len(turn):
+            logits[ranks.rank] = own
+        ranks.add_up(logits)  # to zeros: exact
+        yield from zip(turn, logits, strict=True)

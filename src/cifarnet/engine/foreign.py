@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
 
 from cifarnet._types import Images, Labels
 from cifarnet.engine.batches import Batch
+from cifarnet.engine.ranks import Ranks
 from cifarnet.engine.workers import check_workers
-from cifarnet.errors import CheckpointWarning, InputError, ResumeMismatchError
+from cifarnet.errors import CheckpointWarning, InputError, ResumeMismatchError, SettingError
 
 __all__ = ["ForeignBatches", "check_labels"]
 
@@ -31,14 +34,22 @@ class ForeignBatches:
     Args:
         batches: Gives the batches of an epoch each time it is iterated.
         device: Where they are moved.
+        ranks: Of the processes that train together: each goes through all of the same batches.
 
     Raises:
-        SettingError: If it is a ``DataLoader`` whose parts cannot be sent to its workers.
+        SettingError: If it is a ``DataLoader`` whose parts cannot be sent to its workers, or which gives each process
+            other images.
     """
 
-    def __init__(self, batches: Iterable[Any], *, device: torch.device) -> None:
+    def __init__(self, batches: Iterable[Any], *, device: torch.device, ranks: Ranks | None = None) -> None:
         if isinstance(batches, DataLoader):
             check_workers(batches)
+        self._ranks = Ranks() if ranks is None else ranks
+        if self._ranks.world_size > 1 and isinstance(getattr(batches, "sampler", None), DistributedSampler):
+            raise SettingError(
+                "a DistributedSampler gives each process other images, and here each takes its own part of the same "
+                "batch; leave it out, and give batch_size of the whole batch"
+            )
         self._batches = batches
         self._device = device
 
@@ -95,6 +106,9 @@ class ForeignBatches:
                 highest_label = _check_signs(labels)
             except InputError as error:
                 raise InputError(f"batch {number}: {error}") from None
+            if self._ranks.world_size > 1:
+                on_cpu = labels.device.type == "cpu"
+                self._ranks.refuse_unequal("the batches", len(labels), _checksum(labels) if on_cpu else 0)
             ids = torch.arange(seen, seen + len(labels), device=self._device)
             seen += len(labels)
             yield Batch(
@@ -103,6 +117,7 @@ class ForeignBatches:
                 ids,
                 highest_label,
             )
+        self._ranks.refuse_unequal("the batches", 0, 0)
         if not seen:
             raise InputError(
                 "the iterable gave no batch; one that can be iterated only once, such as a generator, is used up "
@@ -134,6 +149,10 @@ def check_labels(batch: Batch, num_classes: int, step: int) -> None:
             f"{num_classes} classes apart (0 to {num_classes - 1}); number the classes from 0, or build it with "
             f"num_classes={batch.highest_label + 1}"
         )
+
+
+def _checksum(labels: Labels) -> int:
+    return zlib.crc32(labels.contiguous().numpy().tobytes())
 
 
 def _check_shapes(item: Any) -> tuple[Images, Labels]:

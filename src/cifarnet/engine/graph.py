@@ -58,6 +58,8 @@ def what_cannot_be_captured(settings: StepSettings) -> str | None:
     Returns:
         Such as ``"the transform RandAugment"``; ``None`` where all can be captured.
     """
+    if settings.replica is not None:
+        return f"the exchange between {settings.replica.ranks.world_size} processes"
     if settings.mix is not None:
         return f"mix={type(settings.mix).__name__}"
     foreign = next((step for step in settings.transforms.steps if not draws_per_image(step)), None)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cifarnet._types import Images, Labels
 from cifarnet.engine.device import Precision
+from cifarnet.engine.replica import Replica
 from cifarnet.optim import ExponentialMovingAverage, Lookahead
 from cifarnet.transforms import Transforms
 
@@ -35,6 +36,7 @@ class StepSettings:
         max_grad_norm: Longer gradients are shortened to this 2-norm; ``None`` leaves them.
         lookahead: Pulls the weights back every few steps, before the average sees them; ``None`` where nothing does.
         average: Follows the weights after each step; ``None`` where nothing does.
+        replica: Of the model, where several processes train together; ``None`` where one is alone.
     """
 
     model: nn.Module
@@ -47,3 +49,4 @@ class StepSettings:
     max_grad_norm: float | None = None
     lookahead: Lookahead | None = None
     average: ExponentialMovingAverage | None = None
+    replica: Replica | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -50,12 +51,15 @@ def forward(settings: StepSettings, images: Images, labels: Tensor) -> tuple[Ten
 
     Args:
         settings: Of the step.
-        images: As `prepared` gives them.
-        labels: int64 ``(N,)``, or shares ``(N, K)``.
+        images: As `prepared` gives them; where several processes train together, this one's part of the batch.
+        labels: int64 ``(N,)``, or shares ``(N, K)``; of the whole batch, as is what is returned.
     """
-    with settings.precision.autocast():
+    replica = settings.replica
+    with settings.precision.autocast(), nullcontext() if replica is None else replica.normalising(len(labels)):
         logits: Logits = settings.model(settings.precision.prepare(images))
     logits = logits.to(settings.precision.weights)
+    if replica is not None:
+        logits = replica.gather(logits, len(labels))
     return settings.loss_fn(logits, labels), logits
 
 
@@ -85,6 +89,8 @@ def update(
     loss, logits = loss_and_logits(images, labels)
     settings.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
+    if settings.replica is not None:
+        settings.replica.combine()
     if settings.max_grad_norm is not None:
         nn.utils.clip_grad_norm_(settings.model.parameters(), settings.max_grad_norm)
     settings.optimizer.step()

@@ -43,6 +43,7 @@ def build_trainer(
     device: str | torch.device = "auto",
     precision: str = "auto",
     backend: str = "auto",
+    batch_norm: str = "synchronised",
     deterministic: bool = False,
     fitted: bool = True,
 ) -> Trainer:
@@ -55,6 +56,7 @@ def build_trainer(
         device: See `Trainer`.
         precision: See `Trainer`.
         backend: See `Trainer`.
+        batch_norm: See `Trainer`.
         deterministic: See `Trainer`.
         fitted: Whether to do what `fit_to_images` does; else that is to be done before training.
 
@@ -81,6 +83,7 @@ def build_trainer(
         device=device,
         precision=precision,
         backend=backend,
+        batch_norm=batch_norm,
         deterministic=deterministic,
         seed=seed,
         notes={"recipe": asdict(recipe)},

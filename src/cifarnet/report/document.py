@@ -72,6 +72,7 @@ def build_report(
         "num_parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "flops_per_image": count_flops(trainer.model, (train.images.shape[1], size, size)),
         "backend": trainer.backend,
+        "world_size": trainer.world_size,
         "selected_by": selected,
         "changed_on_resume": trainer.changes,
         "test_watched": (

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from cifarnet.checkpoint import OPTIMIZER_FLAGS
-from cifarnet.engine import Backend, StepSettings
-from cifarnet.errors import CheckpointWarning, ResumeMismatchError
+from cifarnet.engine import Backend, Ranks, StepSettings
+from cifarnet.errors import CheckpointWarning, ResumeMismatchError, SettingError
 from cifarnet.models import describe_model
 from cifarnet.optim import Lookahead, Schedule
 from cifarnet.trainer.plan import Plan, describe_data
@@ -34,9 +34,22 @@ class Identity:
         schedule: Of the learning rate.
         backend: What computes the steps.
         deterministic: Whether only kernels whose result never changes are allowed.
+        ranks: Of the processes that train together.
+        batch_norm: Of those, over which images it takes its statistics.
     """
 
-    def __init__(self, settings: StepSettings, schedule: Schedule, *, backend: Backend, deterministic: bool) -> None:
+    def __init__(
+        self,
+        settings: StepSettings,
+        schedule: Schedule,
+        *,
+        backend: Backend,
+        deterministic: bool,
+        ranks: Ranks,
+        batch_norm: str,
+    ) -> None:
+        self._ranks = ranks
+        self._batch_norm = batch_norm if ranks.world_size > 1 else "synchronised"  # one process sees all images
         self._settings = settings
         self._schedule = schedule
         self._backend = backend
@@ -83,25 +96,34 @@ class Identity:
 
         Raises:
             ResumeMismatchError: If it would be another one.
+            SettingError: If the processes were told different things.
 
         Warns:
             CheckpointWarning: If it will not be equal to an unbroken one bit for bit.
         """
         changes: list[str] = []
         facts = self._describe(plan, changes)
+        differences = list(_differences(self._ranks.from_first(lambda: facts["run"]), facts["run"], of="in rank 0"))
+        if self._ranks.most(bool(differences)) == [True]:
+            told = "; ".join(differences) or "another process says which"
+            raise SettingError(f"the processes were given different settings ({told}); give all of them the same")
         if self._facts is not None and global_step:
             _refuse_differences({**_ADDED_LATER, **self._facts["run"]}, facts["run"])
             changes += self.changes
             known = {key: value for key, value in self._facts["environment"].items() if key != "changes"}
             new = list(_differences(known, facts["environment"]))
-            if new:
+            if new and self._ranks.rank == 0:
                 _warn_of(new)
+            if new:
                 changes += [f"{change}, from step {global_step} on" for change in new]
         self._facts = facts
 
     def _describe(self, plan: Plan | None, changes: list[str]) -> dict[str, Any]:
         settings = self._settings
-        environment = _describe_environment(settings, plan, backend=self._backend, deterministic=self._deterministic)
+        environment = _describe_environment(
+            settings, plan, self._ranks, backend=self._backend, deterministic=self._deterministic
+        )
+        environment["batch_norm"] = self._batch_norm
         return {
             "run": _describe_run(settings, self._schedule, plan),
             "environment": environment | {"changes": changes},
@@ -150,7 +172,7 @@ def _describe_lookahead(lookahead: Lookahead | None) -> dict[str, Any] | None:
 
 
 def _describe_environment(
-    settings: StepSettings, plan: Plan | None, *, backend: Backend, deterministic: bool
+    settings: StepSettings, plan: Plan | None, ranks: Ranks, *, backend: Backend, deterministic: bool
 ) -> dict[str, Any]:
     """What should agree: with another value the resumed run is a good run, but not equal to the last bit."""
     facts: dict[str, Any] = {
@@ -165,7 +187,7 @@ def _describe_environment(
         "steps_per_graph": backend.steps_per_graph,
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
-        "world_size": 1,
+        "world_size": ranks.world_size,
     }
     if plan is not None and (len(set(plan.multipliers)) > 1 or settings.lookahead is not None):
         facts["schedule"] = f"over {plan.max_epochs} epochs"  # it is a function of the number of steps in all
@@ -194,16 +216,16 @@ def _warn_of(differences: list[str]) -> None:
     )
 
 
-def _differences(saved: Any, now: Any, name: str = "") -> Iterator[str]:
+def _differences(saved: Any, now: Any, name: str = "", *, of: str = "in the run") -> Iterator[str]:
     """``weight_decay 0.0001 in the run, 0.0005 now``, however deep it lies."""
     if isinstance(saved, Mapping) and isinstance(now, Mapping):
         for key in sorted(saved, key=str):  # what the file does not know, such as a newer torch's setting, is as it was
-            yield from _differences(saved.get(key), now.get(key), str(key) if not name else f"{name}.{key}")
+            yield from _differences(saved.get(key), now.get(key), str(key) if not name else f"{name}.{key}", of=of)
     elif isinstance(saved, list | tuple) and isinstance(now, list | tuple) and len(saved) == len(now):
         for i, (one, other) in enumerate(zip(saved, now, strict=True)):
-            yield from _differences(one, other, f"{name}[{i}]")
+            yield from _differences(one, other, f"{name}[{i}]", of=of)
     elif saved != now:
-        yield f"{name} {saved!r} in the run, {now!r} now"
+        yield f"{name} {saved!r} {of}, {now!r} now"
 
 
 def _plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ from cifarnet.engine import (
     BatchSource,
     ForeignBatches,
     Precision,
+    Ranks,
     check_fit,
     check_sizes,
 )
@@ -68,6 +69,7 @@ class Plan:
         transforms: Transforms,
         precision: Precision,
         seed: int,
+        ranks: Ranks,
     ) -> Plan:
         """Check numbers and data, move the data to the device, tabulate the schedule."""
         device = precision.device
@@ -93,11 +95,11 @@ class Plan:
             check_sizes(model, train.images[:1], train.name, transforms=transforms, precision=precision)
             source = Batches(train.images, train.labels, train.ids, batch_size=batch_size, device=device, seed=seed)
         else:
-            source = ForeignBatches(train, device=device)
+            source = ForeignBatches(train, device=device, ranks=ranks)
         return cls(
             source,
-            None if val is None else open_for_evaluation(val, device),
-            None if test is None else open_for_evaluation(test, device),
+            None if val is None else open_for_evaluation(val, device, ranks),
+            None if test is None else open_for_evaluation(test, device, ranks),
             max_epochs,
             batch_size if isinstance(train, ImageDataset) else None,
             _tabulate(schedule, max_epochs, source.num_steps),
@@ -139,12 +141,12 @@ def describe_data(data: Data | None) -> dict[str, Json] | None:
     return {"name": data.name, "num_images": len(data), "fingerprint": data.fingerprint}
 
 
-def open_for_evaluation(data: Data, device: torch.device) -> BatchSource:
+def open_for_evaluation(data: Data, device: torch.device, ranks: Ranks | None = None) -> BatchSource:
     """Images in their own order, in batches of a fixed size."""
     if isinstance(data, DatasetSplits):
         raise InputError("expected images, got DatasetSplits; give its .train or .test")
     if not isinstance(data, ImageDataset):
-        return ForeignBatches(data, device=device)
+        return ForeignBatches(data, device=device, ranks=ranks)
     return Batches(data.images, data.labels, data.ids, batch_size=EVAL_BATCH_SIZE, device=device, seed=0)
 
 

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from cifarnet.checkpoint import BackgroundWriter, Checkpointer, snapshot
-from cifarnet.engine import Precision
+from cifarnet.engine import Precision, Ranks
 from cifarnet.errors import (
     CheckpointCorruptError,
     CheckpointNotFoundError,
     NonFiniteLossError,
+    RankLostError,
     RunExistsError,
     SettingError,
 )
@@ -36,6 +37,9 @@ class RunSaver:
     Only a copy of the state is made between two steps; a thread writes it. ``last`` always goes first, so that a
     best epoch on the disk is never ahead of its run. Within the block, no other process writes the directory.
 
+    Of several processes that train together the first writes, and tells the others what it has read; they look whether
+    the state is fit to be saved when it does.
+
     Args:
         checkpointer: Of the run's directory; without one nothing is saved.
         plan: What is trained.
@@ -44,6 +48,7 @@ class RunSaver:
         read_state: Gives all that a resume needs.
         describe: Gives what to write beside the best weights.
         check: Raises where the state is not fit to be saved.
+        ranks: Of the processes that train together.
     """
 
     def __init__(
@@ -56,8 +61,11 @@ class RunSaver:
         read_state: Callable[[], Mapping[str, Any]],
         describe: Callable[[], dict[str, Any]],
         check: Callable[[], None],
+        ranks: Ranks,
     ) -> None:
-        self._checkpointer = checkpointer
+        self._ranks = ranks
+        self._is_saved = checkpointer is not None
+        self._checkpointer = checkpointer if ranks.rank == 0 else None
         self._plan = plan
         self._state = state
         self._device = device
@@ -70,6 +78,10 @@ class RunSaver:
         self._best_on_disk: Any = None
 
     def __enter__(self) -> RunSaver:
+        self._ranks.from_first(self._enter)
+        return self
+
+    def _enter(self) -> None:
         if self._checkpointer is not None:
             self._checkpointer.__enter__()
             try:
@@ -77,7 +89,6 @@ class RunSaver:
             except BaseException as error:
                 self._checkpointer.__exit__(type(error), error, error.__traceback__)
                 raise
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -100,7 +111,7 @@ class RunSaver:
             error.add_note(f"Besides, a save failed: {failure}")
         else:
             release()
-        if isinstance(error, NonFiniteLossError):
+        if isinstance(error, NonFiniteLossError | RankLostError):
             paths = (self._checkpointer.last_path, self._checkpointer.previous_path)
             good = paths[0] if self._checkpointer.last_is_sound else paths[1]
             if good.exists():
@@ -108,7 +119,9 @@ class RunSaver:
 
     def open(self, resume: bool | str) -> Mapping[str, Any] | None:
         """What is to be continued, if anything; see `open_run`."""
-        return None if self._checkpointer is None else open_run(self._checkpointer, resume)
+        return self._ranks.from_first(
+            lambda: None if self._checkpointer is None else open_run(self._checkpointer, resume)
+        )
 
     def begin(self) -> None:
         """Note what is on the disk, and write a best that was found but not written when the run was killed."""
@@ -125,11 +138,14 @@ class RunSaver:
         Raises:
             CheckpointSaveError: If an earlier save failed.
         """
-        if self._checkpointer is None:
+        if not self._is_saved:
             return
-        self._writer.raise_failure()
-        due = time.perf_counter() - self._saved_at >= self._checkpointer.every_s
-        if due and self._can_continue_here and not self._writer.busy:
+        due = False
+        if self._checkpointer is not None:
+            self._writer.raise_failure()
+            due = time.perf_counter() - self._saved_at >= self._checkpointer.every_s
+            due = due and self._can_continue_here and not self._writer.busy
+        if self._ranks.most(due) == [True]:
             self._save()
 
     def after_epoch(self, *, improved: bool) -> None:
@@ -138,13 +154,11 @@ class RunSaver:
         Raises:
             CheckpointSaveError: If an earlier save failed.
         """
-        if self._checkpointer is None:
-            return
         if improved:
             self._save(with_best=True)
         else:
             self.after_step()
-        if not self._plan.train.starts_anywhere:
+        if self._checkpointer is not None and not self._plan.train.starts_anywhere:
             self._epoch_end = None if self._saved == self._position else snapshot(self._read_state())
 
     def stop(self, *, in_step: bool = False) -> str:
@@ -158,6 +172,8 @@ class RunSaver:
         """
         where = f"Stopped at epoch {self._state.epoch + 1} step {self._state.step}"
         if self._checkpointer is None:
+            if self._is_saved and self._can_continue_here:
+                self._check()
             return f"{where}; nothing is saved without a checkpointer"
         if self._can_continue_here and not in_step:
             self._save()
@@ -193,7 +209,10 @@ class RunSaver:
         return self._plan.train.starts_anywhere or not self._state.step
 
     def _save(self, *, with_best: bool = False) -> None:
-        assert self._checkpointer is not None
+        if self._checkpointer is None:
+            if self._is_saved:
+                self._check()
+            return
         if not with_best:
             self._writer.wait()  # a best epoch that waits must not come behind a later `last`, and perhaps never
         self._check()

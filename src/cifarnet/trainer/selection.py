@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from cifarnet.checkpoint import Checkpointer, parse_description
+from cifarnet.engine import Ranks
 from cifarnet.errors import CheckpointCorruptError, CheckpointNotFoundError, SettingError, did_you_mean
 from cifarnet.history import MONITORS, EpochRecord, is_better
 
@@ -63,13 +64,13 @@ class Selection:
         """Copy the weights of the best epoch."""
         self.weights = {name: tensor.clone() for name, tensor in weights.items()}
 
-    def read(self, checkpointer: Checkpointer) -> bool:
+    def read(self, checkpointer: Checkpointer, ranks: Ranks) -> bool:
         """Read the weights of the best epoch from its file; whether it was of this epoch, or of a better later one.
 
         A later one is there when the newest ``last`` was damaged and the one before it has to serve.
         """
         try:
-            weights, description = checkpointer.read_best()
+            weights, description = ranks.from_first(checkpointer.read_best)
             chosen = parse_description(description, name=str(checkpointer.best_path)).selected_by
         except (CheckpointNotFoundError, CheckpointCorruptError):
             return False

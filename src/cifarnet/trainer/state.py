@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarnet.checkpoint import Checkpointer, check_weights, load_optimizer, load_weights, unwrapped_state_dict
-from cifarnet.engine import Precision, RunningSums
+from cifarnet.engine import Precision, Ranks, RunningSums
 from cifarnet.errors import CheckpointWarning, NonFiniteLossError, ResumeMismatchError
 from cifarnet.history import History
 from cifarnet.optim import ExponentialMovingAverage, Lookahead
@@ -61,12 +61,13 @@ class RunState:
         self.epoch, self.step, self.train_s = self.epoch + 1, 0, 0.0
         self.sums.reset()
 
-    def take_up_selection(self, selection: Selection, checkpointer: Checkpointer | None) -> None:
+    def take_up_selection(self, selection: Selection, checkpointer: Checkpointer | None, ranks: Ranks) -> None:
         """Go on judging epochs as before, with the best weights at hand, or begin with a new ``selection``.
 
         Args:
             selection: For a run that has selected nothing yet.
             checkpointer: Where the best weights of a loaded run lie.
+            ranks: Of the processes, of which the first reads them.
 
         Raises:
             ResumeMismatchError: If the run is selected by something else.
@@ -84,7 +85,7 @@ class RunState:
             return
         if own.epoch == self.epoch and self.step == 0:
             own.keep(self.evaluated_weights)  # the weights at hand are the best
-        elif checkpointer is None or not own.read(checkpointer):
+        elif checkpointer is None or not own.read(checkpointer, ranks):
             warnings.warn(
                 f"the weights of epoch {own.epoch}, the best so far, are not at hand; the best will be chosen among "
                 "the epochs to come",

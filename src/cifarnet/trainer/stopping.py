@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-from cifarnet.engine import Batch, OrderedBatches
+from cifarnet.engine import Batch, OrderedBatches, Ranks
 
 __all__ = ["StopRequestedError", "StopSignals", "WatchedBatches"]
 
@@ -28,9 +28,13 @@ class StopSignals:
 
     Handlers that somebody else has installed are left alone, and so is everything outside the main thread, which
     is the one that signals go to.
+
+    Args:
+        ranks: Of the processes that stop together, whichever of them is told to.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks | None = None) -> None:
+        self._ranks = Ranks() if ranks is None else ranks
         self._requested: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -67,13 +71,14 @@ class StopSignals:
         return None if self._requested is None else StopRequestedError(self._requested)
 
     def check(self) -> None:
-        """Called where the run may stop.
+        """Called where the run may stop, by all processes at the same place.
 
         Raises:
             StopRequestedError: If it shall.
         """
-        if self.requested is not None:
-            raise self.requested
+        [signum] = self._ranks.most(self._requested or 0)
+        if signum:
+            raise StopRequestedError(signum)
 
 
 class WatchedBatches:

@@ -17,6 +17,8 @@ from cifarnet.datasets import ImageDataset
 from cifarnet.engine import (
     Mix,
     OrderedBatches,
+    Ranks,
+    Replica,
     StepSettings,
     Totals,
     check_fit,
@@ -73,6 +75,9 @@ class Trainer:
         backend: What computes the steps: ``"auto"`` (CUDA graphs for the library's networks on a GPU, else eager),
             ``"eager"``, ``"compiled"`` (by ``torch.compile``) or ``"cuda-graph"``, which is for networks that decide
             nothing on the host. What cannot be captured or compiled is trained eagerly, with a warning that names it.
+        batch_norm: Of several processes that train together: ``"synchronised"`` takes mean and variance over the whole
+            batch, as one process does; ``"local"`` lets each take those of its own images, and is faster. See
+            :doc:`/howto/growing`.
         deterministic: On CUDA, allow only kernels whose result never changes; slower there.
         seed: Of order, augmentation and dropout, not negative. Initial weights are the model's own business.
         notes: Plain values that every checkpoint keeps beside the run, such as the recipe that it came from;
@@ -108,6 +113,7 @@ class Trainer:
         device: str | torch.device = "auto",
         precision: str = "auto",
         backend: str = "auto",
+        batch_norm: str = "synchronised",
         deterministic: bool = False,
         seed: int = 0,
         notes: Mapping[str, Any] | None = None,
@@ -128,6 +134,8 @@ class Trainer:
         self.notes = checked_notes({} if notes is None else notes)
         self._schedule = constant() if schedule is None else schedule
         self._deterministic = deterministic
+        self._ranks = Ranks.here()
+        replica = Replica(model, self._ranks, batch_norm=batch_norm)
         self._settings = StepSettings(
             model,
             optimizer,
@@ -141,10 +149,18 @@ class Trainer:
                 None if lookahead_every is None else Lookahead(model, every=lookahead_every, decay=lookahead_decay)
             ),
             average=None if ema_decay is None else ExponentialMovingAverage(model, ema_decay),
+            replica=None if self._ranks.world_size == 1 else replica,
         )
         self._backend = choose_backend(backend, self._settings)
         self._state = RunState(model, optimizer, self._settings.lookahead, self._settings.average, self.device)
-        self._identity = Identity(self._settings, self._schedule, backend=self._backend, deterministic=deterministic)
+        self._identity = Identity(
+            self._settings,
+            self._schedule,
+            backend=self._backend,
+            deterministic=deterministic,
+            ranks=self._ranks,
+            batch_norm=batch_norm,
+        )
 
     @property
     def history(self) -> History:
@@ -165,6 +181,16 @@ class Trainer:
     def backend(self) -> str:
         """Which of ``"eager"``, ``"compiled"`` and ``"cuda-graph"`` computes the steps."""
         return self._backend.name
+
+    @property
+    def rank(self) -> int:
+        """The number of this process among those that train together, from 0; print and draw in the first alone."""
+        return self._ranks.rank
+
+    @property
+    def world_size(self) -> int:
+        """How many processes train together."""
+        return self._ranks.world_size
 
     @property
     def changes(self) -> list[str]:
@@ -195,12 +221,15 @@ class Trainer:
         The best epoch is the one with the best validation; without ``val`` it is the last. Calling `fit` again
         with more epochs continues from the last epoch, not from the best.
 
+        Started by torchrun, all processes train one network together: each calls this with the same arguments. The
+        first reads, writes and shows; when it returns, the files are there.
+
         Args:
             train: Images to learn from: an `ImageDataset`, or an iterable of ``(images, labels)`` batches.
             val: Images to select by.
             test: Images that are evaluated each epoch, as published curves do it; they select nothing.
             max_epochs: Epochs of the whole run, counting those done before.
-            batch_size: Images a step.
+            batch_size: Images a step, over all processes.
             checkpointer: Saves ``last`` every ``every_s`` seconds and at the end, ``best`` on improvement, in a thread
                 of its own. Ctrl-C and SIGTERM save ``last`` after the step that was begun; the second one acts at once.
             resume: ``True`` continues if there is something to continue, and starts if not; ``False`` refuses a
@@ -221,22 +250,23 @@ class Trainer:
             NonFiniteLossError: If the loss or a weight becomes NaN or infinite; nothing is saved after it did.
             InputError: If a foreign batch is none, or has a label or a pixel that cannot be.
             DeviceMemoryError: If a batch does not fit into memory.
+            RankLostError: If another process of the same training has ended.
         """
         if patience is not None:
             check_count("patience", patience, "3 is usual")
             if val is None:
                 raise SettingError("patience needs validation images; hold some out with train.split(0.1, seed=0)")
         check_resume(resume)
-        selection, state = Selection(monitor), self._state
+        selection, state, ranks = Selection(monitor), self._state, self._ranks
         plan = self._make_plan(train, val, test, max_epochs=max_epochs, batch_size=batch_size)
-        with StopSignals() as signals, self._saver(checkpointer, plan) as saver:
+        with StopSignals(ranks) as signals, self._saver(checkpointer, plan) as saver:
             self._open(saver.open(resume), resume, plan, f"the run in {getattr(checkpointer, 'directory', '')}")
             self._identity.begin(plan, global_step=state.global_step)
             check_epochs(state, plan)
-            state.take_up_selection(selection, checkpointer)
+            state.take_up_selection(selection, checkpointer, ranks)
             saver.begin()
             with (
-                Progress(plan, epoch=state.epoch, step=state.step, enabled=progress) as bar,
+                Progress(plan, epoch=state.epoch, step=state.step, enabled=progress and ranks.rank == 0) as bar,
                 closing(self._run(plan, patience=patience, check=signals.check)) as events,
             ):
                 if state.epoch >= max_epochs:
@@ -249,6 +279,7 @@ class Trainer:
                 else:
                     bar.show_line(
                         f"Training on {describe_device(self.device)}, {self.precision.name}, backend {self.backend}"
+                        f"{f', {ranks.world_size} processes' if ranks.world_size > 1 else ''}"
                     )
                 try:
                     for event in events:
@@ -262,6 +293,7 @@ class Trainer:
                         signals.check()
                 except StopRequestedError as request:
                     bar.show_line(saver.stop())
+                    ranks.wait()  # who ends with an error code has the others ended, before they have saved
                     raise request.outcome from None
                 except Exception as error:
                     # What tells a group of processes to end has ended a loader's workers too, before their batch.
@@ -270,6 +302,7 @@ class Trainer:
                     bar.show_line(saver.stop(in_step=True))
                     raise signals.requested.outcome from error
             saver.finish()
+            ranks.wait()
         state.put_best_weights()
         return state.history
 
@@ -312,6 +345,7 @@ class Trainer:
         state = self._state
         self._identity.begin(plan, global_step=state.global_step)
         state.put_last_weights()
+        self._ranks.spread([*self.model.parameters(), *self.model.buffers()])
         if self._settings.lookahead is not None:
             self._settings.lookahead.begin(plan.total_steps)
         if self._settings.average is not None:
@@ -375,6 +409,9 @@ class Trainer:
             views: Views of each image whose logits are averaged, `Views` or their name; ``None`` takes the image as it
                 is, as every evaluation in the course of a run does.
 
+        Of several processes that train together all have to call this; each evaluates its share of the batches, and all
+        get the scores that one process gets.
+
         Returns:
             All scores; the loss is the one that the run is trained with. It says which views they are of.
 
@@ -384,6 +421,7 @@ class Trainer:
             DeviceMemoryError: If a batch does not fit into memory.
         """
         chosen = Views.of(views)
+        self._ranks.join(self.device)
         if isinstance(data, ImageDataset):
             preprocess = self.transforms.preprocess
             num_classes = len(data.classes)
@@ -393,12 +431,13 @@ class Trainer:
         with self._state.evaluated():
             return evaluate(
                 self.model,
-                open_for_evaluation(data, self.device),
+                open_for_evaluation(data, self.device, self._ranks),
                 preprocess=self.transforms.preprocess,
                 loss_fn=self._settings.loss_fn,
                 precision=self.precision,
                 views=chosen,
                 classes=data.classes if isinstance(data, ImageDataset) else (),
+                ranks=self._ranks,
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -432,7 +471,9 @@ class Trainer:
             transforms=self.transforms,
             precision=self.precision,
             seed=self.seed,
+            ranks=self._ranks,
         )
+        self._ranks.join(self.device)
         if self._settings.lookahead is not None:
             self._settings.lookahead.check(plan.total_steps)
         return plan
@@ -454,6 +495,7 @@ class Trainer:
                 notes=self.notes,
             ),
             check=lambda: check_finite(self.model, self._state, plan, self.precision),
+            ranks=self._ranks,
         )
 
     def _open(self, state: Mapping[str, Any] | None, resume: bool | str, plan: Plan, source: str) -> None:
@@ -476,10 +518,12 @@ class Trainer:
     def _score(self, batches: OrderedBatches) -> Totals:
         """Loss and accuracy alone: all else is for those who ask."""
         with self._state.evaluated():
-            return score(
+            totals = score(
                 self.model,
                 batches,
                 preprocess=self.transforms.preprocess,
                 loss_fn=self._settings.loss_fn,
                 precision=self.precision,
+                ranks=self._ranks,
             )
+        return self._ranks.from_first(lambda: totals)  # who else is of another make must not choose another epoch
