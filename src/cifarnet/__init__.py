@@ -69,6 +69,7 @@ _MODULES = {
     *_HOMES.values(),
     "bench",
     "engine",
+    "explain",
     "export",
     "images",
     "optim",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarnet._checks import check_count
+from cifarnet._types import Images
 from cifarnet.checkpoint import (
     Checkpointer,
     Description,
@@ -294,6 +295,30 @@ class Classifier:
             top = tuple((self.class_name(i), p) for i, p in zip(order[:top_k], row[:top_k], strict=True))
             predictions.append(Prediction(*top[0], top))
         return predictions
+
+    def to_pixels(self, images: ImageLike | Sequence[ImageLike]) -> Images:
+        """Images as the network gets them before they are normalised: cropped to a square, of its size, stacked.
+
+        Args:
+            images: What `predict` takes: one image, or a list of them.
+
+        Returns:
+            uint8, shape ``(N, C, size, size)``, on the CPU; ``N`` is 1 for one image.
+
+        Raises:
+            InputError: If something is no image, or there is none.
+
+        Example:
+            >>> from cifarnet import CifarCNN, Preprocess
+            >>> classifier = Classifier(CifarCNN(num_classes=2), Preprocess(), ("cat", "dog"))
+            >>> classifier.to_pixels([torch.zeros(3, 480, 640), torch.zeros(3, 32, 32)]).shape
+            torch.Size([2, 3, 32, 32])
+        """
+        if isinstance(images, str | bytes) or not isinstance(images, Sequence):
+            return self._to_pixels(images, None)[None]
+        if not images:
+            raise InputError("there are no images; give at least one")
+        return torch.stack([self._to_pixels(image, i) for i, image in enumerate(images)])
 
     def _to_pixels(self, image: ImageLike, position: int | None) -> Tensor:
         """One image as it lies in memory for training: uint8 of the network's size, shape ``(C, size, size)``."""

@@ -23,6 +23,9 @@ data = make_synthetic(num_train=4, num_test=4)
 visualize.plot_augmentations(build_transforms(), data.train).savefig("a.png")
 visualize.plot_predictions(Classifier(CifarCNN(), Preprocess(), data.test.classes), data.test).savefig("p.pdf")
 visualize.plot_architecture(CifarCNN()).savefig("m.svg")
+classifier = Classifier(CifarCNN(), Preprocess(), data.test.classes)
+visualize.plot_confusion_matrix(classifier.evaluate(data.test)).savefig("c.svg")
+visualize.plot_grad_cam(classifier, data.test.images[0]).savefig("g.png")
 import sys
 print("matplotlib.pyplot" in sys.modules, settings() == before, len(before) > 200)
 """

@@ -21,10 +21,14 @@ __all__ = [
     "PLAIN",
     "SKY",
     "VERMILION",
+    "clear",
     "divide",
     "figure_of",
     "ink_on",
     "open_axes",
+    "percent",
+    "scale_of",
+    "shorten",
     "show_image",
     "width_of",
 ]
@@ -82,6 +86,50 @@ def ink_on(ax: Axes) -> str:
 def width_of(ax: Axes) -> float:
     """Inches of ``ax`` as it is now; a layout engine may still move its edges a little."""
     return float(ax.get_window_extent().width / figure_of(ax).dpi)
+
+
+def scale_of(ax: Axes, natural_width: float) -> float:
+    """By how much letters shrink where ``ax`` is narrower than ``natural_width`` inches; smaller ones nobody reads."""
+    return max(0.55, min(1.0, width_of(ax) / natural_width))
+
+
+def clear(panel: Axes, ink: str, *, size: float = 9.0) -> None:
+    """Leave what a chart needs: two of four edges, no ground of its own, labels in ``ink`` whatever the style.
+
+    Args:
+        panel: Its labels are written already.
+        ink: What `ink_on` gave.
+        size: Of the letters, in points.
+    """
+    panel.set_facecolor("none")
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.spines[["left", "bottom"]].set_color(ink)
+    panel.tick_params(colors=ink, labelsize=size)
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.label.set(color=ink, fontsize=size)
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A fraction as it is written in figures.
+
+    Args:
+        share: In ``[0, 1]``.
+        digits: Behind the point.
+    """
+    return f"{100 * share:.{digits}f} %"
+
+
+def shorten(name: str, length: int) -> str:
+    """The ends of a name, which is where names differ.
+
+    Args:
+        name: Of a class, a layer or a run.
+        length: The most letters it may have.
+    """
+    if len(name) <= length:
+        return name
+    head = (length - 1) // 2
+    return f"{name[:head].rstrip()}…{name[len(name) - (length - 1 - head) :].lstrip()}"
 
 
 def divide(ax: Axes, rows: int, columns: int, *, gap_x: float = 0.0, gap_y: float = 0.0) -> list[list[Axes]]:

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cifarnet.errors import InputError
 from cifarnet.history import EpochRecord, History
-from cifarnet.visualize.canvas import BLUE, GREEN, GREY, VERMILION, divide, figure_of, ink_on, open_axes
+from cifarnet.visualize.canvas import BLUE, GREEN, GREY, VERMILION, clear, divide, figure_of, ink_on, open_axes
 
 __all__ = ["plot_training_curves"]
 
@@ -76,16 +76,13 @@ def _draw_curves(panel: Axes, history: History, quantity: str, ink: str) -> None
             shown = [float("nan") if value is None else value for value in values]
             every = max(1, len(epochs) // 12)  # a marker at each of 100 epochs would hide the line
             panel.plot(epochs, shown, label=_NAMES[split], markersize=4, markevery=every, linewidth=1.5, **style)
-    panel.set_ylabel(quantity, color=ink)
-    panel.set_xlabel("epoch", color=ink)
-    panel.set_facecolor("none")
-    panel.tick_params(colors=ink)
-    panel.spines[["left", "bottom"]].set_color(ink)
+    panel.set_ylabel(quantity)
+    panel.set_xlabel("epoch")
+    clear(panel, ink, size=10)
     panel.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     panel.margins(y=0.1)
     panel.grid(axis="y", linewidth=0.5, alpha=0.4)
-    panel.spines[["top", "right"]].set_visible(False)
 
 
 def _mark_best(panel: Axes, best: EpochRecord, monitor: str, quantity: str, ink: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -15,24 +14,11 @@ from cifarnet._checks import check_count
 from cifarnet.classifier import Classifier, Prediction
 from cifarnet.datasets import ImageDataset
 from cifarnet.errors import InputError
-from cifarnet.images import ImageLike, crop_square, resize_images, to_pixels
-from cifarnet.visualize.canvas import (
-    BLUE,
-    GREY,
-    PLAIN,
-    VERMILION,
-    divide,
-    figure_of,
-    ink_on,
-    open_axes,
-    show_image,
-    width_of,
-)
+from cifarnet.images import ImageLike
+from cifarnet.visualize.canvas import BLUE, GREY, PLAIN, VERMILION, figure_of, ink_on, shorten, show_image
+from cifarnet.visualize.cells import open_cells, thumbnail, title_of, write_title
 
 __all__ = ["plot_predictions"]
-
-_CELL_WIDTH = 2.9  # inches
-_MAX_SIDE = 256  # pixels shown of a large photo: a panel has no more
 
 
 def plot_predictions(
@@ -95,60 +81,26 @@ def plot_predictions(
     if not shown:
         raise InputError("there are no images to draw; give at least one")
     predictions = classifier.predict(shown, top_k=top_k)
-    columns = min(columns, len(shown))
-    rows = -(-len(shown) // columns)
-    ax = open_axes(ax, width=_CELL_WIDTH * columns, height=1.55 * rows)
-    scale = max(0.55, min(1.0, width_of(ax) / (_CELL_WIDTH * columns)))  # smaller letters nobody reads
-    cells = [cell for row in divide(ax, rows, columns, gap_x=0.08, gap_y=0.28) for cell in row]
-    for cell, image, prediction, truth in zip(cells, shown, predictions, truths, strict=False):
-        _draw_cell(cell, _thumbnail(image, len(classifier.preprocess.mean)), prediction, truth, scale)
-    for cell in cells[len(shown) :]:
-        cell.set_axis_off()
+    ax, cells, scale = open_cells(ax, len(shown), columns, width=2.9, height=1.55)
+    for cell, image, prediction, truth in zip(cells, shown, predictions, truths, strict=True):
+        _draw_cell(cell, thumbnail(image, len(classifier.preprocess.mean)), prediction, truth, scale)
     return figure_of(ax)
 
 
 def _draw_cell(cell: Axes, pixels: Tensor, prediction: Prediction, truth: str | None, scale: float) -> None:
-    cell.set_axis_off()
     picture, bars = cell.inset_axes((0, 0, 0.43, 1)), cell.inset_axes((0.48, 0, 0.52, 1))
     right = prediction.label == truth
     frame = GREY if truth is None else BLUE if right else VERMILION
     show_image(picture, pixels, frame=frame, dashed=truth is not None and not right)
-    # Few fonts have a check mark: the one that comes with matplotlib does.
-    fonts = [*rcParams["font.family"], "DejaVu Sans"]
+    write_title(cell, title_of(prediction.label, truth), size=8 * scale)
     style: dict[str, Any] = {"color": ink_on(cell), **PLAIN}
-    title = _title(prediction.label, truth)
-    cell.set_title(title, loc="left", fontsize=8 * scale, pad=4, fontfamily=fonts, **style)
     for row, (label, probability) in enumerate(prediction.top):
         colour = BLUE if label == truth else frame if row == 0 else GREY
         bars.barh(row, 1, height=0.28, color="#EEEEEE")
         bars.barh(row, probability, height=0.28, color=colour)
         text = {"y": row - 0.24, "fontsize": 6.5 * scale, "verticalalignment": "bottom", **style}
-        bars.text(0, s=_shorten(label, 28), **text)
+        bars.text(0, s=shorten(label, 28), **text)
         bars.text(1, s=f"{100 * probability:.0f} %", horizontalalignment="right", **text)
     bars.set_xlim(0, 1)
     bars.set_ylim(len(prediction.top) - 0.7, -0.75)
     bars.set_axis_off()
-
-
-def _title(label: str, truth: str | None) -> str:
-    """In one line where there is room for it, so that long names still tell classes apart."""
-    if truth is None:
-        return _shorten(label, 40)
-    if label == truth:
-        return f"✓ {_shorten(label, 38)}"
-    between = " " if len(label) + len(truth) < 30 else "\n"
-    return f"✗ {_shorten(label, 38)}{between}(truth: {_shorten(truth, 30)})"
-
-
-def _thumbnail(image: ImageLike, channels: int) -> Tensor:
-    """What the network saw of an image, in its own resolution as far as that shows."""
-    square = crop_square(to_pixels(image, channels=channels))
-    return resize_images(square, _MAX_SIDE) if square.shape[-1] > _MAX_SIDE else square
-
-
-def _shorten(name: str, length: int) -> str:
-    """The ends of a name, which is where names differ."""
-    if len(name) <= length:
-        return name
-    head = (length - 1) // 2
-    return f"{name[:head].rstrip()}…{name[len(name) - (length - 1 - head) :].lstrip()}"
