@@ -29,6 +29,8 @@ PAGES = (
     "README.md",
     "docs/results/comparison.md",
     "docs/results/reference.md",
+    "docs/tutorials/reproduction.md",
+    "docs/gallery/train_cifar10.md",
     "docs/explanation/resume.md",
     "docs/explanation/speed.md",
     "docs/understanding/ablation.md",
@@ -36,10 +38,8 @@ PAGES = (
     "docs/understanding/size.md",
 )
 
-#: By the folder of the reports that were made there.
-MACHINES = ("cpu", "h200")
-#: What the columns of the comparison are: hardware as reports name it.
-HARDWARE = ("AMD EPYC, 2 threads", "NVIDIA H200")
+#: Columns of the comparison, by the folder of their reports; which CPU it was stands below the table.
+MACHINES = {"cpu": "CPU", "h200": "NVIDIA H200"}
 
 #: The rows of examples/ablation.py.
 ABLATION = ("all three", "no batch norm", "no dropout", "no augmentation", "none of the three")
@@ -48,6 +48,7 @@ ABLATION = ("all three", "no batch norm", "no dropout", "no augmentation", "none
 def candidates_table(path: Path, what: str) -> str:
     """Validation accuracy of everything that was tried for a recipe."""
     report = json.loads(path.read_text())
+    hardware = dict.fromkeys(c.get("hardware", report.get("hardware")) for c in report["candidates"])
     lines = [f"| {what} | training | validation |", "| --- | --- | --- |"]
     lines += [
         f"| {c['name']} | {c['train_accuracy'][-1]:.2%} | {c['val_accuracy'][-1]:.2%} |" for c in report["candidates"]
@@ -55,7 +56,7 @@ def candidates_table(path: Path, what: str) -> str:
     lines += [
         "",
         f"Accuracy after epoch {report['epochs']}, one seed ({report['seed']}), {report['train_images']:,} images to "
-        f"learn from and {report['val_images']:,} to judge by. {report['data']}. {report['hardware']}, "
+        f"learn from and {report['val_images']:,} to judge by. {report['data']}. {' or '.join(hardware)}, "
         f"{report['precision']}, torch {report['torch']}.",
     ]
     return "\n".join(lines)
@@ -165,18 +166,26 @@ def stress_table(path: Path) -> str:
     return "\n".join(lines)
 
 
-def results() -> list[dict[str, Any]]:
-    """Mean and spread of every recipe on every machine where it was run."""
-    folders = [RESULTS / machine / name for machine in MACHINES for name in RECIPES]
+def start_table(path: Path) -> str:
+    """How long a new process takes."""
+    return format_report(json.loads(path.read_text())) if path.exists() else "Not measured yet."
+
+
+def results(machine: str) -> list[dict[str, Any]]:
+    """Mean and spread of every recipe that was run there."""
+    folders = [RESULTS / machine / name for name in RECIPES]
     return [summarize_seeds(read_reports(folder)) for folder in folders if any(folder.glob("seed-*.json"))]
 
 
 def tables() -> dict[str, str]:
     """Every generated table by the name in its markers."""
     return {
-        "comparison": comparison_table(results(), recipes=list(RECIPES), hardware=HARDWARE),
+        "comparison": comparison_table(
+            {heading: results(machine) for machine, heading in MACHINES.items()}, recipes=list(RECIPES)
+        ),
         "reference": published_table(read_reports(RESULTS / "cpu" / "reference")),
         "reference-augmentation": candidates_table(RESULTS / "cpu" / "reference" / "augmentation.json", "augmentation"),
+        "tuned-candidates": candidates_table(RESULTS / "cpu" / "cifarcnn_tuned" / "candidates.json", "settings"),
         "plain": script_table(
             RESULTS / "cpu" / "plain_pytorch", summarize_seeds(read_reports(RESULTS / "cpu" / "reference"))
         ),
@@ -186,7 +195,8 @@ def tables() -> dict[str, str]:
         "ablation": ablation_table(RESULTS / "ablation"),
         "features": features_table(RESULTS / "features.json"),
         "size": size_table(RESULTS / "size"),
-        "recipes-by-size": recipes_by_size_table(results()),
+        "recipes-by-size": recipes_by_size_table([row for machine in MACHINES for row in results(machine)]),
+        "start": start_table(RESULTS / "cpu" / "start.json"),
         "stress": stress_table(RESULTS / "stress.json"),
     }
 
@@ -203,7 +213,7 @@ def generated() -> dict[Path, str]:
                 pattern, lambda match, table=table: f"{match[1]}\n{table}\n\n{match[2]}", text, flags=re.DOTALL
             )
         files[page] = text
-    return {**files, MEASURED: json.dumps(results(), indent=1) + "\n"}
+    return {**files, MEASURED: json.dumps([row for machine in MACHINES for row in results(machine)], indent=1) + "\n"}
 
 
 def main() -> int:

@@ -54,12 +54,8 @@ SEARCHES: dict[str, tuple[Recipe, dict[str, dict[str, Any]]]] = {
         {
             "start": {},
             "alternating flip, crop 2": {"flip": "alternating", "crop_padding": 2},
-            "alternating flip, crop 3": {"flip": "alternating", "crop_padding": 3},
             "learning rate 0.08": {"learning_rate": 0.08},
-            "learning rate 0.03": {"learning_rate": 0.03},
             "batch 128": {"batch_size": 128},
-            "average of the weights": {"ema_decay": 0.99},
-            "brightness and contrast": {"brightness": 0.14, "contrast": 0.13},
         },
     ),
 }
@@ -93,6 +89,7 @@ def main() -> None:
             {
                 "name": name,
                 "settings": candidates[name],
+                "hardware": run["hardware"],
                 "val_accuracy_after_last_epoch": history[-1]["val_accuracy"],
                 "val_accuracy": [epoch["val_accuracy"] for epoch in history],
                 "train_accuracy": [epoch["train_accuracy"] for epoch in history],
@@ -116,7 +113,6 @@ def conditions(run: dict[str, Any], start: Recipe) -> dict[str, Any]:
         "epochs": run["recipe"]["max_epochs"],
         "seed": run["seed"],
         "torch": run["versions"]["torch"],
-        "hardware": run["hardware"],
         "precision": run["precision"],
     }
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from cifarnet.recipes import RECIPES, get_recipe
 from cifarnet.report import comparison_table, load_report, read_reports, summarize_seeds
@@ -29,7 +30,8 @@ recipes = [get_recipe(name) for name in args.recipes]  # a typo is told now, not
 if args.epochs is not None:
     recipes = [replace(recipe, max_epochs=args.epochs) for recipe in recipes]
 
-summaries = []
+summaries: list[dict[str, Any]] = []
+by_hardware: dict[str, list[dict[str, Any]]] = {}
 for recipe in recipes:
     folder = args.out / recipe.name
     for seed in range(args.seeds):
@@ -44,7 +46,9 @@ for recipe in recipes:
             sys.exit(f"{run} is of other settings or data; choose another --out")
     reports = [report for report in read_reports(folder) if report["seed"] < args.seeds]
     summaries.append(summarize_seeds(reports))
+    by_hardware.setdefault(summaries[-1]["hardware"], []).append(summaries[-1])
 
+table = comparison_table(by_hardware)
 (args.out / "comparison.json").write_text(json.dumps(summaries, indent=1) + "\n")
-(args.out / "comparison.md").write_text(comparison_table(summaries) + "\n")
-print(comparison_table(summaries))
+(args.out / "comparison.md").write_text(table + "\n")
+print(table)

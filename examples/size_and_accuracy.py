@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from cifarnet import load_cifar10
 from cifarnet.recipes import get_recipe
@@ -63,6 +63,9 @@ def draw(reports: dict[str, list[dict[str, Any]]]) -> Figure:
             panel.plot([run[key] for run in runs], shares, "o", color="#0072B2")
             panel.annotate(size, (runs[0][key], max(shares)), xytext=(0, 6), textcoords="offset points", ha="center")
         panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.set_xlabel(title)
         panel.margins(x=0.2, y=0.2)
         panel.grid(axis="y", linewidth=0.5, alpha=0.4)

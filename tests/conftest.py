@@ -8,12 +8,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch and before any process t
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from cifarnet import CifarCNN, DatasetSplits, Trainer, build_transforms, load_cifar10, make_synthetic
 from cifarnet.transforms import Transforms
+
+if TYPE_CHECKING:
+    from hostile import Made
 
 SIZE = 16  # pixels a side of the images of most tests: a quarter of the work
 
@@ -65,3 +69,11 @@ def real_data_root() -> Path:
 @pytest.fixture(scope="session")
 def cifar10(real_data_root: Path) -> DatasetSplits:
     return load_cifar10(real_data_root, download=False)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A run whose every name is hostile, and the page of it."""
+    from hostile import make  # of tests/report, which alone asks for it
+
+    return make(tmp_path_factory.mktemp("run"))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,8 +26,11 @@ from cifarnet import (
     make_synthetic,
     recipes,
 )
+from cifarnet._choices import EXPORT_FORMATS, RECIPE_NAMES
 from cifarnet.checkpoint import read_checkpoint
-from cifarnet.cli.arguments import build_parser
+from cifarnet.cli import commands, export
+from cifarnet.cli.arguments import BENCHMARKS, build_parser
+from cifarnet.cli.imports import load_command
 from cifarnet.errors import CifarnetError
 from cifarnet.report import load_report
 
@@ -132,7 +136,7 @@ def test_a_run_without_a_best_temperature_is_a_run_all_the_same(
 
     val = make_synthetic(num_train=200, num_test=60, seed=0).test
     guessing = Classifier(Equal(), Preprocess(32), val.classes, device="cpu", precision="float32")
-    assert not cli.commands._calibrate(guessing, val, tmp_path / "run")
+    assert not commands._calibrate(guessing, val, tmp_path / "run")
     assert "probabilities are not calibrated: no temperature suits" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -143,7 +147,8 @@ def test_resume_after_a_kill_gives_the_bytes_of_an_unbroken_run(run: Run, tmp_pa
     script = (
         "import os, signal, sys\n"
         "from cifarnet import Checkpointer, cli, make_synthetic\n"
-        "cli.data.make_synthetic = lambda: make_synthetic(num_train=200, num_test=60, seed=0)\n"
+        "from cifarnet.cli import data\n"
+        "data.make_synthetic = lambda: make_synthetic(num_train=200, num_test=60, seed=0)\n"
         "save = Checkpointer.save_state\n"
         "def save_and_die(self, state):\n"
         "    save(self, state)\n"
@@ -339,6 +344,51 @@ def test_ctrl_c_ends_with_a_line_and_the_shells_code(run: Run, monkeypatch: pyte
     assert run("demo")[2] == "cifarnet: interrupted; cifarnet demo goes on where it was\n"
 
 
+def test_help_and_wrong_use_need_no_torch(tmp_path: Path) -> None:
+    words = [
+        *(["--help"], ["--version"], ["trian"], ["train", "--epohcs", "3"], ["train", "--epochs", "many"]),
+        *([command, "--help"] for command in build_parser()[1]),
+        *(["bench", benchmark, "--help"] for benchmark in BENCHMARKS),
+    ]
+    code = (
+        "import sys\n"
+        "from cifarnet.cli import main\n"
+        f"for words in {words}:\n"
+        "    try: code = main(words)\n"
+        "    except SystemExit as exit: code = exit.code\n"
+        "    assert code == (0 if words[-1][:2] == '--' else 2), (words, code)\n"
+        "    assert not {'torch', 'numpy', 'PIL'} & set(sys.modules), words\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert 'unknown command "trian"; did you mean "train"?' in result.stderr
+
+
+@pytest.mark.parametrize("imported", ["numpy.linalg", "torch.version", "torchvision"])
+def test_ctrl_c_while_torch_is_imported_ends_with_a_line_too(imported: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "cifarnet", "info"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stderr is not None
+        told = []
+        for line in process.stderr:
+            if not line.startswith("import time:"):
+                told.append(line)
+            elif line.split()[-1] == imported:
+                process.send_signal(signal.SIGINT)
+        assert process.wait() == 130, told
+    assert told == ["cifarnet: interrupted\n"]
+
+
+def test_what_the_help_names_is_all_that_there_is() -> None:
+    assert tuple(recipes.RECIPES) == RECIPE_NAMES
+    assert tuple(export._WRITERS) == EXPORT_FORMATS
+    (subparsers,) = (action for action in build_parser()[1]["bench"]._actions if action.choices)
+    assert tuple(BENCHMARKS) == tuple(subparsers.choices or ())
+
+
 def test_the_module_and_the_console_script_are_one_program(tmp_path: Path) -> None:
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     result = subprocess.run(
@@ -366,14 +416,14 @@ def test_a_warning_is_one_line_on_stderr(run: Run) -> None:
 
 
 def test_every_command_helps_with_examples(run: Run) -> None:
-    for command in ("demo", "train", "evaluate", "predict", "export", "recipes", "info"):
+    for command in ("demo", "train", "evaluate", "predict", "export", "report", "recipes", "info"):
         code, out, _ = run(command, "--help")
         assert code == 0
         assert f"examples:\n  cifarnet {command}" in out
         assert all(name in out for name in recipes.RECIPES) or command != "train"
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("demo", "train", "evaluate", "predict", "export", "recipes", "info"):
+    for command in ("demo", "train", "evaluate", "predict", "export", "report", "recipes", "info"):
         assert f"    {command} " in out
 
 
@@ -383,7 +433,7 @@ def test_every_example_of_the_help_is_a_command_that_parses(run: Run) -> None:
     examples = [line for page in pages for line in re.findall(r"^  cifarnet (\w.*?)(?:  +.*)?$", page, re.MULTILINE)]
     assert len(examples) > 15
     for example in examples:
-        assert callable(parser.parse_args(example.split()).run)
+        assert callable(load_command(parser.parse_args(example.split()).run))
 
 
 def test_predict_tells_what_pictures_of_any_size_show(run: Run, tmp_path: Path) -> None:

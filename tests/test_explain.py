@@ -82,7 +82,7 @@ def test_grad_cam_is_that_of_captum(
         small = LayerGradCam(classifier.model, module).attribute(prepared, target=labels, relu_attributions=True)
         theirs = LayerAttribution.interpolate(small, (SIZE, SIZE), "bilinear")[:, 0].detach()
     assert maps.shape == (5, SIZE, SIZE)
-    assert theirs.max() > 0
+    assert theirs.any() or target is not None  # nothing may speak for a class that was not chosen
     torch.testing.assert_close(maps, theirs, rtol=1e-9, atol=1e-12)
 
 
@@ -162,7 +162,7 @@ def test_a_refused_call_leaves_no_hook_either(synthetic: DatasetSplits) -> None:
     classifier = build(InPlace)
     for settings in ({"layer": "unused"}, {"target": "kid 3"}, {"layer": "relu"}):
         with pytest.raises(SettingError):
-            grad_cam(classifier, images(synthetic), **settings)  # type: ignore[arg-type]
+            grad_cam(classifier, images(synthetic), **settings)
     assert not any(module._forward_hooks for module in classifier.model.modules())
 
 
@@ -192,14 +192,14 @@ def test_unknown_layers_classes_and_images_are_refused(synthetic: DatasetSplits)
     with pytest.raises(SettingError, match='there is no class "kid 3"; did you mean "kind 3"'):
         grad_cam(classifier, images(synthetic), target="kid 3")
     for wrong in (10, -1, True, 1.0):
-        with pytest.raises(SettingError, match=r"target must be a class in \[0, 10\), or its name"):
+        with pytest.raises(SettingError, match=r"a class in \[0, 10\), or its name"):
             grad_cam(classifier, images(synthetic), target=wrong)  # type: ignore[arg-type]
     with pytest.raises(SettingError, match='the logits do not depend on layer "unused"'):
         grad_cam(build(InPlace), images(synthetic), layer="unused")
     with pytest.raises(InputError, match="there are no images"):
         grad_cam(classifier, [])
     with pytest.raises(InputError, match="image 1 of the list: "):
-        grad_cam(classifier, [torch.zeros(3, 4, 4), torch.zeros(2)])
+        grad_cam(classifier, [torch.zeros(3, 8, 8), torch.zeros(2)])
     with pytest.raises(InputError, match="expected a Classifier, got CifarCNN"):
         grad_cam(classifier.model, images(synthetic))  # type: ignore[arg-type]
     flat = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 10)), Preprocess(SIZE), CLASSES, device="cpu")

@@ -109,6 +109,7 @@ def test_the_committed_runs_are_those_of_the_examples(monkeypatch: pytest.Monkey
     variants = runpy.run_path(str(ROOT / "examples" / "ablation.py"))["VARIANTS"]
     sizes = runpy.run_path(str(ROOT / "examples" / "size_and_accuracy.py"))
     assert runpy.run_path(str(ROOT / "docs" / "make_tables.py"))["ABLATION"] == tuple(variants)
+    held_out = runpy.run_path(str(ROOT / "examples" / "held_out.py"))
     by_size = {size: sizes["settings_of"](size) for size in sizes["SIZES"]}
     for folder, changes in (("ablation", variants), ("size", by_size)):
         paths = sorted((ROOT / "docs" / "results" / folder).glob("*/seed-*.json"))
@@ -121,7 +122,7 @@ def test_the_committed_runs_are_those_of_the_examples(monkeypatch: pytest.Monkey
             expected = replace(get_recipe("reference"), name=name, summary=summary, **common, **changes[name])
             assert Recipe(**report["recipe"]) == expected
             assert report["test_watched"] == "never"
-            assert report["data"]["val"]["num_images"] == 5_000
+            assert report["data"]["val"]["num_images"] == held_out["VAL_FRACTION"] * 50_000
             assert len(report["history"]) == report["recipe"]["max_epochs"]
 
 

@@ -9,12 +9,37 @@ import re
 import secrets
 from pathlib import Path
 
-__all__ = ["TEMPORARY_SUFFIX", "probe_write", "remove_unfinished", "write_atomic"]
+from cifarnet.errors import SettingError
+
+__all__ = ["TEMPORARY_SUFFIX", "check_target", "probe_write", "remove_unfinished", "write_atomic"]
 
 #: How the names of unfinished files end, so that a sweep can tell them from everything else.
 TEMPORARY_SUFFIX = ".tmp"
 
 _RANDOM_BYTES = 8
+
+
+def check_target(path: str | Path, suffix: str, *, name: str = "model") -> Path:
+    """Refuse a place where a file cannot go, before anything is computed.
+
+    Args:
+        path: Where it shall go.
+        suffix: How its name must end.
+        name: What messages call it.
+
+    Raises:
+        OSError: If the folder cannot be written to.
+        SettingError: If the name ends otherwise, or there is no such folder.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise SettingError(f"{target} is a folder; {target / f'{name}{suffix}'} would be a file in it")
+    if target.suffix != suffix:
+        raise SettingError(f'the file must end in "{suffix}", got "{target}"; {target.with_suffix(suffix)} does')
+    if not target.parent.is_dir():
+        raise SettingError(f"there is no folder {target.parent} to write {target.name} to; make it first")
+    probe_write(target)
+    return target
 
 
 def write_atomic(path: Path, content: bytes, *, previous: Path | None = None) -> None:

@@ -69,6 +69,9 @@ def crop_square(images: Images) -> Images:
 def check_size(size: int) -> None:
     """Refuse what is no size of an image.
 
+    Args:
+        size: Pixels a side.
+
     Raises:
         SettingError: If ``size`` is not a whole number of at least 2.
     """

@@ -340,6 +340,9 @@ class Classifier:
     def check_classes(self, data: ImageDataset) -> None:
         """Refuse labelled images of other classes than the network's own.
 
+        Args:
+            data: The labelled images.
+
         Raises:
             InputError: If the classes differ.
         """

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cifarnet._checks import check_count
 from cifarnet._types import Images, Labels, Logits
 from cifarnet.classifier import Classifier
 from cifarnet.engine import EVAL_BATCH_SIZE, predict_logits
@@ -71,7 +72,7 @@ def feature_maps(
             shape, the last one: what is handed on to the next size.
 
     Returns:
-        By layer, in running order: shape ``(N, C, H, W)``, as the layer gives them, on the CPU.
+        The maps by layer, in running order, each of shape ``(N, C, H, W)``, as the layer gives them, on the CPU.
 
     Raises:
         InputError: If something is no image.
@@ -95,7 +96,7 @@ def feature_maps(
     with _undisturbed(classifier) as modules, torch.no_grad(), ExitStack() as hooks:
         for name, outputs in kept.items():
             hooks.callback(modules[name].register_forward_hook(_keeping(outputs)).remove)
-        for batch in pixels.split(EVAL_BATCH_SIZE):
+        for batch in torch.split(pixels, EVAL_BATCH_SIZE):
             _score(classifier, batch)
     return {name: torch.cat(outputs) for name, outputs in kept.items()}
 
@@ -138,7 +139,7 @@ def grad_cam(
         raise InputError("the network has no module that gives maps of an image; there is nothing to weigh")
     name = _check_layer(classifier, next(reversed(shapes)) if layer is None else layer, shapes)
     maps = []
-    for batch in classifier.to_pixels(images).split(EVAL_BATCH_SIZE):
+    for batch in torch.split(classifier.to_pixels(images), EVAL_BATCH_SIZE):
         with _undisturbed(classifier) as layers, torch.enable_grad():
             maps.append(_weigh(classifier, batch, layers[name], name, target))
     return torch.cat(maps)
@@ -181,8 +182,9 @@ def _targets(classifier: Classifier, logits: Logits, target: int | str | None) -
         if target not in names:
             raise SettingError(f'there is no class "{target}"; {did_you_mean(target, names)}')
         target = names.index(target)
-    if not isinstance(target, int) or isinstance(target, bool) or not 0 <= target < num_classes:
-        raise SettingError(f"target must be a class in [0, {num_classes}), or its name, got {target!r}")
+    check_count("target", target, f"give a class in [0, {num_classes}), or its name", least=0)
+    if target >= num_classes:
+        raise SettingError(f"target must be a class in [0, {num_classes}), or its name, got {target}")
     return torch.full((len(logits),), target, device=logits.device)
 
 

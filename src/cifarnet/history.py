@@ -109,7 +109,11 @@ class History(Sequence[EpochRecord]):
         return f"<History of {len(self)} epochs>"
 
     def append(self, record: EpochRecord) -> None:
-        """Add the next epoch."""
+        """Add the next epoch.
+
+        Args:
+            record: Of that epoch.
+        """
         self._records.append(record)
 
     def column(self, name: str) -> list[float | None]:

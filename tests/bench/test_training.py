@@ -81,6 +81,8 @@ def test_a_backend_tells_times_memory_and_precision(document: dict[str, Any]) ->
     assert eager["precision"] == document["precision"]
     assert eager["start_s"] > 0
     assert eager["preparation_s"] >= 0
+    assert 0 < eager["data_path_share"] < 0.5
+    assert script["data_path_share"] is None
     assert (script["backend"], script["precision"], script["workers"]) == (None, "float32", 0)
     if sys.platform == "linux":
         assert 77 < eager["peak_memory_mb"] < 600  # weights and two moments at the least
@@ -90,6 +92,9 @@ def test_the_table_has_a_line_a_contender(document: dict[str, Any]) -> None:
     table = bench.format_report(document)
     assert "ratio to script, 2 workers" in table
     assert "| script, 0 workers | float32 | 10 | 10 to 10 | 3 | 0.83 |" in table
+    assert f" images: {document['contenders'][0]['data_path_share']:.1%} of a part (eager).\n" in table
+    older = [{key: x[key] for key in x if key != "data_path_share"} for x in document["contenders"]]
+    assert "data path" not in bench.format_report({**document, "contenders": older})
     fallen = {**document["contenders"][0], "name": "compiled"}
     assert "| compiled, which fell back to eager |" in bench.format_report({**document, "contenders": [fallen]})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from matplotlib.axes import Axes
@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from cifarnet import Classifier, Evaluation, ImageDataset, Preprocess
 
 LONG = tuple(f"a remarkably long name of a class, of which this is number {i:03}" for i in range(100))
-DARK = {"axes.facecolor": "black", "text.color": "white", "xtick.color": "white", "axes.labelcolor": "white"}
+DARK: dict[Any, Any] = {
+    "axes.facecolor": "black",
+    "text.color": "white",
+    "xtick.color": "white",
+    "axes.labelcolor": "white",
+}
 
 
 class Answers(nn.Module):
@@ -58,7 +63,16 @@ def told(ax: Axes) -> list[str]:
 
 
 def texts(ax: Axes) -> list[Text]:
-    return [text for text in ax.findobj(Text) if text.get_visible() and text.get_text()]  # type: ignore[misc]
+    """Likewise; the axis of axes whose frame is switched off has labels too, which are not drawn."""
+    hidden = [axis for each in axes_in(ax) if not each.axison for axis in (each.xaxis, each.yaxis)]
+    undrawn = {id(text) for axis in hidden for text in axis.findobj(Text)}
+    found = cast("list[Text]", ax.findobj(Text))
+    return [text for text in found if text.get_visible() and text.get_text() and id(text) not in undrawn]
+
+
+def axes_in(ax: Axes) -> list[Axes]:
+    """The axes, and all that were put into their place, at any depth."""
+    return [ax, *(inner for panel in panels(ax) for inner in axes_in(panel))]
 
 
 def inks(figure: Figure) -> set[str]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import subprocess
 import sys
 
@@ -38,7 +39,7 @@ def test_figures_need_no_display_no_pyplot_and_no_settings(tmp_path: object) -> 
         text=True,
         check=True,
         cwd=str(tmp_path),
-        env={"MPLCONFIGDIR": str(tmp_path)},
+        env={**os.environ, "MPLCONFIGDIR": str(tmp_path)},
     )
     assert result.stdout.split() == ["False", "True", "True"]
     assert result.stderr == ""

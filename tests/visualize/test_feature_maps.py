@@ -96,5 +96,5 @@ def test_lists_and_wrong_numbers_are_refused(synthetic: DatasetSplits) -> None:
         plot_feature_maps(make_classifier(), list(synthetic.test.images[:2]))  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="num_maps must be at least 1, got 0"):
         plot_feature_maps(make_classifier(), synthetic.test.images[0], num_maps=0)
-    with pytest.raises(SettingError, match='did you mean "conv1"'):
+    with pytest.raises(SettingError, match='did you mean "conv'):
         plot_feature_maps(make_classifier(), synthetic.test.images[0], layers=["conv"])

@@ -94,7 +94,7 @@ def test_it_draws_into_the_axes_it_is_given_and_on_a_dark_figure() -> None:
 
 
 def test_what_has_no_filters_is_refused() -> None:
-    with pytest.raises(SettingError, match='layer "conv" is no convolution of the network; did you mean "conv1"'):
+    with pytest.raises(SettingError, match='layer "conv" is no convolution of the network; did you mean "conv'):
         plot_filters(CifarCNN(), layer="conv")
     with pytest.raises(InputError, match=r"Linear has no nn.Conv2d"):
         plot_filters(nn.Linear(2, 2))

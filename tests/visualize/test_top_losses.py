@@ -67,7 +67,7 @@ def test_data_that_was_not_evaluated_is_refused() -> None:
         plot_top_losses(evaluation, data.images)  # type: ignore[arg-type]
     for name in ("num_images", "columns"):
         with pytest.raises(SettingError, match=f"{name} must be at least 1, got 0"):
-            plot_top_losses(evaluation, data, **{name: 0})
+            plot_top_losses(evaluation, data, **{name: 0})  # type: ignore[arg-type]
 
 
 def test_it_draws_into_the_axes_it_is_given_and_on_a_dark_figure() -> None:

@@ -10,12 +10,14 @@ from multiprocessing.connection import Connection
 from time import perf_counter
 from typing import Any
 
+from cifarnet import randomness
 from cifarnet.bench.memory import PeakMemory
 from cifarnet.bench.timing import synchronize, timed
-from cifarnet.datasets import DatasetSplits
-from cifarnet.engine import resolve_device
+from cifarnet.datasets import DatasetSplits, ImageDataset
+from cifarnet.engine import Batches, resolve_device
 from cifarnet.errors import CifarnetError, SettingError
 from cifarnet.recipes import Recipe, build_trainer
+from cifarnet.trainer import Trainer
 
 __all__ = ["BackendProcess", "Job"]
 
@@ -95,8 +97,9 @@ class BackendProcess:
         return self._job.num_steps * self._job.recipe.batch_size / self._parts[-1]
 
     def describe(self) -> dict[str, Any]:
-        """Backend, precision, times and memory."""
-        self._connection.send("memory")
+        """Backend, precision, times and memory; no part can be asked for after it."""
+        self._connection.send("end")
+        answer = self._receive()
         typical = sorted(self._parts)[len(self._parts) // 2]
         warm_up_s = self._facts["warm_up_s"]
         return {
@@ -105,7 +108,8 @@ class BackendProcess:
             "workers": None,
             "start_s": self._start_s,
             "preparation_s": max(0.0, warm_up_s - WARM_UP_PARTS * typical),
-            "peak_memory_mb": self._receive(),
+            "data_path_share": None if answer["data_path_s"] is None else answer["data_path_s"] / typical,
+            "peak_memory_mb": answer["peak_memory_mb"],
         }
 
     def _receive(self) -> Any:
@@ -161,4 +165,16 @@ def _train_on_request(connection: Connection, job: Job) -> None:
     connection.send({"backend": trainer.backend, "precision": trainer.precision.name, "warm_up_s": warm_up_s})
     while connection.recv() == "part":
         connection.send(timed(train_part))
-    connection.send(memory.read())
+    peak_mb = memory.read()
+    in_windows = trainer.backend == "cuda-graph"  # where the images of many steps are prepared together
+    data_path_s = None if in_windows else timed(partial(_prepare_part, trainer, train, job.recipe.batch_size))
+    connection.send({"peak_memory_mb": peak_mb, "data_path_s": data_path_s})
+
+
+def _prepare_part(trainer: Trainer, train: ImageDataset, batch_size: int) -> None:
+    """What a part does with its images before the network takes them, and nothing else."""
+    batches = Batches(train.images, train.labels, train.ids, batch_size=batch_size, device=trainer.device, seed=0)
+    for batch in batches.epoch(0):
+        with randomness.scope(0, 0, batch.ids):
+            trainer.precision.prepare(trainer.transforms.train(batch.images))
+    synchronize(trainer.device)

@@ -8,6 +8,7 @@ from typing import Any
 from cifarnet.bench.accuracy import format_accuracy
 from cifarnet.bench.inference import format_inference
 from cifarnet.bench.saving import format_saving
+from cifarnet.bench.start import format_start
 from cifarnet.bench.training import format_training
 from cifarnet.errors import InputError, did_you_mean
 
@@ -18,6 +19,7 @@ FORMATS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "accuracy": format_accuracy,
     "inference": format_inference,
     "saving": format_saving,
+    "start": format_start,
     "training": format_training,
 }
 

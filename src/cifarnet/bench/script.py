@@ -71,6 +71,7 @@ class ScriptRuns:
             "workers": self._num_workers,
             "start_s": None,
             "preparation_s": None,
+            "data_path_share": None,
             "peak_memory_mb": max(self._peaks, default=None),
         }
 

@@ -57,6 +57,8 @@ def measure_training(
     - ``ratio``: its median to that of the ``baseline``: the fastest of the script's, else the first backend;
     - ``start_s``: from the start of its process to the end of its first step, imports, reading and compiling included;
     - ``preparation_s``: what the warm-up took beyond as many steps later: compiling, capturing, loading kernels;
+    - ``data_path_share``: of a part's time, what index, augmentation and preprocessing take when nothing else is done;
+      ``None`` for the script, and where graphs prepare the images of many steps together;
     - ``peak_memory_mb``: see `PeakMemory`; of the script on a CPU, of its main process, beyond what the library's own
       processes held after their imports; ``None`` where nobody knows.
 
@@ -150,10 +152,13 @@ def format_training(document: Mapping[str, Any]) -> str:
             "" if x["peak_memory_mb"] is None else f"{x['peak_memory_mb']:,.0f} MB",
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    shares = {x["name"]: x["data_path_share"] for x in document["contenders"] if x.get("data_path_share") is not None}
+    told = [f"{share:.1%} of a part ({name})" for name, share in shares.items()]
     lines += [
         "",
         f"Recipe {document['recipe']}, batches of {document['batch_size']} images, parts of {document['steps']} steps "
         "in turns, augmentation on the clock. Start: to the end of the first step, from the start of the process.",
+        *([f"The data path alone, from the index to normalised images: {', '.join(told)}."] if told else []),
         f"{document['hardware']}, torch {document['versions']['torch']}.",
     ]
     return "\n".join(lines)

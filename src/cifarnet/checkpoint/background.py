@@ -73,6 +73,9 @@ class BackgroundWriter:
     def put(self, **jobs: Callable[[], object]) -> None:
         """Run jobs as soon as may be, in the place of those of the same names that still wait.
 
+        Args:
+            jobs: What to run, by name; the names are those of ``order``.
+
         Raises:
             BaseException: What an earlier job raised.
         """

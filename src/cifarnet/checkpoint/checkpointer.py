@@ -37,7 +37,11 @@ class Stateful(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any], /) -> object:
-        """Become what the state says."""
+        """Become what the state says.
+
+        Args:
+            state: What ``state_dict`` gave, tensors on the CPU.
+        """
         ...
 
 
@@ -206,6 +210,9 @@ class Checkpointer:
 
     def restore(self, target: Stateful) -> bool:
         """Load the last checkpoint into ``target``.
+
+        Args:
+            target: What shall go on from there.
 
         Returns:
             False if there is none; ``target`` is then what it was.

@@ -86,7 +86,14 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str
 
 
 def check_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str, built_with: str = "") -> None:
-    """Compare names, shapes and dtypes, which a network on the meta device has too; see `load_weights`."""
+    """Compare names, shapes and dtypes, which a network on the meta device has too; see `load_weights`.
+
+    Args:
+        model: The network that shall have the weights.
+        weights: What a file holds.
+        source: Which file, for the message.
+        built_with: What the network was built with, for the message.
+    """
     remedy = f"built with {built_with}" if built_with else "build the model as the file's was built"
     differences = _weight_differences(unwrapped_state_dict(weights), unwrapped_state_dict(model))
     _refuse(differences, f"{source} does not fit the model", remedy)

@@ -15,10 +15,10 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from cifarnet.cli.arguments import build_parser
-from cifarnet.cli.bench import BENCHMARKS
+from cifarnet._json import finite_json
+from cifarnet.cli.arguments import BENCHMARKS, build_parser
+from cifarnet.cli.imports import load_command
 from cifarnet.errors import CifarnetError, SettingError, did_you_mean
-from cifarnet.history import finite_json
 
 __all__ = ["main"]
 
@@ -36,21 +36,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments:
         build_parser()[0].print_help(sys.stderr)
         return 2
+    debug, interrupted = False, ""
     try:
         args = _parse(arguments)
-    except SettingError as error:
-        return _fail(error, 2, debug=False)
-    try:
+        debug, interrupted = args.debug, args.interrupted
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning  # one line on stderr, without the source
-            document, text = args.run(args, shlex.join(["cifarnet", *arguments]))
+            document, text = load_command(args.run)(args, shlex.join(["cifarnet", *arguments]))
     except SettingError as error:
-        return _fail(error, 2, debug=args.debug)
+        return _fail(error, 2, debug=debug)
     except (CifarnetError, OSError) as error:
-        return _fail(error, 1, debug=args.debug)
+        return _fail(error, 1, debug=debug)
     except KeyboardInterrupt as error:
         _tell_cause(error)
-        print(f"cifarnet: interrupted{args.interrupted}", file=sys.stderr)
+        print(f"cifarnet: interrupted{interrupted}", file=sys.stderr)
         return 130  # 128 + SIGINT, as shells count
     except SystemExit as error:  # SIGTERM
         _tell_cause(error)

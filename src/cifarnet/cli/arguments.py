@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import cifarnet
-from cifarnet.cli import bench, commands
-from cifarnet.cli.demo import run_demo
-from cifarnet.cli.export import FORMATS, export
-from cifarnet.engine import BACKENDS
-from cifarnet.recipes import RECIPES
-from cifarnet.transforms import VIEWS
+from cifarnet._choices import BACKENDS, EXPORT_FORMATS, RECIPE_NAMES, VIEWS
 
-__all__ = ["build_parser"]
+__all__ = ["BENCHMARKS", "build_parser"]
+
+#: What can be measured, and what each is, in a line.
+BENCHMARKS = {
+    "training": "how many images a second each backend trains, and a script of yours",
+    "inference": "how many images a second a network judges, and how long one image takes",
+    "accuracy": "how long whole runs take, and how accurate they are",
+    "saving": "what it costs to save a run while it trains, and to read it",
+    "start": "how long a new process takes to its first step and to its saved model, and what for",
+}
 
 _FIRST_STEPS = """\
 first steps:
@@ -66,6 +70,15 @@ examples:
 The file takes uint8 images and gives probabilities; it is compared with the library before it is written.
 """
 
+_REPORT_EXAMPLES = """\
+examples:
+  cifarnet report runs/reference                    report.html in the run's directory, to open in any browser
+  cifarnet report runs/reference --out cats.html    to send to somebody: it needs no other file and no network
+  cifarnet report runs/first --data DIR --json      of a run whose own test images are elsewhere now
+
+The network is scored on the test images again; runs without a report.json have a page too, which says what it lacks.
+"""
+
 _BENCH_EXAMPLES = """\
 examples:
   cifarnet bench training --script examples/plain_pytorch.py
@@ -73,6 +86,7 @@ examples:
   cifarnet bench inference --device cpu             evaluation, and the prediction of one image
   cifarnet bench accuracy --runs 40 --target 0.94   time to accuracy of a recipe
   cifarnet bench saving --data DIR --json           what it costs to save a run while it trains
+  cifarnet bench start --data DIR                   from a new process to the first step and to the saved model
 
 cifarnet bench WHAT --help shows the options of each. Give it the machine alone: whatever else runs is measured too.
 """
@@ -105,6 +119,12 @@ examples:
   cifarnet bench saving --data DIR --json
 """
 
+_START_EXAMPLES = """\
+examples:
+  cifarnet bench start --data DIR                   five times from nothing to a model
+  cifarnet bench start --recipe fast94 --epochs 8 --runs 3 --json
+"""
+
 _RECIPES_EXAMPLES = """\
 examples:
   cifarnet recipes
@@ -133,26 +153,31 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     _add_evaluate(subparsers)
     _add_predict(subparsers)
     _add_export(subparsers)
+    _add_report(subparsers)
     _add_bench(subparsers)
     _add_command(
-        subparsers, "recipes", "list what can be trained, and what came of it", _RECIPES_EXAMPLES, commands.show_recipes
+        subparsers,
+        "recipes",
+        "list what can be trained, and what came of it",
+        _RECIPES_EXAMPLES,
+        "commands:show_recipes",
     )
     _add_command(
-        subparsers, "info", "tell versions, hardware, and where CIFAR-10 is", _INFO_EXAMPLES, commands.show_info
+        subparsers, "info", "tell versions, hardware, and where CIFAR-10 is", _INFO_EXAMPLES, "commands:show_info"
     )
     return parser, subparsers.choices
 
 
 def _add_demo(subparsers: Any) -> None:
     summary = "show the whole way, from training to prediction, in about a minute"
-    demo = _add_command(subparsers, "demo", summary, _DEMO_EXAMPLES, run_demo)
+    demo = _add_command(subparsers, "demo", summary, _DEMO_EXAMPLES, "demo:run_demo")
     demo.set_defaults(interrupted="; cifarnet demo goes on where it was")
     _add_out(demo, "runs/demo")
     _add_device(demo)
 
 
 def _add_train(subparsers: Any) -> None:
-    train = _add_command(subparsers, "train", "train a recipe and report on it", _TRAIN_EXAMPLES, commands.train)
+    train = _add_command(subparsers, "train", "train a recipe and report on it", _TRAIN_EXAMPLES, "commands:train")
     train.set_defaults(interrupted="; a run that was begun goes on with --resume")
     _add_recipe(train)
     _add_data(train)
@@ -173,7 +198,7 @@ def _add_train(subparsers: Any) -> None:
 
 def _add_evaluate(subparsers: Any) -> None:
     summary = "score a run's best weights on test images"
-    evaluate = _add_command(subparsers, "evaluate", summary, _EVALUATE_EXAMPLES, commands.evaluate)
+    evaluate = _add_command(subparsers, "evaluate", summary, _EVALUATE_EXAMPLES, "commands:evaluate")
     _add_run(evaluate)
     _add_data(evaluate)
     _add_views(evaluate)
@@ -181,7 +206,7 @@ def _add_evaluate(subparsers: Any) -> None:
 
 
 def _add_predict(subparsers: Any) -> None:
-    predict = _add_command(subparsers, "predict", "tell what pictures show", _PREDICT_EXAMPLES, commands.predict)
+    predict = _add_command(subparsers, "predict", "tell what pictures show", _PREDICT_EXAMPLES, "commands:predict")
     _add_run(predict)
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="a picture: PNG, JPEG, WebP, ...")
     predict.add_argument("--top", type=int, metavar="K", help="name at most K classes (default: 5; all with --json)")
@@ -191,10 +216,19 @@ def _add_predict(subparsers: Any) -> None:
 
 def _add_export(subparsers: Any) -> None:
     summary = "write a run's best weights as a file for use without cifarnet"
-    parser = _add_command(subparsers, "export", summary, _EXPORT_EXAMPLES, export)
+    parser = _add_command(subparsers, "export", summary, _EXPORT_EXAMPLES, "export:export")
     _add_run(parser)
-    parser.add_argument("--format", default="onnx", metavar="F", help=f"{' or '.join(FORMATS)} (default: onnx)")
+    parser.add_argument("--format", default="onnx", metavar="F", help=f"{' or '.join(EXPORT_FORMATS)} (default: onnx)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: model.onnx or model.pt2 beside the weights")
+
+
+def _add_report(subparsers: Any) -> None:
+    summary = "write one page about a run: scores, figures, recipe, environment"
+    parser = _add_command(subparsers, "report", summary, _REPORT_EXAMPLES, "report:report")
+    _add_run(parser)
+    _add_data(parser)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: report.html beside the weights")
+    _add_device(parser)
 
 
 def _add_bench(subparsers: Any) -> None:
@@ -210,10 +244,11 @@ def _add_bench(subparsers: Any) -> None:
     _add_bench_inference(benchmarks)
     _add_bench_accuracy(benchmarks)
     _add_bench_saving(benchmarks)
+    _add_bench_start(benchmarks)
 
 
 def _add_bench_training(benchmarks: Any) -> None:
-    training = _add_benchmark(benchmarks, "training", _TRAINING_EXAMPLES, bench.bench_training)
+    training = _add_benchmark(benchmarks, "training", _TRAINING_EXAMPLES, "bench:bench_training")
     _add_parts(training)
     training.add_argument(
         "--backends", nargs="+", metavar="B", help="which of them (default: eager, compiled, on CUDA also cuda-graph)"
@@ -225,7 +260,7 @@ def _add_bench_training(benchmarks: Any) -> None:
 
 
 def _add_bench_inference(benchmarks: Any) -> None:
-    inference = _add_benchmark(benchmarks, "inference", _INFERENCE_EXAMPLES, bench.bench_inference)
+    inference = _add_benchmark(benchmarks, "inference", _INFERENCE_EXAMPLES, "bench:bench_inference")
     _add_rounds(inference, "evaluations of the test images")
     inference.add_argument(
         "--calls", type=int, default=200, metavar="N", help="predictions of one image (default: 200)"
@@ -233,7 +268,7 @@ def _add_bench_inference(benchmarks: Any) -> None:
 
 
 def _add_bench_accuracy(benchmarks: Any) -> None:
-    accuracy = _add_benchmark(benchmarks, "accuracy", _ACCURACY_EXAMPLES, bench.bench_accuracy)
+    accuracy = _add_benchmark(benchmarks, "accuracy", _ACCURACY_EXAMPLES, "bench:bench_accuracy")
     accuracy.add_argument("--runs", type=int, default=3, metavar="N", help="seeds 0 to N-1 (default: 3)")
     accuracy.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
     accuracy.add_argument("--target", type=float, metavar="F", help="test that the mean reaches this share, as 0.94")
@@ -244,12 +279,19 @@ def _add_bench_accuracy(benchmarks: Any) -> None:
 
 
 def _add_bench_saving(benchmarks: Any) -> None:
-    _add_parts(_add_benchmark(benchmarks, "saving", _SAVING_EXAMPLES, bench.bench_saving))
+    _add_parts(_add_benchmark(benchmarks, "saving", _SAVING_EXAMPLES, "bench:bench_saving"))
 
 
-def _add_benchmark(benchmarks: Any, name: str, examples: str, function: Any) -> argparse.ArgumentParser:
+def _add_bench_start(benchmarks: Any) -> None:
+    start = _add_benchmark(benchmarks, "start", _START_EXAMPLES, "bench:bench_start")
+    start.add_argument("--runs", type=int, default=5, metavar="N", help="processes, one after the other (default: 5)")
+    start.add_argument("--epochs", type=int, default=1, metavar="N", help="of each run (default: 1)")
+    _add_backend(start)
+
+
+def _add_benchmark(benchmarks: Any, name: str, examples: str, function: str) -> argparse.ArgumentParser:
     """With the options that all of them have."""
-    benchmark = _add_command(benchmarks, name, bench.BENCHMARKS[name], examples, function)
+    benchmark = _add_command(benchmarks, name, BENCHMARKS[name], examples, function)
     _add_recipe(benchmark)
     _add_data(benchmark)
     _add_device(benchmark)
@@ -257,7 +299,8 @@ def _add_benchmark(benchmarks: Any, name: str, examples: str, function: Any) -> 
     return benchmark
 
 
-def _add_command(subparsers: Any, name: str, summary: str, examples: str, function: Any) -> argparse.ArgumentParser:
+def _add_command(subparsers: Any, name: str, summary: str, examples: str, function: str) -> argparse.ArgumentParser:
+    """``function`` is ``"module:name"`` of this package, imported when it is called: the help needs no torch."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
         help=summary,
@@ -296,7 +339,7 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", default="reference", metavar="NAME", help=f"one of: {', '.join(RECIPES)}")
+    parser.add_argument("--recipe", default="reference", metavar="NAME", help=f"one of: {', '.join(RECIPE_NAMES)}")
 
 
 def _add_precision(parser: argparse.ArgumentParser) -> None:

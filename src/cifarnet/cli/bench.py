@@ -17,17 +17,9 @@ from cifarnet.errors import SettingError
 from cifarnet.recipes import Recipe, get_recipe
 from cifarnet.trainer.plan import describe_data
 
-__all__ = ["BENCHMARKS", "bench_accuracy", "bench_inference", "bench_saving", "bench_training"]
+__all__ = ["bench_accuracy", "bench_inference", "bench_saving", "bench_start", "bench_training"]
 
 Result = tuple[dict[str, Any], str]
-
-#: What can be measured, and what each is, in a line.
-BENCHMARKS = {
-    "training": "how many images a second each backend trains, and a script of yours",
-    "inference": "how many images a second a network judges, and how long one image takes",
-    "accuracy": "how long whole runs take, and how accurate they are",
-    "saving": "what it costs to save a run while it trains, and to read it",
-}
 
 
 def bench_training(args: argparse.Namespace, command: str) -> Result:
@@ -93,6 +85,20 @@ def bench_saving(args: argparse.Namespace, command: str) -> Result:
     train = load_data(args.data).train
     document = bench.measure_saving(
         recipe, train, num_steps=args.steps, rounds=args.rounds, device=args.device, precision=args.precision
+    )
+    return _told(document, command, data=describe_data(train))
+
+
+def bench_start(args: argparse.Namespace, command: str) -> Result:
+    """New processes."""
+    _checked(args, "runs", "epochs")
+    check_choice("backend", args.backend, BACKENDS)
+    train = load_data(args.data).train
+    document = bench.measure_start(
+        _train_options(args),
+        runs=args.runs,
+        device=args.device,
+        precision=args.precision,
     )
     return _told(document, command, data=describe_data(train))
 

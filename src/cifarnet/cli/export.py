@@ -9,25 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from cifarnet._checks import check_choice
+from cifarnet._choices import EXPORT_FORMATS
 from cifarnet.classifier import Classifier
 from cifarnet.export import TOLERANCE, ExportedFile, export_onnx, export_torch
 
-__all__ = ["FORMATS", "export"]
+__all__ = ["export"]
 
 _WRITERS: dict[str, tuple[Callable[[Classifier, Path], ExportedFile], str]] = {
     "onnx": (export_onnx, "model.onnx"),
     "torch": (export_torch, "model.pt2"),
 }
 
-#: What ``--format`` can name.
-FORMATS = tuple(_WRITERS)
-
 _WARNINGS = {"torch": "\nto read a .pt2 can run code: load only those of people you trust"}
 
 
 def export(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
     """Write the file, and tell how far it is from the library."""
-    check_choice("--format", args.format, FORMATS)
+    check_choice("--format", args.format, EXPORT_FORMATS)
     write, name = _WRITERS[args.format]
     classifier = Classifier.load(args.path, device="cpu")
     directory = args.path if args.path.is_dir() else args.path.parent

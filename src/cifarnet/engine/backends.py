@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from cifarnet._choices import BACKENDS
 from cifarnet.engine.batches import BatchSource
 from cifarnet.engine.compiled import CompiledBackend
 from cifarnet.engine.eager import EagerBackend
@@ -16,9 +17,6 @@ from cifarnet.errors import SettingError, did_you_mean
 from cifarnet.models import is_known
 
 __all__ = ["BACKENDS", "Backend", "choose_backend"]
-
-#: What a user can ask for.
-BACKENDS = ("auto", "eager", "compiled", "cuda-graph")
 
 
 class Backend(Protocol):
@@ -31,7 +29,15 @@ class Backend(Protocol):
     def epoch(
         self, batches: BatchSource, epoch: int, *, first_step: int, multipliers: Sequence[float], sums: RunningSums
     ) -> Iterator[int]:
-        """Train for the rest of an epoch; see `EagerBackend.epoch`."""
+        """Train for the rest of an epoch; see `EagerBackend.epoch`.
+
+        Args:
+            batches: Where the images come from.
+            epoch: Counted from 0.
+            first_step: Steps of the epoch that are done already.
+            multipliers: Of the base learning rates, one a step of the whole epoch.
+            sums: Loss and counts are added to them.
+        """
 
 
 def choose_backend(name: str, settings: StepSettings) -> Backend:

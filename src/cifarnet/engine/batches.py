@@ -47,7 +47,12 @@ class BatchSource(OrderedBatches, Protocol):
         """Whether an epoch can be begun at any step."""
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch in its order, from the step ``first_step`` on."""
+        """The batches of one epoch in its order, from the step ``first_step`` on.
+
+        Args:
+            epoch: Counted from 0.
+            first_step: Steps of the epoch that are done already.
+        """
 
 
 class Batches:
@@ -103,17 +108,30 @@ class Batches:
         return self._images.shape[1]
 
     def order(self, epoch: int) -> Tensor:
-        """Where the images of an epoch lie, one after the other: int64, shape ``(num_images,)``."""
+        """Where the images of an epoch lie, one after the other: int64, shape ``(num_images,)``.
+
+        Args:
+            epoch: Counted from 0.
+        """
         return randomness.permutation(self._seed, epoch, self._ids)
 
     def select(self, index: Tensor) -> Batch:
-        """The images that lie at ``index``."""
+        """The images that lie at ``index``.
+
+        Args:
+            index: int64, shape ``(N,)``, on their device.
+        """
         # index_select copies whole images; indexing computes the place of every pixel.
         images, labels, ids = (x.index_select(0, index) for x in (self._images, self._labels, self._ids))
         return Batch(images, labels, ids)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch in its order, from the step ``first_step`` on."""
+        """The batches of one epoch in its order, from the step ``first_step`` on.
+
+        Args:
+            epoch: Counted from 0.
+            first_step: Steps of the epoch that are done already.
+        """
         order = self.order(epoch)
         for start in range(first_step * self.batch_size, len(order), self.batch_size):
             yield self.select(order[start : start + self.batch_size])

@@ -42,7 +42,11 @@ class Precision:
         return nullcontext()
 
     def prepare(self, images: Images) -> Tensor:
-        """Images as the network's first layer likes them: its dtype, channels last in memory."""
+        """Images as the network's first layer likes them: its dtype, channels last in memory.
+
+        Args:
+            images: Floating, shape ``(N, C, H, W)``.
+        """
         return images.to(dtype=self.weights, memory_format=torch.channels_last)
 
 

@@ -58,6 +58,10 @@ class ForeignBatches:
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of one epoch; it can only begin at the first.
 
+        Args:
+            epoch: Counted from 0.
+            first_step: 0, as nobody knows what lies behind the first step of another one.
+
         Raises:
             ResumeMismatchError: If ``first_step`` is not 0.
             InputError: If an item is not a batch of images and labels, or a value cannot be one of them.

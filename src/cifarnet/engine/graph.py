@@ -107,7 +107,15 @@ class CudaGraphBackend:
     def epoch(
         self, batches: BatchSource, epoch: int, *, first_step: int, multipliers: Sequence[float], sums: RunningSums
     ) -> Iterator[int]:
-        """Train for the rest of an epoch; see `EagerBackend.epoch`."""
+        """Train for the rest of an epoch; see `EagerBackend.epoch`.
+
+        Args:
+            batches: Where the images come from.
+            epoch: Counted from 0.
+            first_step: Steps of the epoch that are done already.
+            multipliers: Of the base learning rates, one a step of the whole epoch.
+            sums: Loss and counts are added to them.
+        """
         if not isinstance(batches, Batches):
             yield from self._eager.epoch(batches, epoch, first_step=first_step, multipliers=multipliers, sums=sums)
             return

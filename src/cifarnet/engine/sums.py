@@ -84,7 +84,11 @@ class RunningSums:
         return self.read()._asdict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from saved sums."""
+        """Go on from saved sums.
+
+        Args:
+            state: What ``state_dict`` gave.
+        """
         self._loss.fill_(state["loss"])
         self._num_correct.fill_(state["num_correct"])
         self._first_bad_step.fill_(state["first_bad_step"])

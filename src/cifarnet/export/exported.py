@@ -11,16 +11,16 @@ from typing import Any
 from torch import Tensor
 
 import cifarnet
-from cifarnet._files import probe_write, write_atomic
+from cifarnet._files import write_atomic
 from cifarnet._types import Images
 from cifarnet.classifier import Classifier
-from cifarnet.errors import ExportError, SettingError
+from cifarnet.errors import ExportError
 from cifarnet.export.comparison import TOLERANCE, draw_images, largest_difference
 from cifarnet.export.portable import INPUT_NAME, OUTPUT_NAME, reason, temperature_of
 from cifarnet.history import finite_json
 from cifarnet.models import unwrapped
 
-__all__ = ["ExportedFile", "check_target", "describe", "save_compared"]
+__all__ = ["ExportedFile", "describe", "save_compared"]
 
 
 @dataclass(frozen=True)
@@ -40,28 +40,6 @@ class ExportedFile:
     num_images: int
     difference: float
     difference_from_run: float
-
-
-def check_target(path: str | Path, suffix: str) -> Path:
-    """Refuse a place where the file cannot go, before anything is computed.
-
-    Args:
-        path: Where it shall go.
-        suffix: How its name must end.
-
-    Raises:
-        OSError: If the folder cannot be written to.
-        SettingError: If the name ends otherwise, or there is no such folder.
-    """
-    target = Path(path)
-    if target.suffix != suffix:
-        raise SettingError(f'the file must end in "{suffix}", got "{target}"; {target.with_suffix(suffix)} does')
-    if target.is_dir():
-        raise SettingError(f"{target} is a folder; {target / f'model{suffix}'} would be a file in it")
-    if not target.parent.is_dir():
-        raise SettingError(f"there is no folder {target.parent} to write {target.name} to; make it first")
-    probe_write(target)
-    return target
 
 
 def describe(classifier: Classifier) -> dict[str, Any]:

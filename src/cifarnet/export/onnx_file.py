@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from cifarnet._files import check_target
 from cifarnet._types import Images
 from cifarnet.classifier import Classifier
 from cifarnet.errors import ExportError, MissingPackageError
 from cifarnet.export.comparison import check_images
-from cifarnet.export.exported import ExportedFile, check_target, describe, save_compared
+from cifarnet.export.exported import ExportedFile, describe, save_compared
 from cifarnet.export.portable import (
     INPUT_NAME,
     OUTPUT_NAME,

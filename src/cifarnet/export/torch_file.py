@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cifarnet._files import check_target
 from cifarnet._types import Images
 from cifarnet.classifier import Classifier
 from cifarnet.export.comparison import check_images
-from cifarnet.export.exported import ExportedFile, check_target, describe, save_compared
+from cifarnet.export.exported import ExportedFile, describe, save_compared
 from cifarnet.export.portable import float32_classifier, quiet_torch, temperature_of, trace
 
 __all__ = ["ABOUT", "export_torch"]

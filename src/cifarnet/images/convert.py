@@ -18,7 +18,7 @@ from cifarnet.images.decode import ImageSource, decode_image
 
 __all__ = ["ImageLike", "to_pixels"]
 
-#: One image: a path, a Pillow image, an array or a tensor.
+#: A path, a Pillow image, an array or a tensor.
 ImageLike: TypeAlias = ImageSource | npt.NDArray[Any] | Tensor
 
 _EXPECTED = "expected uint8 or float in [0, 1] of shape (H, W, 3), (3, H, W) or (H, W)"

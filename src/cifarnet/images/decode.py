@@ -15,7 +15,7 @@ from cifarnet.errors import InputError
 
 __all__ = ["ImageSource", "decode_image"]
 
-#: What can be decoded: the path of a picture, or one that Pillow has opened.
+#: The path of a picture, or one that Pillow has opened.
 ImageSource: TypeAlias = str | Path | Image.Image
 
 

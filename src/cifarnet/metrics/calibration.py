@@ -20,6 +20,9 @@ _MAX_STEPS = 200  # bisection alone needs 50, Newton's method about 8
 def check_temperature(temperature: object) -> None:
     """Refuse what logits cannot be divided by.
 
+    Args:
+        temperature: What somebody gave.
+
     Raises:
         SettingTypeError: If it is no number.
         SettingError: If it is outside `TEMPERATURE_RANGE`.

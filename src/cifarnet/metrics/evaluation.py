@@ -213,5 +213,9 @@ class Evaluation:
 
 
 def guesses_counted(num_classes: int) -> int:
-    """How many guesses an evaluation counts beside the first: 5, or all where there are fewer classes."""
+    """How many guesses an evaluation counts beside the first: 5, or all where there are fewer classes.
+
+    Args:
+        num_classes: ``K``.
+    """
     return min(5, num_classes)

@@ -104,38 +104,36 @@ def summarize_seeds(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def comparison_table(
-    summaries: Sequence[Mapping[str, Any]], *, recipes: Sequence[str] = (), hardware: Sequence[str] = ()
-) -> str:
-    """Recipes beside each other, as Markdown: a row a recipe, a column a machine.
+def comparison_table(columns: Mapping[str, Sequence[Mapping[str, Any]]], *, recipes: Sequence[str] = ()) -> str:
+    """Recipes beside each other, as Markdown: a row a recipe, a column a kind of machine.
 
     Args:
-        summaries: Of `summarize_seeds`, on the same data.
-        recipes: Names of the library's recipes that have a row, measured or not; those of ``summaries`` if not given.
-        hardware: Machines that have a column, measured or not; those of ``summaries`` if not given.
+        columns: What each column holds, of `summarize_seeds`, all on the same data; it may be empty.
+        recipes: Names of the library's recipes that have a row, measured or not; those of ``columns`` if not given.
 
     Returns:
         A table, and below it where the numbers come from.
 
     Raises:
-        InputError: If two summaries are for one cell, one is for none, or they are of different data.
+        InputError: If two results are for one cell, one is for none, or they are of different data.
     """
+    summaries = [row for column in columns.values() for row in column]
     names = recipes or list(dict.fromkeys(row["recipe"] for row in summaries))
-    machines = hardware or list(dict.fromkeys(row["hardware"] for row in summaries))
     by_cell: dict[tuple[str, str], Mapping[str, Any]] = {}
-    for row in summaries:
-        cell = row["recipe"], row["hardware"]
-        if cell in by_cell or cell[0] not in names or cell[1] not in machines:
-            raise InputError(f"there is not one place for the result of {cell[0]} on {cell[1]}; give each its own")
-        if row["data"] != summaries[0]["data"]:
-            raise InputError(f"{row['data']} and {summaries[0]['data']} cannot be compared; make a table of each")
-        by_cell[cell] = row
+    for heading, column in columns.items():
+        for row in column:
+            cell = row["recipe"], heading
+            if cell in by_cell or cell[0] not in names:
+                raise InputError(f"there is not one place for the result of {cell[0]} on {heading}; give each its own")
+            if row["data"] != summaries[0]["data"]:
+                raise InputError(f"{row['data']} and {summaries[0]['data']} cannot be compared; make a table of each")
+            by_cell[cell] = row
     lines = [
-        f"| recipe | network | parameters | FLOPs | published | {' | '.join(machines)} |",
-        f"| --- | --- | --- | --- | --- |{' --- |' * len(machines)}",
+        f"| recipe | network | parameters | FLOPs | published | {' | '.join(columns)} |",
+        f"| --- | --- | --- | --- | --- |{' --- |' * len(columns)}",
     ]
     for name in names:
-        rows = [by_cell.get((name, machine)) for machine in machines]
+        rows = [by_cell.get((name, heading)) for heading in columns]
         results = " | ".join("not measured yet" if row is None else format_result(row) for row in rows)
         lines.append(f"| `{name}` | {_network(name, rows)} | {_PUBLISHED.get(name, '')} | {results} |")
     lines += [

@@ -144,7 +144,7 @@ def load_report(path: str | Path) -> dict[str, Any]:
     """
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter where it nests too deep
         raise InputError(f"{path} is not JSON ({error}); give a report.json") from error
     if not isinstance(report, dict) or report.get("format") != 1:
         raise InputError(f"{path} is not a report of this version (format 1); give a report.json")

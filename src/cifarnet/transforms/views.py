@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from torch.nn import functional as F
 
 from cifarnet._checks import check_choice
+from cifarnet._choices import VIEWS, ViewName
 from cifarnet._types import Images, Logits
 from cifarnet.errors import InputError, SettingError, SettingTypeError
 
 __all__ = ["VIEWS", "ViewName", "Views"]
-
-#: What `Views` can be named by.
-ViewName = Literal["mirror", "multi-crop"]
-VIEWS: tuple[ViewName, ...] = ("mirror", "multi-crop")
 
 
 @dataclass(frozen=True)
@@ -64,6 +60,9 @@ class Views:
     @classmethod
     def of(cls, views: Views | ViewName | None) -> Views | None:
         """What a method is given that also takes the name alone.
+
+        Args:
+            views: `Views`, the name of one of `VIEWS`, or ``None``.
 
         Raises:
             SettingError: If it is neither views nor the name of some.

@@ -85,9 +85,9 @@ def plot_class_scores(evaluation: Evaluation, *, ax: Axes | None = None) -> Figu
 
 def _rows(scores: tuple[ClassScores, ...]) -> list[ClassScores | str]:
     """Classes from the lowest F1 on; of many the ends, and a line between them."""
-    ranked: list[ClassScores | str] = sorted(scores, key=lambda one: (not one.num_images, one.f1))
+    ranked = sorted(scores, key=lambda one: (not one.num_images, one.f1))
     if len(ranked) <= _MAX_CLASSES:
-        return ranked
+        return [*ranked]
     left_out = f"{len(ranked) - 2 * _EACH_END:,} classes between"
     return [*ranked[:_EACH_END], left_out, *ranked[-_EACH_END:]]
 

@@ -68,7 +68,7 @@ def plot_confusion_matrix(evaluation: Evaluation, *, ax: Axes | None = None) -> 
     bar.ax.set_yticklabels([f"{100 * tick:g} %" for tick in (0, 0.01, 0.05, 0.2, 0.5, 1)])
     bar.ax.tick_params(colors=ink, labelsize=7)
     bar.ax.set_ylabel("share of the true class", color=ink, fontsize=8)
-    bar.outline.set_edgecolor(ink)  # type: ignore[operator]  # matplotlib types it as a tuple of them
+    bar.outline.set_edgecolor(ink)
     return figure_of(ax)
 
 

@@ -57,10 +57,7 @@ def plot_runs(runs: Mapping[str, History], *, metric: str = "val_accuracy", ax: 
         >>> plot_runs(runs).savefig("runs.png")  # doctest: +SKIP
     """
     check_choice("metric", metric, tuple(_METRICS))
-    if not isinstance(runs, Mapping) or not all(isinstance(history, History) for history in runs.values()):
-        raise InputError("expected a dictionary of names and histories; trainer.fit or History.load_csv gives one")
-    if not runs:
-        raise InputError("there are no runs to draw; give at least one")
+    _check_runs(runs)
     chart = Chart(ax, beside=True)
     ends: list[float] = []
     for name, history in runs.items():
@@ -80,3 +77,10 @@ def plot_runs(runs: Mapping[str, History], *, metric: str = "val_accuracy", ax: 
         [percent(end) if metric.endswith("accuracy") else f"{end:,.4g}" for end in ends],
     )
     return chart.figure
+
+
+def _check_runs(runs: object) -> None:
+    if not isinstance(runs, Mapping) or not all(isinstance(history, History) for history in runs.values()):
+        raise InputError("expected a dictionary of names and histories; trainer.fit or History.load_csv gives one")
+    if not runs:
+        raise InputError("there are no runs to draw; give at least one")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
+import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -71,9 +74,13 @@ def plot_schedule(
     chart.finish(range(len(tables)))
     if num_epochs is not None:
         steps = total_steps / num_epochs
-        above = panel.secondary_xaxis("top", functions=(lambda step: step / steps, lambda epoch: epoch * steps))
+        above = panel.secondary_xaxis("top", functions=(partial(_scale, by=1 / steps), partial(_scale, by=steps)))
         above.set_xlabel("epochs done", color=chart.ink, fontsize=chart.size)
         above.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
         above.tick_params(colors=chart.ink, labelsize=chart.size)
         above.spines[:].set_color(chart.ink)
     return chart.figure
+
+
+def _scale(values: npt.ArrayLike, *, by: float) -> npt.NDArray[np.float64]:
+    return np.asarray(values, dtype=np.float64) * by
