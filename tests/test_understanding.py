@@ -148,7 +148,7 @@ def test_what_the_page_on_the_ablation_says_is_in_every_run_of_its_reports() -> 
 @pytest.mark.parametrize("page", ["ablation", "features", "size"])
 def test_a_page_has_its_figures_and_its_command(page: str) -> None:
     text = (PAGES / f"{page}.md").read_text()
-    figures = re.findall(r"\]\(([\w/]+\.png)\)", text)
+    figures = re.findall(r"\]\(([\w/-]+\.png)\)", text)
     assert figures
     for figure in figures:
         assert (PAGES / figure).stat().st_size < 150_000
