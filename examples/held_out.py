@@ -36,7 +36,8 @@ def train_variants(
         The reports of each variant, by seed.
     """
     train, val = data.train.split(VAL_FRACTION, seed=SPLIT_SEED)
-    common = {"summary": f"{start.name}, judged on images held out of the training images", "watch_test": False}
+    summary = f"{start.name}, judged on images held out of the training images"
+    common: dict[str, Any] = {"summary": summary, "watch_test": False}
     recipes = {name: replace(start, name=name, **common, **changes) for name, changes in variants.items()}
     reports: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     for seed in seeds:

@@ -38,7 +38,7 @@ described = describe_model(classifier.model)
 torch.manual_seed(0)
 fresh = build_model(described["name"], described["arguments"])
 figure = Figure(figsize=(8.5, 2.8), dpi=100, layout="constrained")
-left, right = figure.subfigures(1, 2, wspace=0.08)
+left, right = figure.subfigures(1, 2, wspace=0.08, squeeze=False)[0]
 for panel, model, when in ((left.subplots(), fresh, "before"), (right.subplots(), classifier.model, "after")):
     plot_filters(model, ax=panel)
     panel.set_title(f"{when} training: {panel.get_title()}", fontsize=9)

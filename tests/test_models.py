@@ -33,6 +33,7 @@ def test_the_order_is_conv_relu_norm_then_conv_relu_pool_norm() -> None:
     model = CifarCNN().eval()
     # Statistics that are not the identity, so that another order would show.
     for norm in (model.bn1, model.bn2):
+        assert isinstance(norm, nn.BatchNorm2d)
         assert norm.running_mean is not None
         assert norm.running_var is not None
         norm.running_mean.uniform_(-1, 1)

@@ -38,10 +38,10 @@ def run_example(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> 
     return runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
 
 
-def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
+def read(folder: Path) -> dict[str, list[list[dict[str, Any]]]]:
     """Histories by the variant's name, a list of epochs a seed."""
     reports = [json.loads(path.read_text()) for path in sorted(folder.glob("*/seed-*.json"))]
-    histories: dict[str, list[dict[str, Any]]] = {}
+    histories: dict[str, list[list[dict[str, Any]]]] = {}
     for report in reports:
         histories.setdefault(report["recipe"]["name"], []).append(report["history"])
     return histories
