@@ -9,6 +9,7 @@ import json
 import re
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from torch import nn
 
 from cifarnet import recipes
 from cifarnet.bench import format_report
-from cifarnet.models import build_model
-from cifarnet.recipes import RECIPES
-from cifarnet.report import comparison_table, published_table, read_reports, summarize_seeds
+from cifarnet.models import build_model, count_flops
+from cifarnet.recipes import RECIPES, get_recipe
+from cifarnet.report import comparison_table, format_result, published_table, read_reports, summarize_seeds
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -34,10 +35,16 @@ PAGES = (
     "docs/explanation/resume.md",
     "docs/howto/growing.md",
     "docs/explanation/speed.md",
+    "docs/understanding/ablation.md",
+    "docs/understanding/features.md",
+    "docs/understanding/size.md",
 )
 
 #: Columns of the comparison, by the folder of their reports; which CPU it was stands below the table.
 MACHINES = {"cpu": "CPU", "h200": "NVIDIA H200"}
+
+#: The rows of examples/ablation.py.
+ABLATION = ("all three", "no batch norm", "no dropout", "no augmentation", "none of the three")
 
 
 def candidates_table(path: Path, what: str) -> str:
@@ -54,6 +61,79 @@ def candidates_table(path: Path, what: str) -> str:
         f"learn from and {report['val_images']:,} to judge by. {report['data']}. {' or '.join(hardware)}, "
         f"{report['precision']}, torch {report['torch']}.",
     ]
+    return "\n".join(lines)
+
+
+def ablation_table(folder: Path) -> str:
+    """What is left of the accuracy without each of three things; a value a seed."""
+    variants = {name: read_reports(folder / name.replace(" ", "-")) for name in ABLATION}
+    lines = ["| | training accuracy | validation accuracy | its best (epoch) | validation loss |", "| --- " * 5 + "|"]
+    for name, reports in variants.items():
+        last = [report["history"][-1] for report in reports]
+        best = [max(report["history"], key=lambda epoch: float(epoch["val_accuracy"])) for report in reports]
+        cells = (
+            [f"{epoch['train_accuracy']:.2%}" for epoch in last],
+            [f"{epoch['val_accuracy']:.2%}" for epoch in last],
+            [f"{epoch['val_accuracy']:.2%} ({epoch['epoch']})" for epoch in best],
+            [f"{epoch['val_loss']:.3f}" for epoch in last],
+        )
+        lines.append(f"| {name} | {' | '.join(map(' / '.join, cells))} |")
+    return "\n".join([*lines, "", conditions([report for runs in variants.values() for report in runs])])
+
+
+def size_table(folder: Path) -> str:
+    """CifarCNN of several sizes, by their arithmetic; a value a seed."""
+    sizes = sorted((read_reports(path) for path in folder.iterdir()), key=lambda runs: int(runs[0]["flops_per_image"]))
+    lines = ["| channels, hidden units | parameters | FLOPs | training | validation |", "| --- " * 5 + "|"]
+    for reports in sizes:
+        name, last = reports[0]["recipe"]["name"], [report["history"][-1] for report in reports]
+        counts = f"{reports[0]['num_parameters']:,} | {reports[0]['flops_per_image'] / 1e6:.1f}M"
+        shares = [" / ".join(f"{epoch[key]:.2%}" for epoch in last) for key in ("train_accuracy", "val_accuracy")]
+        lines.append(f"| {name} | {counts} | {' | '.join(shares)} |")
+    return "\n".join([*lines, "", conditions([report for runs in sizes for report in runs])])
+
+
+def features_table(path: Path) -> str:
+    """What a network took a few images for."""
+    report = json.loads(path.read_text())
+    lines = ["| the image is a | taken for | or for |", "| --- | --- | --- |"]
+    for image in report["images"]:
+        guesses = [f"{label} {probability:.0%}" for label, probability in image["taken_for"]]
+        lines.append(f"| {image['class']} | {' | '.join(guesses)} |")
+    cosine = report["conv1_cosine"]
+    lines += [
+        "",
+        f"Between a filter of `conv1` before and after training the cosine is {cosine['median']:.2f} (median of all), "
+        f"{cosine['least']:.2f} where it is least. Weights of epoch {report['selected_by']['epoch']}, the best in "
+        f"{report['selected_by']['monitor']}; test images of {report['data']}; torch {report['torch']}.",
+    ]
+    return "\n".join(lines)
+
+
+def conditions(reports: Sequence[dict[str, Any]]) -> str:
+    """What runs that stand beside each other have in common."""
+    (told,) = {  # one of these, or they were not made alike, and say nothing beside each other
+        f"After epoch {report['recipe']['max_epochs']}; {report['data']['train']['num_images']:,} images to learn from "
+        f"and {report['data']['val']['num_images']:,} to judge by. {report['data']['name']}. {report['hardware']}, "
+        f"{report['precision']}, torch {report['versions']['torch']}."
+        for report in reports
+    }
+    seeds = sorted({int(report["seed"]) for report in reports})
+    values = f"one run each, seed {seeds[0]}" if len(seeds) == 1 else f"a value a seed ({', '.join(map(str, seeds))})"
+    return f"{told} Of everything {values}."
+
+
+def recipes_by_size_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Every recipe that was measured: what it costs, and what it reached."""
+    lines = ["| recipe | parameters | FLOPs | epochs | test accuracy, runs, time | measured on |", "| --- " * 6 + "|"]
+    for row in sorted(rows, key=lambda row: int(row["num_parameters"])):
+        recipe = get_recipe(row["recipe"])
+        with torch.device("meta"):
+            flops = count_flops(build_model(recipe.model, recipe.model_arguments))
+        lines.append(
+            f"| `{row['recipe']}` | {row['num_parameters']:,} | {flops / 1e6:,.0f}M | {row['epochs']} | "
+            f"{format_result(row)} | {row['hardware']} |"
+        )
     return "\n".join(lines)
 
 
@@ -165,6 +245,10 @@ def tables() -> dict[str, str]:
         "training": format_report(json.loads((RESULTS / "cpu" / "training.json").read_text())),
         "inference": format_report(json.loads((RESULTS / "cpu" / "inference.json").read_text())),
         "saving": format_report(json.loads((RESULTS / "saving.json").read_text())),
+        "ablation": ablation_table(RESULTS / "ablation"),
+        "features": features_table(RESULTS / "features.json"),
+        "size": size_table(RESULTS / "size"),
+        "recipes-by-size": recipes_by_size_table([row for machine in MACHINES for row in results(machine)]),
         "start": start_table(RESULTS / "cpu" / "start.json"),
         "growing": growing_table(),
         "break-even": break_even_table(json.loads((RESULTS / "cpu" / "training.json").read_text())),

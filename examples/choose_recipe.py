@@ -3,7 +3,7 @@
     python examples/choose_recipe.py augmentation --data DIR --out docs/results/cpu/reference/augmentation.json
     python examples/choose_recipe.py cifarcnn_tuned --data DIR --out docs/results/cpu/cifarcnn_tuned/candidates.json
 
-The test images are not looked at. Killed? Type the same again: candidates that are in the report are not repeated.
+The test images are not looked at. Killed? Type the same again: candidates that are done are not repeated.
 About six minutes for each on two CPU cores.
 """
 
@@ -15,11 +15,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cifarnet import load_cifar10
-from cifarnet.engine import describe_device
-from cifarnet.recipes import Recipe, build_trainer, get_recipe
+from cifarnet.recipes import Recipe, get_recipe
+from held_out import train_variants
 
 #: Where the search for `cifarcnn_tuned` began: settings of an earlier trial, with twice its batch.
 START = Recipe(
@@ -69,46 +67,54 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="where CIFAR-10 is; downloaded where it is not")
     parser.add_argument("--out", type=Path, required=True, help="the report, JSON")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these candidates alone; all if not given")
+    parser.add_argument("--runs", type=Path, help="a folder a candidate; runs/SEARCH if not given")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     start, candidates = SEARCHES[args.search]
-    train, val = load_cifar10(args.data).train.split(0.1, seed=args.seed)
-    begun: dict[str, Any] = {
-        "command": shlex.join(["python", *sys.argv]),
-        "start": asdict(start),
-        "data": train.name,
-        "train_images": len(train),
-        "val_images": len(val),
-        "epochs": args.epochs,
-        "seed": args.seed,
-        "torch": str(torch.__version__),
-        "candidates": [],
-    }
-    report = json.loads(args.out.read_text()) if args.out.exists() else begun
-    for name, changes in candidates.items():
-        if any(done["name"] == name for done in report["candidates"]) or (args.only and name not in args.only):
-            continue
-        recipe = replace(start, max_epochs=args.epochs, **changes)
-        trainer = build_trainer(recipe, train, seed=args.seed)
-        print(f"{name}:")
-        history = trainer.fit(train, val, max_epochs=recipe.max_epochs, batch_size=recipe.batch_size)
-        report["precision"] = trainer.precision.name
+    report = json.loads(args.out.read_text()) if args.out.exists() else {"candidates": []}
+    done = [candidate["name"] for candidate in report["candidates"]]
+    missing = [name for name in candidates if name in (args.only or candidates) and name not in done]
+    runs = train_variants(
+        replace(start, max_epochs=args.epochs),
+        {name: candidates[name] for name in missing},
+        load_cifar10(args.data),
+        seeds=[args.seed],
+        out=args.runs or Path("runs") / args.search,
+    )
+    for name, (run,) in runs.items():
+        history = run["history"]
         report["candidates"].append(
             {
                 "name": name,
-                "settings": changes,
-                "hardware": describe_device(trainer.device),
-                "val_accuracy_after_last_epoch": history[-1].val_accuracy,
-                "val_accuracy": history.column("val_accuracy"),
-                "train_accuracy": history.column("train_accuracy"),
+                "settings": candidates[name],
+                "hardware": run["hardware"],
+                "val_accuracy_after_last_epoch": history[-1]["val_accuracy"],
+                "val_accuracy": [epoch["val_accuracy"] for epoch in history],
+                "train_accuracy": [epoch["train_accuracy"] for epoch in history],
             }
         )
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        report = {**conditions(run, start), **report}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
     for candidate in sorted(report["candidates"], key=lambda c: -c["val_accuracy_after_last_epoch"]):
         print(f"{candidate['val_accuracy_after_last_epoch']:.2%}  {candidate['name']}")
+
+
+def conditions(run: dict[str, Any], start: Recipe) -> dict[str, Any]:
+    """What all candidates have in common."""
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "start": asdict(start),
+        "data": run["data"]["name"],
+        "train_images": run["data"]["train"]["num_images"],
+        "val_images": run["data"]["val"]["num_images"],
+        "epochs": run["recipe"]["max_epochs"],
+        "seed": run["seed"],
+        "torch": run["versions"]["torch"],
+        "precision": run["precision"],
+    }
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ def small_cifar10(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> DatasetSpl
 
 def run_example(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.syspath_prepend(ROOT / "examples")  # where `python examples/NAME` looks for what it imports
     return runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
 
 

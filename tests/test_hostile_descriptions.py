@@ -60,6 +60,10 @@ def test_the_sound_file_is_loaded(tmp_path: Path) -> None:
     assert Classifier.load(path, device="cpu").classes == ("a", "b", "c")
     assert Classifier.load(path, CifarCNN(3, image_size=8, widths=(64, 4), hidden=8), device="cpu").preprocess.size == 8
     assert Classifier.load(path, device="cpu").temperature == 1
+    older = Classifier.load(path, device="cpu").model  # batch_norm was no argument yet
+    assert older.state_dict().keys() == WEIGHTS.keys()
+    assert isinstance(older, CifarCNN)
+    assert older.arguments["batch_norm"] is True
     for temperature in (1, 1.5, 1e-3, 1e3):
         write(path, changed("temperature", temperature))
         assert Classifier.load(path, device="cpu").temperature == temperature
@@ -89,6 +93,8 @@ WRONG: list[tuple[str, Any]] = [
     (f"{ARGUMENTS}/hidden", [8]),
     (f"{ARGUMENTS}/dropout", float("nan")),
     (f"{ARGUMENTS}/dropout", 10**300),
+    (f"{ARGUMENTS}/batch_norm", 1),
+    (f"{ARGUMENTS}/batch_norm", False),
     (f"{ARGUMENTS}/unknown", 1),
     (f"{ARGUMENTS}/self", 1),
     (ARGUMENTS, {1: 2}),

@@ -11,7 +11,7 @@ from torch import nn
 
 from cifarnet import CifarCNN
 from cifarnet.errors import SettingError
-from cifarnet.models import MODELS, build_model, describe_model
+from cifarnet.models import MODELS, build_model, count_flops, describe_model
 from cifarnet.models.layout import flatten
 
 
@@ -33,6 +33,7 @@ def test_the_order_is_conv_relu_norm_then_conv_relu_pool_norm() -> None:
     model = CifarCNN().eval()
     # Statistics that are not the identity, so that another order would show.
     for norm in (model.bn1, model.bn2):
+        assert isinstance(norm, nn.BatchNorm2d)
         assert norm.running_mean is not None
         assert norm.running_var is not None
         norm.running_mean.uniform_(-1, 1)
@@ -62,6 +63,7 @@ def test_loss_at_the_start_is_about_ln_10(seed: int) -> None:
     widths=st.tuples(st.integers(1, 8), st.integers(1, 8)),
     hidden=st.integers(1, 16),
     dropout=st.floats(0, 0.9),
+    batch_norm=st.booleans(),
 )
 def test_every_size_gives_a_logit_a_class_and_is_rebuilt_from_its_description(**arguments: Any) -> None:
     model = CifarCNN(**arguments)
@@ -70,6 +72,33 @@ def test_every_size_gives_a_logit_a_class_and_is_rebuilt_from_its_description(**
     description = describe_model(model)
     rebuilt = build_model(description["name"], description["arguments"])
     assert [p.shape for p in rebuilt.parameters()] == [p.shape for p in model.parameters()]
+    assert rebuilt.state_dict().keys() == model.state_dict().keys()
+
+
+def test_without_batch_norm_all_else_begins_with_the_same_weights() -> None:
+    torch.manual_seed(0)
+    whole = CifarCNN()
+    torch.manual_seed(0)
+    model = CifarCNN(batch_norm=False)
+    kept = {name: tensor for name, tensor in whole.state_dict().items() if not name.startswith("bn")}
+    assert model.state_dict().keys() == kept.keys()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
+    assert sum(parameter.numel() for parameter in model.parameters()) == 6_447_754 - 2 * (32 + 64)
+    reference = nn.Sequential(
+        model.conv1, nn.ReLU(), model.conv2, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), model.fc1, nn.ReLU(), model.fc2
+    )
+    images = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(model.eval()(images), reference(images))
+    assert count_flops(model) == count_flops(whole)
+
+
+def test_without_batch_norm_an_image_is_scored_alone_in_training_too() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 8, 8)
+    for batch_norm in (True, False):
+        model = CifarCNN(image_size=8, widths=(2, 4), hidden=8, dropout=0.0, batch_norm=batch_norm).train()
+        alone, together = model(images[:2]), model(images)[:2]
+        assert torch.allclose(alone, together, atol=1e-6) is not batch_norm
 
 
 def test_logits_in_evaluation_do_not_depend_on_batch_mates() -> None:
@@ -101,6 +130,7 @@ def test_dropout_is_drawn_in_training_only() -> None:
         ({"in_channels": -3}, "in_channels must be at least 1, got -3"),
         ({"widths": (32, 6.5)}, "each of widths must be a whole number, got 6.5"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"batch_norm": "no"}, "batch_norm must be True or False, got 'no'"),
         ({"num_clases": 10}, "CifarCNN cannot be built with {'num_clases': 10}"),
     ],
 )
@@ -132,8 +162,9 @@ def test_the_gradient_of_flattened_maps_has_their_memory_format(memory_format: t
     assert torch.autograd.gradcheck(flatten, maps.double().detach().requires_grad_())
 
 
-def test_a_network_that_flattens_can_be_exported() -> None:
-    model = CifarCNN(image_size=16, widths=(4, 8), hidden=16).eval()
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_a_network_that_flattens_can_be_exported(batch_norm: bool) -> None:
+    model = CifarCNN(image_size=16, widths=(4, 8), hidden=16, batch_norm=batch_norm).eval()
     images = torch.randn(2, 3, 16, 16)
     exported = torch.export.export(model, (images,)).module()
     torch.testing.assert_close(exported(images), model(images))

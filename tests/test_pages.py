@@ -123,7 +123,10 @@ def test_every_block_says_what_it_is(page: str) -> None:
         if block.language == "{literalinclude}":
             script = Path(page).parent / block.text.splitlines()[0]
             assert (ROOT / script).resolve().parent == ROOT / "examples", f"{block.place}: only examples are run"
-            assert f'"{script.name}"' in (ROOT / "tests" / "test_examples.py").read_text(), f"{block.place}: not run"
+            tests = "".join(
+                (ROOT / "tests" / name).read_text() for name in ("test_examples.py", "test_understanding.py")
+            )
+            assert f'"{script.name}"' in tests, f"{block.place}: not run"
         if block.marker == "run by":
             assert page.rpartition("/")[2] in (ROOT / block.reason).read_text(), f"{block.place}: not in {block.reason}"
         elif block.marker is not None:

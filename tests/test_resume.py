@@ -347,6 +347,20 @@ def test_a_setting_that_a_newer_torch_brought_is_no_difference(
     assert new.global_step == old.global_step
 
 
+def test_a_run_goes_on_that_was_saved_before_batch_norm_was_an_argument(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits
+) -> None:
+    old, new = make_trainer(), make_trainer()
+    old.fit(synthetic.train, max_epochs=1, progress=False)
+    state = old.state_dict()
+    assert state["run"]["model"]["arguments"].pop("batch_norm") is True
+    new.load_state_dict(state)
+    for trainer in (old, new):
+        trainer.fit(synthetic.train, max_epochs=2, progress=False)
+    went_on, unbroken = new.model.state_dict(), old.model.state_dict()
+    assert all(torch.equal(tensor, unbroken[name]) for name, tensor in went_on.items())
+
+
 def test_a_run_keeps_to_what_it_is_selected_by(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
 ) -> None:

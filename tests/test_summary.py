@@ -384,6 +384,12 @@ def test_a_frozen_backbone_is_counted_and_said() -> None:
     assert "24 of them trainable" in str(summary)
 
 
+def test_a_network_without_batch_norm_shows_where_it_was() -> None:
+    rows = {layer.name: layer for layer in summarize_model(CifarCNN(batch_norm=False)).layers}
+    assert rows["bn1"] == Layer("bn1", "identity", (32, 30, 30), 0)
+    assert rows["bn2"] == Layer("bn2", "identity", (64, 14, 14), 0)
+
+
 def test_the_table_is_aligned_and_ends_with_the_total() -> None:
     lines = str(summarize_model(CifarCNN())).splitlines()
     assert lines[0] == "CifarCNN on an image of 3 x 32 x 32"

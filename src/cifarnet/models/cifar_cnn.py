@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from cifarnet._checks import check_count, check_counts
 from cifarnet._types import Images, Logits
-from cifarnet.errors import SettingError
+from cifarnet.errors import SettingError, SettingTypeError
 from cifarnet.models.layout import flatten
 
 __all__ = ["CifarCNN"]
@@ -37,6 +37,7 @@ class CifarCNN(nn.Module):
         widths: Channels of the two convolutions.
         hidden: Width of the first linear layer.
         dropout: Chance in ``[0, 1)`` that a hidden unit is dropped in training.
+        batch_norm: Whether there are the two batch norms. Without them the other layers begin with the same weights.
 
     Raises:
         SettingError: If a value is outside its range.
@@ -58,6 +59,7 @@ class CifarCNN(nn.Module):
         widths: Sequence[int] = (32, 64),
         hidden: int = 512,
         dropout: float = 0.5,
+        batch_norm: bool = True,
     ) -> None:
         super().__init__()
         check_count("num_classes", num_classes, "CIFAR-10 has 10", least=2)
@@ -67,6 +69,8 @@ class CifarCNN(nn.Module):
         check_counts("widths", widths, 2, "the reference has (32, 64)")
         if isinstance(dropout, bool) or not 0 <= dropout < 1:
             raise SettingError(f"dropout must be in [0, 1), got {dropout}; the reference has 0.5")
+        if not isinstance(batch_norm, bool):
+            raise SettingTypeError(f"batch_norm must be True or False, got {batch_norm!r}; the reference has True")
         #: What rebuilds this network; stored beside its weights.
         self.arguments = {
             "num_classes": num_classes,
@@ -75,13 +79,14 @@ class CifarCNN(nn.Module):
             "widths": tuple(widths),
             "hidden": hidden,
             "dropout": dropout,
+            "batch_norm": batch_norm,
         }
         first, second = widths
         pooled = (image_size - 4) // 2  # two convolutions take 2 pixels each, the pooling halves
         self.conv1 = nn.Conv2d(in_channels, first, kernel_size=3)
-        self.bn1 = nn.BatchNorm2d(first)
+        self.bn1 = nn.BatchNorm2d(first) if batch_norm else nn.Identity()
         self.conv2 = nn.Conv2d(first, second, kernel_size=3)
-        self.bn2 = nn.BatchNorm2d(second)
+        self.bn2 = nn.BatchNorm2d(second) if batch_norm else nn.Identity()
         self.fc1 = nn.Linear(second * pooled * pooled, hidden)
         self.dropout = nn.Dropout(dropout)
         self.fc2 = nn.Linear(hidden, num_classes)

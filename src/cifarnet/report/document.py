@@ -30,8 +30,8 @@ def build_report(
     *,
     train: ImageDataset,
     val: ImageDataset | None,
-    test: ImageDataset,
-    evaluation: Evaluation,
+    test: ImageDataset | None = None,
+    evaluation: Evaluation | None = None,
     evaluation_tta: Evaluation | None = None,
     evaluation_calibrated: Evaluation | None = None,
     command: str,
@@ -44,8 +44,8 @@ def build_report(
         recipe: What it trained.
         train: The images it learnt from.
         val: The images it was selected by, if any.
-        test: The images of ``evaluation``.
-        evaluation: Of the weights that the run ended with.
+        test: The images of ``evaluation``; ``None`` for a run that never saw them.
+        evaluation: Of the weights that the run ended with; given with ``test``.
         evaluation_tta: The same with the recipe's test-time augmentation, if it has one.
         evaluation_calibrated: The same with the temperature found on ``val``, if there is one.
         command: What was typed.
@@ -64,10 +64,10 @@ def build_report(
         "seed": trainer.seed,
         "command": command,
         "data": {
-            "name": test.name,
+            "name": train.name if test is None else test.name,
             "train": {"num_images": len(train), "fingerprint": train.fingerprint},
             "val": None if val is None else {"num_images": len(val), "fingerprint": val.fingerprint},
-            "test": {"num_images": len(test), "fingerprint": test.fingerprint},
+            "test": None if test is None else {"num_images": len(test), "fingerprint": test.fingerprint},
         },
         "num_parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "flops_per_image": count_flops(trainer.model, (train.images.shape[1], size, size)),
@@ -75,24 +75,11 @@ def build_report(
         "world_size": trainer.world_size,
         "selected_by": selected,
         "changed_on_resume": trainer.changes,
-        "test_watched": (
-            "each epoch, as the published curve did; nothing was selected by it" if recipe.watch_test else "at the end"
-        ),
+        "test_watched": _when_tested(recipe, test),
         "metrics": {
             "train_accuracy": records[-1].train_accuracy,
             "val_accuracy": None if val is None else records[selected["epoch"] - 1].val_accuracy,
-            "test_accuracy": evaluation.accuracy,
-            "test_interval": list(evaluation.interval),
-            "test_accuracy_tta": None if evaluation_tta is None else evaluation_tta.accuracy,
-            "test_loss": evaluation.loss,
-            "test_num_correct": evaluation.num_correct,
-            "test_num_images": evaluation.num_images,
-            "test_top_k": evaluation.k,
-            "test_top_k_accuracy": evaluation.top_k_accuracy,
-            **_calibration(evaluation),  # at temperature 1 always, so that runs compare
-            "calibrated": None
-            if evaluation_calibrated is None
-            else {"temperature": evaluation_calibrated.temperature, **_calibration(evaluation_calibrated)},
+            **({} if evaluation is None else _test_scores(evaluation, evaluation_tta, evaluation_calibrated)),
         },
         "durations": {
             "train_s": sum(record.train_s for record in records),
@@ -104,6 +91,29 @@ def build_report(
         "history": trainer.history.to_list(),
     }
     return dict(finite_json(report))
+
+
+def _when_tested(recipe: Recipe, test: ImageDataset | None) -> str:
+    if test is None:
+        return "never"
+    return "each epoch, as the published curve did; nothing was selected by it" if recipe.watch_test else "at the end"
+
+
+def _test_scores(evaluation: Evaluation, with_tta: Evaluation | None, calibrated: Evaluation | None) -> dict[str, Any]:
+    return {
+        "test_accuracy": evaluation.accuracy,
+        "test_interval": list(evaluation.interval),
+        "test_accuracy_tta": None if with_tta is None else with_tta.accuracy,
+        "test_loss": evaluation.loss,
+        "test_num_correct": evaluation.num_correct,
+        "test_num_images": evaluation.num_images,
+        "test_top_k": evaluation.k,
+        "test_top_k_accuracy": evaluation.top_k_accuracy,
+        **_calibration(evaluation),  # at temperature 1 always, so that runs compare
+        "calibrated": None
+        if calibrated is None
+        else {"temperature": calibrated.temperature, **_calibration(calibrated)},
+    }
 
 
 def _calibration(evaluation: Evaluation) -> dict[str, float]:
