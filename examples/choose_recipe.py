@@ -54,8 +54,6 @@ SEARCHES: dict[str, tuple[Recipe, dict[str, dict[str, Any]]]] = {
         {
             "start": {},
             "alternating flip, crop 2": {"flip": "alternating", "crop_padding": 2},
-            "learning rate 0.08": {"learning_rate": 0.08},
-            "batch 128": {"batch_size": 128},
         },
     ),
 }
