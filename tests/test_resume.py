@@ -137,7 +137,7 @@ def test_a_state_taken_at_any_step_continues_to_the_same_bytes(
 
 
 def test_a_killed_process_is_taken_up_by_another_to_the_same_bytes(backend: str, tmp_path: Path) -> None:
-    killed.train(tmp_path / "unbroken", backend)
+    unbroken = killed.train(tmp_path / "unbroken", backend)
     command = [sys.executable, killed.__file__, str(tmp_path / "killed"), backend]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     saved = read_state(tmp_path / "killed")
@@ -147,6 +147,7 @@ def test_a_killed_process_is_taken_up_by_another_to_the_same_bytes(backend: str,
     before = History.from_list(saved["history"])
     assert len(before) > 0
     assert list(resumed[: len(before)]) == list(before), "with the same times: not done again"
+    assert [r.train_loss for r in resumed] == [r.train_loss for r in unbroken]
     assert_equal_runs(tmp_path / "unbroken", tmp_path / "killed")
 
 
