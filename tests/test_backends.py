@@ -133,7 +133,6 @@ def test_weights_are_those_of_a_textbook_loop_after_20_steps(
         assert all(unit.replay is not None for unit in backend._units.values())
 
 
-@pytest.mark.parametrize("name", ["compiled", "graph"])
 @pytest.mark.parametrize("pulled", [False, True])
 def test_a_graph_averages_and_looks_ahead_as_the_eager_step_does(
     graphs: None, make_trainer: MakeTrainer, synthetic: DatasetSplits, pulled: bool
