@@ -6,13 +6,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch and before any process t
     _cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ["OMP_NUM_THREADS"] = str(max(1, _cores // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
+import tape
 from cifarnet import CifarCNN, DatasetSplits, Trainer, build_transforms, load_cifar10, make_synthetic
 from cifarnet.transforms import Transforms
 
@@ -55,6 +57,22 @@ def make_trainer(small_transforms: Transforms) -> Callable[..., Trainer]:
         return Trainer(model, optimizer, **settings)  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainers made with ``backend="cuda-graph"`` record and replay on the CPU."""
+    monkeypatch.setattr("cifarnet.trainer.trainer.choose_backend", tape.choose_backend)
+
+
+@pytest.fixture(params=["eager", "compiled", "cuda-graph"])
+def backend(request: pytest.FixtureRequest, graphs: None) -> Iterator[str]:
+    """Each backend's name in turn; a trainer that silently computed otherwise would fail."""
+    name: str = request.param
+    # torch runs what it has compiled too often as it is, and says nothing.
+    strict = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True) if name == "compiled" else nullcontext()
+    with strict:
+        yield name
 
 
 @pytest.fixture(scope="session")

@@ -26,3 +26,9 @@ def assert_equal_runs(one: Path, other: Path) -> None:
         for key in a:
             assert a[key].dtype == b[key].dtype
             assert torch.equal(a[key], b[key]), f"{name}: {key}"
+
+
+def after_unit(backend: str, step: int) -> int:
+    """Where a run that is stopped in a step stands: graphs are of 3, 1 and 1 steps of an epoch of 5."""
+    epoch, place = divmod(step - 1, 5)
+    return 5 * epoch + (max(3, place + 1) if backend == "cuda-graph" else place + 1)

@@ -7,12 +7,15 @@ as there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+
+from cifarnet import engine
 
 _FORBIDDEN = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
 _WRITTEN_IN_SILENCE = ("running_mean", "running_var")  # batch norm's schemas do not say so
@@ -67,6 +70,15 @@ def capture(function: Callable[[], None]) -> Callable[[], None]:
     with torch.no_grad():
         tape.undo()
     return tape.replay
+
+
+#: Graphs of three steps.
+Graph = partial(engine.CudaGraphBackend, capture=capture, steps_per_graph=3)
+
+
+def choose_backend(name: str, settings: engine.StepSettings) -> engine.Backend:
+    """In the place of `engine.choose_backend`: CUDA graphs are recorded and replayed on the CPU."""
+    return Graph(settings) if name == "cuda-graph" else engine.choose_backend(name, settings)
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

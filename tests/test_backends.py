@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import random
-import signal
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 import tape
-from cifarnet import Checkpointer, CifarCNN, DatasetSplits, ImageDataset, Trainer, Transforms, build_transforms
+from cifarnet import Checkpointer, CifarCNN, DatasetSplits, Trainer, Transforms, build_transforms
 from cifarnet.engine import (
     Batches,
     CompiledBackend,
@@ -37,22 +34,11 @@ from cifarnet.randomness import permutation, scope
 MakeTrainer = Callable[..., Trainer]
 CPU = torch.device("cpu")
 
-Graph = partial(CudaGraphBackend, capture=tape.capture, steps_per_graph=3)
 BACKENDS: dict[str, Callable[[StepSettings], Any]] = {
     "eager": EagerBackend,
     "compiled": CompiledBackend,
-    "graph": Graph,
+    "graph": tape.Graph,
 }
-
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainers made with ``backend="cuda-graph"`` record and replay on the CPU."""
-
-    def choose(name: str, settings: StepSettings) -> Any:
-        return Graph(settings) if name == "cuda-graph" else choose_backend(name, settings)
-
-    monkeypatch.setattr("cifarnet.trainer.trainer.choose_backend", choose)
 
 
 def network(dtype: torch.dtype = torch.float64, dropout: float = 0.0) -> CifarCNN:
@@ -147,64 +133,6 @@ def test_weights_are_those_of_a_textbook_loop_after_20_steps(
         assert all(unit.replay is not None for unit in backend._units.values())
 
 
-@pytest.mark.parametrize("name", ["compiled", "graph"])
-@pytest.mark.parametrize(("precision", "rtol"), [("float32", 1e-4), ("bf16", 0.1)])
-def test_gradients_of_one_step_agree(name: str, precision: str, rtol: float, synthetic: DatasetSplits) -> None:
-    """Told by two updates of plain SGD, of which the second is captured.
-
-    In float32 sums are ordered otherwise, in bf16 they are rounded at other places. The images are noise: where they
-    are flat, rounding decides which of four equal pixels a pooling takes, and the gradients differ by half a per cent.
-    """
-    noise = torch.randint(0, 256, (300, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    data = replace(synthetic, train=ImageDataset(noise, synthetic.train.labels, synthetic.train.classes))
-    transforms = build_transforms(crop_padding=2, size=16)
-    weights = {}
-    for which in ("eager", name):
-        model = network(torch.float32)
-        settings = settings_for(model, torch.optim.SGD(model.parameters(), lr=0.1), transforms, precision=precision)
-        backend = Graph(settings, steps_per_graph=1) if which == "graph" else BACKENDS[which](settings)
-        train(backend, settings, data, 2)
-        before = network(torch.float32)
-        weights[which] = [(p - q).detach() for p, q in zip(model.parameters(), before.parameters(), strict=True)]
-    for one, other in zip(weights["eager"], weights[name], strict=True):
-        assert float((one - other).norm() / one.norm()) < rtol, float((one - other).norm() / one.norm())
-
-
-@pytest.mark.parametrize("stop", range(1, 15))
-def test_a_graph_goes_on_from_any_unit_to_the_same_bytes(
-    graphs: None, make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, stop: int
-) -> None:
-    """With all that changes weights; 300 images in batches of 64 are units of 3, 1 and 1 steps."""
-
-    def run(trainer: Trainer, directory: Path, *, at: int | None = None) -> int | None:
-        plan = trainer._make_plan(synthetic.train, None, None, max_epochs=3, batch_size=64)
-        for event in trainer._run(plan):
-            if isinstance(event, int) and at is not None and trainer.global_step >= at:
-                Checkpointer(directory).save(trainer)
-                return trainer.global_step
-        return None
-
-    def make() -> Trainer:
-        settings = {"ema_decay": 0.9, "lookahead_every": 4, "schedule": one_cycle(), "max_grad_norm": 1.0}
-        return make_trainer(backend="cuda-graph", **settings)
-
-    unbroken, stopped, resumed = make(), make(), make()
-    run(unbroken, tmp_path)
-    at = run(stopped, tmp_path, at=stop)
-    assert at is not None
-    assert at % 5 in (3, 4, 0)
-    Checkpointer(tmp_path).restore(resumed)
-    assert resumed.global_step == at
-    run(resumed, tmp_path)
-    one, other = unbroken.state_dict(), resumed.state_dict()
-    assert all(torch.equal(one["model"][key], other["model"][key]) for key in one["model"])
-    for key, entry in one["optimizer"]["state"].items():
-        assert all(torch.equal(entry[name], other["optimizer"]["state"][key][name]) for name in entry)
-    assert one["average"]["num_updates"] == other["average"]["num_updates"] == 15
-    assert all(torch.equal(x, other["average"]["weights"][key]) for key, x in one["average"]["weights"].items())
-    assert [r.train_loss for r in unbroken.history] == [r.train_loss for r in resumed.history]
-
-
 @pytest.mark.parametrize("pulled", [False, True])
 def test_a_graph_averages_and_looks_ahead_as_the_eager_step_does(
     graphs: None, make_trainer: MakeTrainer, synthetic: DatasetSplits, pulled: bool
@@ -261,7 +189,7 @@ def test_windows_change_nothing(
         monkeypatch.setattr(graph, "CHUNK", chunk)
         model = network(dropout=0.5)
         settings = settings_for(model, adam(model), small_transforms)
-        train(Graph(settings), settings, synthetic, 10)
+        train(tape.Graph(settings), settings, synthetic, 10)
         weights.append(list(model.parameters()))
     assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
 
@@ -385,33 +313,6 @@ def test_an_error_of_the_users_own_is_not_taken_for_a_missing_compiler(
         trainer.fit(synthetic.train, max_epochs=1, progress=False)
 
 
-@pytest.mark.parametrize("stop_at", [3, 5, 9])
-def test_a_compiled_run_resumes_to_the_same_bytes(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, stop_at: int
-) -> None:
-    def fit(max_epochs: int, directory: str) -> Trainer:
-        trainer = make_trainer(backend="compiled", ema_decay=0.9)
-        trainer.fit(
-            synthetic.train,
-            max_epochs=max_epochs,
-            checkpointer=Checkpointer(tmp_path / directory),
-            resume=True,
-            progress=False,
-        )
-        return trainer
-
-    unbroken = fit(2, "unbroken")
-    stopped = make_trainer(backend="compiled", ema_decay=0.9)
-    plan = stopped._make_plan(synthetic.train, None, None, max_epochs=2, batch_size=64)
-    for _ in stopped._run(plan):
-        if stopped.global_step == stop_at:
-            Checkpointer(tmp_path / "resumed").save(stopped)
-            break
-    resumed = fit(2, "resumed")
-    assert [r.train_loss for r in resumed.history] == [r.train_loss for r in unbroken.history]
-    assert all(torch.equal(a, b) for a, b in zip(unbroken.model.parameters(), resumed.model.parameters(), strict=True))
-
-
 def test_a_loss_that_is_not_finite_within_a_graph_is_told_with_its_step(
     graphs: None, make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
 ) -> None:
@@ -435,38 +336,6 @@ def test_a_loss_that_is_not_finite_within_a_graph_is_told_with_its_step(
     assert state is not None
     assert state["position"]["global_step"] == 10
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
-
-
-@pytest.mark.parametrize("at", range(1, 7))
-def test_a_signal_waits_for_the_end_of_a_graph_and_saves(
-    graphs: None, make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, at: int
-) -> None:
-    fill, calls = graph._Unit.fill, [0]
-
-    def struck(*args: Any) -> None:
-        calls[0] += 1
-        if calls[0] == at:
-            signal.raise_signal(signal.SIGINT)
-        fill(*args)
-
-    def fit(directory: str) -> Trainer:
-        trainer = make_trainer(backend="cuda-graph")
-        checkpointer = Checkpointer(tmp_path / directory)
-        trainer.fit(synthetic.train, max_epochs=2, checkpointer=checkpointer, resume=True, progress=False)
-        return trainer
-
-    unbroken = fit("unbroken")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graph._Unit, "fill", struck)
-        with pytest.raises(KeyboardInterrupt):
-            fit("stopped")
-    state = Checkpointer(tmp_path / "stopped").read_last()
-    assert state is not None
-    assert state["position"]["global_step"] == [3, 4, 5, 8, 9, 10][at - 1]
-    resumed = fit("stopped")
-    assert [r.train_loss for r in resumed.history] == [r.train_loss for r in unbroken.history]
-    for one, other in zip(unbroken.model.parameters(), resumed.model.parameters(), strict=True):
-        assert torch.equal(one, other)
 
 
 def test_memory_that_is_short_while_a_graph_is_captured_is_told_of(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
+import killed
 from cifarnet import Checkpointer, CifarCNN, DatasetSplits, Trainer, build_transforms
 from cifarnet.errors import (
     CheckpointMismatchError,
@@ -24,7 +26,7 @@ from cifarnet.errors import (
 )
 from cifarnet.history import EpochRecord, History
 from cifarnet.optim import one_cycle, polynomial
-from runs import assert_equal_runs, read_state
+from runs import after_unit, assert_equal_runs, read_state
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -35,21 +37,34 @@ def without_times(trainer: Trainer) -> list[tuple[Any, ...]]:
     ]
 
 
+#: All that changes weights, but for mixing, which is not captured.
+EVERYTHING: dict[str, Any] = {
+    "schedule": one_cycle(),
+    "max_grad_norm": 1.0,
+    "ema_decay": 0.9,
+    "lookahead_every": 4,
+}
 SETTINGS = [
     {"precision": "float32"},
     {"precision": "bf16", "schedule": one_cycle()},
     {"precision": "float32", "max_grad_norm": 0.5, "deterministic": True},
     {"precision": "float32", "ema_decay": 0.95, "mix": v2.CutMix(num_classes=10)},
     {"precision": "float32", "lookahead_every": 3, "lookahead_decay": polynomial(power=2, end=0.9)},
+    {"backend": "compiled", "precision": "bf16", "mix": v2.CutMix(num_classes=10), **EVERYTHING},
+    {"backend": "cuda-graph", "precision": "bf16", **EVERYTHING},
 ]
+NAMES = ["float32", "bf16-schedule", "clipped", "mixed-averaged", "lookahead", "compiled", "graph"]
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
-@pytest.mark.parametrize(
-    "settings", SETTINGS, ids=["float32", "bf16-schedule", "clipped", "mixed-averaged", "lookahead"]
-)
+@pytest.mark.parametrize("settings", SETTINGS, ids=NAMES)
 def test_a_run_resumed_after_any_epoch_equals_an_unbroken_one(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, settings: dict[str, Any], stop_after: int
+    graphs: None,
+    make_trainer: MakeTrainer,
+    synthetic: DatasetSplits,
+    tmp_path: Path,
+    settings: dict[str, Any],
+    stop_after: int,
 ) -> None:
     train, val = synthetic.train.split(0.2, seed=0)
 
@@ -84,61 +99,66 @@ def test_a_run_resumed_after_any_epoch_equals_an_unbroken_one(
     assert without_times(other_seed) != without_times(unbroken)
 
 
-@pytest.mark.parametrize("stop_at", range(1, 11))
+@pytest.mark.parametrize("stop_at", range(1, 15))
 def test_a_state_taken_at_any_step_continues_to_the_same_bytes(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, stop_at: int
+    backend: str, make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, stop_at: int
 ) -> None:
-    """A file written in mid-epoch holds the position, the running sums and the time spent."""
+    """A file written in mid-epoch holds the position, the running sums and the time spent.
 
-    def run(trainer: Trainer, *, stop: int | None = None) -> None:
-        plan = trainer._make_plan(synthetic.train, None, None, max_epochs=2, batch_size=64)
+    300 images in batches of 64 are graphs of 3, 1 and 1 steps, which are captured in the second epoch.
+    """
+
+    def make() -> Trainer:
+        mix = None if backend == "cuda-graph" else v2.CutMix(num_classes=10)
+        return make_trainer(backend=backend, mix=mix, **EVERYTHING)
+
+    def run(trainer: Trainer, *, stop: int = 1000) -> None:
+        plan = trainer._make_plan(synthetic.train, None, None, max_epochs=3, batch_size=64)
         for event in trainer._run(plan):
-            if isinstance(event, int) and trainer.global_step == stop:
+            if isinstance(event, int) and trainer.global_step >= stop:
                 Checkpointer(tmp_path).save(trainer)
                 return
 
-    unbroken, stopped, resumed = (make_trainer(schedule=one_cycle()) for _ in range(3))
+    unbroken, stopped, resumed = make(), make(), make()
     run(unbroken)
     run(stopped, stop=stop_at)
     assert Checkpointer(tmp_path).restore(resumed)
-    assert resumed.global_step == stop_at
+    assert resumed.global_step == after_unit(backend, stop_at)
     run(resumed)
+    assert unbroken.backend == resumed.backend == backend, "no fall-back"
     assert without_times(resumed) == without_times(unbroken)
     one, other = resumed.state_dict(), unbroken.state_dict()
     assert all(torch.equal(one["model"][name], other["model"][name]) for name in other["model"])
     for key, entry in other["optimizer"]["state"].items():
         assert all(torch.equal(one["optimizer"]["state"][key][name], entry[name]) for name in entry)
+    for copies in ("average", "lookahead"):
+        assert one[copies]["num_updates"] == other[copies]["num_updates"] == 15
+        assert all(torch.equal(one[copies]["weights"][name], x) for name, x in other[copies]["weights"].items())
 
 
-def test_a_fresh_process_resumes_to_the_same_bytes(tmp_path: Path) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import sys, torch\n"
-        "from cifarnet import Checkpointer, CifarCNN, Trainer, build_transforms, make_synthetic\n"
-        "data = make_synthetic(num_train=200, num_test=50, size=16)\n"
-        "torch.manual_seed(0)\n"
-        "model = CifarCNN(image_size=16, widths=(8, 16), hidden=32)\n"
-        "optimizer = torch.optim.Adam(model.parameters(), fused=True)\n"
-        "trainer = Trainer(model, optimizer, transforms=build_transforms(size=16), precision='bf16', device='cpu')\n"
-        "trainer.fit(data.train, data.test, max_epochs=int(sys.argv[2]), resume=True, progress=False,\n"
-        "            checkpointer=Checkpointer(sys.argv[1]))\n"
-    )
-    histories = []
-    for directory, epochs in (("a", 2), ("b", 1), ("b", 2)):
-        subprocess.run([sys.executable, script, tmp_path / directory, str(epochs)], check=True)
-        histories.append(read_state(tmp_path / directory)["history"])
-    assert histories[2][0] == histories[1][0], "with the same times: not done again"
-    assert_equal_runs(tmp_path / "a", tmp_path / "b")
+def test_a_killed_process_is_taken_up_by_another_to_the_same_bytes(backend: str, tmp_path: Path) -> None:
+    unbroken = killed.train(tmp_path / "unbroken", backend)
+    command = [sys.executable, killed.__file__, str(tmp_path / "killed"), backend]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    saved = read_state(tmp_path / "killed")
+    assert saved["position"]["global_step"] >= killed.NUM_STEPS
+    assert saved["environment"]["backend"] == backend
+    resumed = killed.train(tmp_path / "killed", backend)
+    before = History.from_list(saved["history"])
+    assert len(before) > 0
+    assert list(resumed[: len(before)]) == list(before), "with the same times: not done again"
+    assert [r.train_loss for r in resumed] == [r.train_loss for r in unbroken]
+    assert_equal_runs(tmp_path / "unbroken", tmp_path / "killed")
 
 
 def test_a_dataloader_resumes_at_the_end_of_an_epoch(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+    backend: str, make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
 ) -> None:
     loader = DataLoader(synthetic.train, batch_size=64, shuffle=True)
-    unbroken = make_trainer()
+    unbroken = make_trainer(backend=backend)
     unbroken.fit(loader, max_epochs=3, progress=False)
-    first = make_trainer().fit(loader, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
-    resumed = make_trainer()
+    first = make_trainer(backend=backend).fit(loader, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
+    resumed = make_trainer(backend=backend)
     resumed.fit(loader, max_epochs=3, checkpointer=Checkpointer(tmp_path), resume=True, progress=False)
     assert resumed.history[0] == first[0]
     assert without_times(resumed) == without_times(unbroken)
