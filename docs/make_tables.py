@@ -157,6 +157,25 @@ def script_table(folder: Path, own: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def precision_table(folder: Path) -> str:
+    """Accuracy of the same runs in two number formats."""
+    reports = [json.loads((folder / f"{name}.json").read_text()) for name in ("float32", "bf16")]
+    lines = ["| number format | test accuracy | runs |", "| --- | --- | --- |"]
+    for report in reports:
+        accuracy = report["accuracy"]
+        spread = f"{100 * accuracy['mean']:.2f} ± {100 * accuracy['sd']:.2f} %"
+        lines.append(f"| {report['precision']} | {spread} | {accuracy['n']} |")
+    exact, rounded = reports
+    difference = 100 * (rounded["accuracy"]["mean"] - exact["accuracy"]["mean"])
+    lines += [
+        "",
+        f"Recipe {exact['recipe']}, {exact['epochs']} epochs, the same seeds; a difference of {difference:+.2f} points. "
+        f"`{exact['command'].removesuffix(' --json')}`. {exact['data']['name']}. {exact['hardware']}, "
+        f"torch {exact['versions']['torch']}.",
+    ]
+    return "\n".join(lines)
+
+
 def stress_table(path: Path) -> str:
     """What was tried to lose a run, and how often it was lost."""
     report = json.loads(path.read_text())
@@ -242,6 +261,7 @@ def tables() -> dict[str, str]:
         "plain": script_table(
             RESULTS / "cpu" / "plain_pytorch", summarize_seeds(read_reports(RESULTS / "cpu" / "reference"))
         ),
+        "precision": precision_table(RESULTS / "cpu" / "precision"),
         "training": format_report(json.loads((RESULTS / "cpu" / "training.json").read_text())),
         "inference": format_report(json.loads((RESULTS / "cpu" / "inference.json").read_text())),
         "saving": format_report(json.loads((RESULTS / "saving.json").read_text())),
