@@ -169,7 +169,7 @@ def precision_table(folder: Path) -> str:
     difference = 100 * (rounded["accuracy"]["mean"] - exact["accuracy"]["mean"])
     lines += [
         "",
-        f"Recipe {exact['recipe']}, {exact['epochs']} epochs, the same seeds; a difference of {difference:+.2f} points. "
+        f"Recipe {exact['recipe']}, {exact['epochs']} epochs, same seeds; a difference of {difference:+.2f} points. "
         f"`{exact['command'].removesuffix(' --json')}`. {exact['data']['name']}. {exact['hardware']}, "
         f"torch {exact['versions']['torch']}.",
     ]

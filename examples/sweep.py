@@ -6,8 +6,8 @@
     python examples/sweep.py --set learning_rate=1e-4,3e-4,1e-3,3e-3 --set weight_decay=0,1e-4 --random 5
 
 Every run is a process of its own: one for each GPU, or --processes of them on CPUs. Settings are fields of a recipe.
-They are compared on images held out of the training set; the test images are looked at for the best alone. Killed? Type
-the same again: runs that have a report are not repeated, those that were begun go on.
+They are compared on images held out of the training set; of the test images, the table shows the score of the best
+alone. Killed? Type the same again: runs that have a report are not repeated, those that were begun go on.
 """
 
 import argparse
@@ -114,6 +114,13 @@ def run_all(jobs: list[Path], args: argparse.Namespace) -> dict[Path, str]:
     failed: dict[Path, str] = {}
     running: dict[str, subprocess.Popen[bytes]] = {}
     stopping = threading.Event()
+    told: set[int] = set()
+
+    def tell(process: subprocess.Popen[bytes]) -> None:
+        """To save and end; told twice, it would end at once."""
+        if process.pid not in told:
+            told.add(process.pid)
+            process.terminate()
 
     def work(place: str, device: str) -> None:
         while not stopping.is_set():
@@ -124,10 +131,18 @@ def run_all(jobs: list[Path], args: argparse.Namespace) -> dict[Path, str]:
             command = [sys.executable, __file__, "--job", str(run), "--device", device]
             environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
             with (run / "log.txt").open("ab") as log:  # its standard input ends when this process does
-                process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment)  # noqa: S603
+                process = subprocess.Popen(  # noqa: S603
+                    # In a session of its own: Ctrl-C reaches the sweep alone, which tells each run once.
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    env=environment,
+                    start_new_session=True,
+                )
                 running[place] = process
                 if stopping.is_set():  # just now
-                    process.terminate()
+                    tell(process)
                 code = process.wait()
             print(f"{run}: {'done' if code == 0 else f'ended with code {code}'}", file=sys.stderr, flush=True)
             if code:
@@ -137,7 +152,7 @@ def run_all(jobs: list[Path], args: argparse.Namespace) -> dict[Path, str]:
     def stop(signum: int, _: object) -> None:
         stopping.set()
         for process in list(running.values()):
-            process.terminate()  # it saves, and ends
+            tell(process)
         raise SystemExit(128 + signum)
 
     for signum in (signal.SIGINT, signal.SIGTERM):

@@ -1,4 +1,8 @@
-"""A run whose process is killed: ``python killed.py DIRECTORY BACKEND``; another goes on by `train`."""
+"""A run in a process of its own: ``python killed.py DIRECTORY BACKEND [killed]``.
+
+What ``torch.compile`` makes of a network may depend on what the process compiled before, in the last digits; so each
+run that is compared has a new one.
+"""
 
 from __future__ import annotations
 
@@ -51,4 +55,4 @@ def train(directory: Path, backend: str, checkpointer: type[Checkpointer] = Chec
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]), sys.argv[2], Killing)
+    train(Path(sys.argv[1]), sys.argv[2], Killing if sys.argv[3:] == ["killed"] else Checkpointer)

@@ -76,8 +76,8 @@ def test_compare_models_makes_a_report_a_run_and_repeats_none(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run_one = "import sys, cifarnet.cli as c, cifarnet as n; small = n.make_synthetic(num_train=96, num_test=32); "
-    run_one += "c.data.make_synthetic = lambda: small; sys.exit(c.main(sys.argv[1:]))"
+    run_one = "import sys, cifarnet.cli.commands, cifarnet as n; small = n.make_synthetic(num_train=96, num_test=32); "
+    run_one += "cifarnet.cli.data.make_synthetic = lambda: small; sys.exit(cifarnet.cli.main(sys.argv[1:]))"
     calls = []
 
     def run(command: list[str], *, check: bool) -> None:

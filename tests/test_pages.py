@@ -124,7 +124,8 @@ def test_every_block_says_what_it_is(page: str) -> None:
             script = Path(page).parent / block.text.splitlines()[0]
             assert (ROOT / script).resolve().parent == ROOT / "examples", f"{block.place}: only examples are run"
             tests = "".join(
-                (ROOT / "tests" / name).read_text() for name in ("test_examples.py", "test_understanding.py")
+                (ROOT / "tests" / name).read_text()
+                for name in ("test_examples.py", "test_understanding.py", "distributed/test_sweep.py")
             )
             assert f'"{script.name}"' in tests, f"{block.place}: not run"
         if block.marker == "run by":

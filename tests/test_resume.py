@@ -137,17 +137,18 @@ def test_a_state_taken_at_any_step_continues_to_the_same_bytes(
 
 
 def test_a_killed_process_is_taken_up_by_another_to_the_same_bytes(backend: str, tmp_path: Path) -> None:
-    unbroken = killed.train(tmp_path / "unbroken", backend)
-    command = [sys.executable, killed.__file__, str(tmp_path / "killed"), backend]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    saved = read_state(tmp_path / "killed")
+    def run(directory: str, *how: str) -> tuple[int, dict[str, Any]]:
+        command = [sys.executable, killed.__file__, str(tmp_path / directory), backend, *how]
+        return subprocess.run(command, check=False).returncode, read_state(tmp_path / directory)
+
+    (ended, unbroken), (died, saved), (went_on, resumed) = run("unbroken"), run("killed", "killed"), run("killed")
+    assert (ended, died, went_on) == (0, -signal.SIGKILL, 0)
     assert saved["position"]["global_step"] >= killed.NUM_STEPS
     assert saved["environment"]["backend"] == backend
-    resumed = killed.train(tmp_path / "killed", backend)
-    before = History.from_list(saved["history"])
+    before, after = (History.from_list(state["history"]) for state in (saved, resumed))
     assert len(before) > 0
-    assert list(resumed[: len(before)]) == list(before), "with the same times: not done again"
-    assert [r.train_loss for r in resumed] == [r.train_loss for r in unbroken]
+    assert list(after[: len(before)]) == list(before), "with the same times: not done again"
+    assert [r.train_loss for r in after] == [r.train_loss for r in History.from_list(unbroken["history"])]
     assert_equal_runs(tmp_path / "unbroken", tmp_path / "killed")
 
 

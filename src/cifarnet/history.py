@@ -37,7 +37,7 @@ class EpochRecord:
         val_accuracy: Share of them classified right.
         test_loss: Mean loss an image on the test images, where a run watches them; selects nothing.
         test_accuracy: Share of them classified right.
-        train_s: Seconds of training in this epoch, over all sessions of a resumed run.
+        train_s: Seconds of training in this epoch, over all parts of a resumed run.
         eval_s: Seconds of evaluation.
         images_per_s: Training images a second of ``train_s``.
     """

@@ -67,7 +67,9 @@ def test_on_matrices_it_is_torchs_muon(
     settings: dict[str, Any] = {"adjust_lr_fn": adjust_lr_fn, "nesterov": nesterov, "weight_decay": weight_decay}
     ours = parameters(SHAPES)
     run(Muon(ours, lr=0.1, momentum=0.8, ns_steps=4, **settings), ours)
+    # Which of the two it asks for depends on the version of torch.
     monkeypatch.setattr(torchs_muon, "torch", types.SimpleNamespace(**{**vars(torch), "bfloat16": torch.float64}))
+    monkeypatch.setattr(Tensor, "bfloat16", lambda matrix: matrix.to(torch.float64, copy=True))
     theirs = parameters(SHAPES)
     run(torch.optim.Muon(theirs, lr=0.1, momentum=0.8, ns_steps=4, **settings), theirs)
     for one, other in zip(ours, theirs, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -167,14 +168,19 @@ def _train_on_request(connection: Connection, job: Job) -> None:
         connection.send(timed(train_part))
     peak_mb = memory.read()
     in_windows = trainer.backend == "cuda-graph"  # where the images of many steps are prepared together
-    data_path_s = None if in_windows else timed(partial(_prepare_part, trainer, train, job.recipe.batch_size))
+    data_path_s = None if in_windows else _time_data_path(trainer, train, job.recipe.batch_size)
     connection.send({"peak_memory_mb": peak_mb, "data_path_s": data_path_s})
 
 
-def _prepare_part(trainer: Trainer, train: ImageDataset, batch_size: int) -> None:
-    """What a part does with its images before the network takes them, and nothing else."""
+def _time_data_path(trainer: Trainer, train: ImageDataset, batch_size: int) -> float:
+    """Seconds for what a part does with its images before the network takes them, and nothing else; median of three."""
     batches = Batches(train.images, train.labels, train.ids, batch_size=batch_size, device=trainer.device, seed=0)
-    for batch in batches.epoch(0):
-        with randomness.scope(0, 0, batch.ids):
-            trainer.precision.prepare(trainer.transforms.train(batch.images))
-    synchronize(trainer.device)
+
+    def prepare() -> None:
+        for batch in batches.epoch(0):
+            with randomness.scope(0, 0, batch.ids):
+                trainer.precision.prepare(trainer.transforms.train(batch.images))
+        synchronize(trainer.device)
+
+    prepare()  # kernels are loaded
+    return statistics.median(timed(prepare) for _ in range(3))

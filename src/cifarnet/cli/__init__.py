@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; ``None`` takes the process's own.
 
     Returns:
-        The exit code: 0, 1, 2, or 130 after Ctrl-C.
+        The exit code: 0, 1, 2, 130 after Ctrl-C, or 141 where a pipe was closed.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments:
@@ -119,19 +119,13 @@ def _fail(error: Exception, code: int, *, debug: bool) -> int:
 
 def _several() -> bool:
     """Whether torchrun started this process as one of several; torch, which knows too, may not be imported yet."""
-    return os.environ.get("WORLD_SIZE", "1") != "1"
+    return os.environ.get("WORLD_SIZE", "") not in ("", "1")
 
 
 def _rank() -> int:
     """Which of several processes this is: the first one prints, of errors all tell."""
-    if not _several():
-        return 0
-    from cifarnet.engine import Ranks
-
-    try:
-        return Ranks.here().rank
-    except SettingError:  # which is told by whoever needs the others
-        return 0
+    rank = os.environ.get("RANK", "") if _several() else ""
+    return int(rank) if rank.isdecimal() else 0
 
 
 def _tell_cause(stop: BaseException) -> None:

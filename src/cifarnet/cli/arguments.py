@@ -33,7 +33,7 @@ cifarnet COMMAND --help shows more of each.
 _DEMO_EXAMPLES = """\
 examples:
   cifarnet demo                                     leaves a run in runs/demo to look at
-  cifarnet demo --out /tmp/demo --device cpu
+  cifarnet demo --out runs/mine --device cpu
 """
 
 _TRAIN_EXAMPLES = """\

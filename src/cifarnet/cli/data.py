@@ -33,9 +33,10 @@ def source_of(run: Path, classifier: Classifier) -> str | None:
         InputError: If nothing is known of them but that they are not CIFAR-10.
     """
     report = (run if run.is_dir() else run.parent) / "report.json"
-    source = load_report(report)["data"].get("source") if report.exists() else None
-    if source is not None and (source == "synthetic" or Path(source).exists()):
-        return str(source)
+    told = load_report(report).get("data") if report.exists() else None
+    source = told.get("source") if isinstance(told, dict) else None
+    if isinstance(source, str) and (source == "synthetic" or Path(source).exists()):
+        return source
     if classifier.classes == SYNTHETIC_CLASSES:
         return "synthetic"
     if classifier.classes and classifier.classes != CIFAR10_CLASSES:
@@ -66,6 +67,6 @@ def load_data(source: str | None, *, tell: bool = True) -> DatasetSplits:
             'that does, a new one to download CIFAR-10 to, or "synthetic"'
         )
     if tell:
-        where = "CIFAR-10 is not here; downloading 162 MB" if found is None else f"CIFAR-10 from {found}"
+        where = "CIFAR-10 is not here; downloading 170 MB" if found is None else f"CIFAR-10 from {found}"
         print(where, file=sys.stderr)
     return load_cifar10(source)

@@ -79,7 +79,7 @@ def run_demo(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], st
     return document, (
         "\nNow the real thing:\n"
         f"  cifarnet predict {out} {pictures[0]}\n"
-        "  cifarnet train --val-fraction 0.1     CIFAR-10: 162 MB are downloaded once, then the published run\n"
+        "  cifarnet train --val-fraction 0.1     CIFAR-10: 170 MB are downloaded once, then the published run\n"
         "  cifarnet train --help                 your own photos, resuming, other devices"
     )
 

@@ -70,6 +70,8 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """
     ranks = Ranks.here()
     if device in ("auto", "cuda") and ranks.world_size > 1 and torch.cuda.is_available():
+        if torch.cuda.device_count() == 1:  # by CUDA_VISIBLE_DEVICES each its own; NCCL refuses the same one twice
+            return torch.device("cuda", 0)
         if ranks.local_rank >= torch.cuda.device_count():
             raise SettingError(
                 f"this machine has {torch.cuda.device_count()} GPUs, and process {ranks.local_rank + 1} on it would "

@@ -61,14 +61,14 @@ class Ranks:
         if dist.is_available() and dist.is_initialized():
             rank, world_size = dist.get_rank(), dist.get_world_size()
         else:
-            world_size = int(os.environ.get("WORLD_SIZE", "1"))
+            world_size = _number("WORLD_SIZE", 1)
             missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
             if world_size > 1 and missing:
                 raise SettingError(
                     f"WORLD_SIZE={world_size} tells of several processes, and {', '.join(missing)} is not set; start "
                     "them with torchrun, or unset WORLD_SIZE"
                 )
-            rank = int(os.environ.get("RANK", "0"))
+            rank = _number("RANK", 0)
         if world_size == 1:
             return cls()
         if not dist.is_available():
@@ -76,8 +76,8 @@ class Ranks:
                 f"WORLD_SIZE={world_size} tells of several processes, and this torch was built without "
                 "torch.distributed; take another one, or unset WORLD_SIZE"
             )
-        gpus = max(1, torch.cuda.device_count())
-        return cls(rank, world_size, int(os.environ.get("LOCAL_RANK", rank % gpus)))
+        # Whoever starts processes without torchrun may not say LOCAL_RANK: then as if all were on one machine.
+        return cls(rank, world_size, _number("LOCAL_RANK", rank % (torch.cuda.device_count() or world_size)))
 
     def join(self, device: torch.device) -> None:
         """Open the process group, unless it is open; it is closed when the process ends.
@@ -176,7 +176,7 @@ class Ranks:
         if most[: len(numbers)] != [-number for number in most[len(numbers) :]]:
             raise InputError(
                 f"{what} differ from process to process; give all of them the same, and the whole: each takes its own "
-                "part of every batch"
+                "part of every batch, and the first alone writes"
             )
 
     def from_first(self, function: Callable[[], _T]) -> _T:
@@ -240,6 +240,18 @@ class Ranks:
                 dist.all_reduce(data)
             for tensor, total in zip(members, torch.split(data, [tensor.numel() for tensor in members]), strict=True):
                 tensor.copy_(total.view(tensor.shape))
+
+
+def _number(name: str, default: int) -> int:
+    """Of the environment.
+
+    Raises:
+        SettingError: If there is something else.
+    """
+    text = os.environ.get(name) or str(default)
+    if not text.isdecimal():
+        raise SettingError(f"{name}={text} is no number of processes; start them with torchrun, or unset {name}")
+    return int(text)
 
 
 @contextmanager

@@ -54,12 +54,11 @@ def forward(settings: StepSettings, images: Images, labels: Tensor) -> tuple[Ten
         images: As `prepared` gives them; where several processes train together, this one's part of the batch.
         labels: int64 ``(N,)``, or shares ``(N, K)``; of the whole batch, as is what is returned.
     """
-    replica = settings.replica
-    with settings.precision.autocast(), nullcontext() if replica is None else replica.normalising(len(labels)):
+    with settings.precision.autocast():
         logits: Logits = settings.model(settings.precision.prepare(images))
     logits = logits.to(settings.precision.weights)
-    if replica is not None:
-        logits = replica.gather(logits, len(labels))
+    if settings.replica is not None:
+        logits = settings.replica.gather(logits, len(labels))
     return settings.loss_fn(logits, labels), logits
 
 
@@ -86,11 +85,14 @@ def update(
         lookahead_row: What `Lookahead` does, where the host does not count its updates.
         averaging_weight: How far the average moves, where the host does not count its updates.
     """
-    loss, logits = loss_and_logits(images, labels)
-    settings.optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    if settings.replica is not None:
-        settings.replica.combine()
+    replica = settings.replica
+    # The backward pass too: where activations are recomputed in it, they are normalised once more.
+    with nullcontext() if replica is None else replica.normalising(len(labels)):
+        loss, logits = loss_and_logits(images, labels)
+        settings.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+    if replica is not None:
+        replica.combine()
     if settings.max_grad_norm is not None:
         nn.utils.clip_grad_norm_(settings.model.parameters(), settings.max_grad_norm)
     settings.optimizer.step()

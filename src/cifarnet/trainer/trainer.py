@@ -259,6 +259,8 @@ class Trainer:
         check_resume(resume)
         selection, state, ranks = Selection(monitor), self._state, self._ranks
         plan = self._make_plan(train, val, test, max_epochs=max_epochs, batch_size=batch_size)
+        told = [checkpointer is not None, patience or 0, monitor == "val_loss", resume == "weights", bool(resume)]
+        ranks.refuse_unequal("checkpointer, patience, monitor or resume", *map(int, told))
         with StopSignals(ranks) as signals, self._saver(checkpointer, plan) as saver:
             self._open(saver.open(resume), resume, plan, f"the run in {getattr(checkpointer, 'directory', '')}")
             self._identity.begin(plan, global_step=state.global_step)
@@ -429,6 +431,7 @@ class Trainer:
                 self.model, data.images[:1], num_classes, data.name, preprocess=preprocess, precision=self.precision
             )
         with self._state.evaluated():
+            self._ranks.spread([*self.model.parameters(), *self.model.buffers()])
             return evaluate(
                 self.model,
                 open_for_evaluation(data, self.device, self._ranks),
@@ -474,6 +477,8 @@ class Trainer:
             ranks=self._ranks,
         )
         self._ranks.join(self.device)
+        told = [val is not None, test is not None, max_epochs, batch_size]
+        self._ranks.refuse_unequal("validation or test images, max_epochs or batch_size", *map(int, told))
         if self._settings.lookahead is not None:
             self._settings.lookahead.check(plan.total_steps)
         return plan

@@ -26,7 +26,7 @@ def schedule(judged: Judged) -> Markup:
     run = judged.run
     if run.recipe is None:
         raise InputError("no recipe of the run is at hand; the history has the learning rate at the end of each epoch")
-    if not len(run.history):
+    if not len(run.history) or run.history[-1].epoch < 1:
         raise InputError("no history of the run is at hand, which says how many steps an epoch has")
     last = run.history[-1]
     epochs = max(run.recipe.max_epochs, last.epoch)

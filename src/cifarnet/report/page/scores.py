@@ -68,6 +68,8 @@ def _how_chosen(judged: Judged) -> str:
         images = f"{count(held_out)} images held out" if held_out is not None else "images held out"
         how = f"The weights are those of epoch {epoch}{of}, the best in {monitor} ({told}) on {images}"
     watched = run.fact("test_watched")
+    if watched == "never":
+        return f"{how}. The run evaluated no test images."
     return f"{how}. Test images were evaluated {watched}." if isinstance(watched, str) else f"{how}."
 
 
@@ -91,8 +93,8 @@ def curves(judged: Judged) -> Markup:
     monitor = judged.run.classifier.selected_by.get("monitor")
     plot = partial(plot_training_curves, history, monitor=monitor if monitor in MONITORS else "val_accuracy")
     caption = (
-        "Training values are measured while learning, on augmented images with dropout on, over the whole epoch; the "
-        "others after it."
+        "Training values are measured while learning, with augmentation and dropout where the run has them, over the "
+        "whole epoch; the others after it."
     )
     return figure(plot, caption, alt=f"{alt}.")
 
