@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 from torchvision.transforms import v2
@@ -95,6 +96,26 @@ def weighted_loss(directory: Path) -> dict[str, Any]:
     return trained(make_trainer(make_model(), loss_fn=loss_fn), make_data())
 
 
+class Recomputing(CifarCNN):
+    """Computes the second block once more in the backward pass, batch norm included."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.bn1(torch.relu(self.conv1(images)))
+        x = checkpoint(self._second, x, use_reentrant=True) if x.requires_grad else self._second(x)
+        logits: Tensor = self.fc2(self.dropout(torch.relu(self.fc1(x.flatten(1)))))
+        return logits
+
+    def _second(self, x: Tensor) -> Tensor:
+        normalised: Tensor = self.bn2(torch.max_pool2d(torch.relu(self.conv2(x)), 2))
+        return normalised
+
+
+def recomputed(directory: Path) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model = Recomputing(image_size=SIZE, widths=(8, 16), hidden=32, dropout=0.0)
+    return trained(make_trainer(model), make_data())
+
+
 def loader(directory: Path) -> dict[str, Any]:
     data = make_data()
     batches = DataLoader(TensorDataset(data.train.images, data.train.labels), BATCH_SIZE, shuffle=True)
@@ -103,9 +124,10 @@ def loader(directory: Path) -> dict[str, Any]:
 
 def unseeded(directory: Path) -> dict[str, Any]:
     """Each process makes another network: that of the first one counts. Dropout differs, weights must not."""
-    trainer = make_trainer(make_model(dropout=0.5, seed=int(torch.randint(2**31, ()))))
+    trainer = make_trainer(make_model(dropout=0.5, seed=Ranks.here().rank))
+    judged = make_trainer(make_model(seed=Ranks.here().rank)).evaluate(make_data(10, 1700).test)
     trainer.fit(make_data().train, max_epochs=1, batch_size=BATCH_SIZE, progress=False)
-    return {"weights": weights_of(trainer)}
+    return {"weights": weights_of(trainer), "judged": judged.to_dict()}
 
 
 def masks(directory: Path) -> dict[str, Any]:
@@ -206,6 +228,11 @@ def failed(directory: Path) -> dict[str, Any]:
     trainer = dropping(lambda loss: loss * float("nan"), at=3)
     note("NaN", NonFiniteLossError, lambda: fit(trainer, directory / "nan"))
     note("exists", RunExistsError, lambda: fit(dropping(), directory / "unbroken"))
+    number = Ranks.here().rank
+    alone = None if number else Checkpointer(directory / "alone")
+    train = make_data().train
+    note("epochs", InputError, lambda: dropping().fit(train, max_epochs=1 + number, progress=False))
+    note("alone", InputError, lambda: dropping().fit(train, max_epochs=1, checkpointer=alone, progress=False))
     note("seed", SettingError, lambda: fit(dropping(seed=trainer.rank), directory / "seeds"))
     images = TensorDataset(torch.rand(40, 3, SIZE, SIZE), torch.arange(40) % 10)
     own = DataLoader(images, 10, sampler=torch.randperm(40, generator=torch.Generator().manual_seed(trainer.rank)))
@@ -263,6 +290,7 @@ SCENARIOS: tuple[Callable[[Path], dict[str, Any]], ...] = (
     local,
     mixed,
     weighted_loss,
+    recomputed,
     loader,
     unseeded,
     masks,

@@ -31,7 +31,7 @@ from cifarnet.transforms import build_transforms
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-9
-EQUAL_TO_ONE = ["synchronised", "short_tail", "no_norm", "mixed", "weighted_loss", "loader"]
+EQUAL_TO_ONE = ["synchronised", "short_tail", "no_norm", "mixed", "weighted_loss", "recomputed", "loader"]
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="torch was built without torch.distributed"
@@ -117,6 +117,8 @@ def test_all_processes_have_equal_weights_to_the_last_bit(
     for name in (*EQUAL_TO_ONE, "local", "unseeded", "unbroken", "moved"):
         for other in others:
             assert distance(first[name]["weights"], other[name]["weights"]) == 0, name
+    for rank in results[world_size]:
+        assert rank["unseeded"]["judged"] == results[1][0]["unseeded"]["judged"], "the first one's network"
 
 
 def textbook(model: nn.Module, world_size: int, *, means_of_means: bool = False) -> dict[str, Tensor]:
@@ -203,6 +205,8 @@ def test_what_is_wrong_is_told_by_every_process(results: dict[int, list[dict[str
         failed = rank["failed"]
         assert re.search(r"the loss was not finite first at step 3 of epoch 1", failed["NaN"])
         assert re.search(r"unbroken holds a run already; continue it with resume=True", failed["exists"])
+        assert re.search("max_epochs or batch_size differ from process to process", failed["epochs"])
+        assert re.search("checkpointer, patience, monitor or resume differ from process to process", failed["alone"])
         assert re.search("given different settings", failed["seed"])
         assert (f"seed 0 in rank 0, {number} now" in failed["seed"]) == (number > 0)
         assert re.search(r"the batches differ from process to process", failed["order"])

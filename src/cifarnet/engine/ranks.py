@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,7 +27,6 @@ __all__ = ["Ranks"]
 #: How long a process waits for the others: they may be writing figures, or downloading the data.
 TIMEOUT = timedelta(minutes=10)
 
-_T = TypeVar("_T")
 _abandoned = False
 
 
@@ -179,7 +178,7 @@ class Ranks:
                 "part of every batch, and the first alone writes"
             )
 
-    def from_first(self, function: Callable[[], _T]) -> _T:
+    def from_first(self, function: Callable[[], Any]) -> Any:
         """What a function gives in the first process: it is called there alone, and what it raises is raised in all.
 
         Args:
@@ -198,8 +197,7 @@ class Ranks:
             dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))
         if told[1] is not None:
             raise told[1] if failure is None else failure
-        value: _T = told[0]
-        return value
+        return told[0]
 
     @contextmanager
     def first_of_each_machine(self) -> Iterator[None]:

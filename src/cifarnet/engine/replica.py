@@ -23,7 +23,7 @@ from cifarnet.engine.ranks import Ranks
 
 __all__ = ["BATCH_NORMS", "Replica"]
 
-#: Over which images batch norm takes mean and variance in training: those of all processes, or each its own.
+#: Whose images batch norm takes mean and variance of in training, those of all processes or each its own.
 BATCH_NORMS = ("synchronised", "local")
 
 

@@ -119,9 +119,10 @@ class RunSaver:
 
     def open(self, resume: bool | str) -> Mapping[str, Any] | None:
         """What is to be continued, if anything; see `open_run`."""
-        return self._ranks.from_first(
+        state: Mapping[str, Any] | None = self._ranks.from_first(
             lambda: None if self._checkpointer is None else open_run(self._checkpointer, resume)
         )
+        return state
 
     def begin(self) -> None:
         """Note what is on the disk, and write a best that was found but not written when the run was killed."""

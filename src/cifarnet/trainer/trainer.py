@@ -523,7 +523,7 @@ class Trainer:
     def _score(self, batches: OrderedBatches) -> Totals:
         """Loss and accuracy alone: all else is for those who ask."""
         with self._state.evaluated():
-            totals = score(
+            own = score(
                 self.model,
                 batches,
                 preprocess=self.transforms.preprocess,
@@ -531,4 +531,6 @@ class Trainer:
                 precision=self.precision,
                 ranks=self._ranks,
             )
-        return self._ranks.from_first(lambda: totals)  # who else is of another make must not choose another epoch
+        # A process on a machine of another make must not choose another epoch.
+        totals: Totals = self._ranks.from_first(lambda: own)
+        return totals
