@@ -69,6 +69,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
 def backend(request: pytest.FixtureRequest, graphs: None) -> Iterator[str]:
     """Each backend's name in turn; a trainer that silently computed otherwise would fail."""
     name: str = request.param
+    if name == "compiled":
+        torch._dynamo.reset()  # or what other tests have compiled would change what is compiled now
     # torch runs what it has compiled too often as it is, and says nothing.
     strict = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True) if name == "compiled" else nullcontext()
     with strict:

@@ -128,9 +128,6 @@ def test_a_system_without_threads_is_told_of_before_training_and_leaves_the_dire
     trainer.fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
-)  # see test_stopping
 @pytest.mark.parametrize(
     ("signum", "outcome"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)], ids=["INT", "TERM"]
 )

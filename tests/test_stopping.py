@@ -31,9 +31,6 @@ from runs import after_unit, assert_equal_runs, read_state
 
 MakeTrainer = Callable[..., Trainer]
 
-#: Of torch 2.10 itself, where a compiled network hands its logits to a loss that is not compiled.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-
 
 class Tripwire(nn.Module):
     """A loss that does something when it is called for the k-th time.
