@@ -263,6 +263,7 @@ def tables() -> dict[str, str]:
         ),
         "precision": precision_table(RESULTS / "cpu" / "precision"),
         "training": format_report(json.loads((RESULTS / "cpu" / "training.json").read_text())),
+        "training-amx": format_report(json.loads((RESULTS / "cpu" / "training_amx.json").read_text())),
         "inference": format_report(json.loads((RESULTS / "cpu" / "inference.json").read_text())),
         "saving": format_report(json.loads((RESULTS / "saving.json").read_text())),
         "ablation": ablation_table(RESULTS / "ablation"),
