@@ -115,6 +115,7 @@ def run_all(jobs: list[Path], args: argparse.Namespace) -> dict[Path, str]:
     running: dict[str, subprocess.Popen[bytes]] = {}
     stopping = threading.Event()
     told: set[int] = set()
+    outcome = 0
 
     def tell(process: subprocess.Popen[bytes]) -> None:
         """To save and end; told twice, it would end at once."""
@@ -150,10 +151,13 @@ def run_all(jobs: list[Path], args: argparse.Namespace) -> dict[Path, str]:
                 failed[run] = lines[-1]
 
     def stop(signum: int, _: object) -> None:
+        nonlocal outcome
+        outcome = 128 + signum
+        if stopping.is_set():  # told again by who does not want to wait for saves
+            told.clear()
         stopping.set()
         for process in list(running.values()):
             tell(process)
-        raise SystemExit(128 + signum)
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, stop)
@@ -162,6 +166,8 @@ def run_all(jobs: list[Path], args: argparse.Namespace) -> dict[Path, str]:
         worker.start()
     for worker in workers:
         worker.join()
+    if outcome:
+        raise SystemExit(outcome)  # when all runs have ended
     return failed
 
 

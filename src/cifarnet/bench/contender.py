@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
@@ -129,9 +131,11 @@ class BackendProcess:
 
 
 def _serve(connection: Connection, job: Job) -> None:
-    """What the process does."""
+    """What the process does; it compiles anew, whatever torch has on disk of what it compiled before."""
     try:
-        _train_on_request(connection, job)
+        with TemporaryDirectory() as cache:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+            _train_on_request(connection, job)
     except (EOFError, KeyboardInterrupt):
         return  # nobody asks any more
     except Exception as error:

@@ -55,7 +55,8 @@ def measure_training(
 
     - ``images_per_s``: median, range and number of its parts, and all ``values``; augmentation is on the clock;
     - ``ratio``: its median to that of the ``baseline``: the fastest of the script's, else the first backend;
-    - ``start_s``: from the start of its process to the end of its first step, imports, reading and compiling included;
+    - ``start_s``: from the start of its process to the end of its first step, imports, reading and compiling included,
+      the latter from an empty cache (``compiler_cache`` of the document);
     - ``preparation_s``: what the warm-up took beyond as many steps later: compiling, capturing, loading kernels;
     - ``data_path_share``: of a part's time, what index, augmentation and preprocessing take when nothing else is done;
       ``None`` for the script, and where graphs prepare the images of many steps together;
@@ -116,6 +117,7 @@ def measure_training(
         "steps": num_steps,
         "script": Path(script[0]).name if script else None,
         "baseline": contenders[baseline].name,
+        "compiler_cache": "empty",
         "contenders": [
             {
                 "name": contender.name,
@@ -157,7 +159,8 @@ def format_training(document: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"Recipe {document['recipe']}, batches of {document['batch_size']} images, parts of {document['steps']} steps "
-        "in turns, augmentation on the clock. Start: to the end of the first step, from the start of the process.",
+        "in turns, augmentation on the clock. Start: to the end of the first step, from the start of the process"
+        f"{', the compiler with an empty cache' if document.get('compiler_cache') == 'empty' else ''}.",
         *([f"The data path alone, from the index to normalised images: {', '.join(told)}."] if told else []),
         f"{document['hardware']}, torch {document['versions']['torch']}.",
     ]

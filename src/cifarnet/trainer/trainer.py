@@ -271,18 +271,7 @@ class Trainer:
                 Progress(plan, epoch=state.epoch, step=state.step, enabled=progress and ranks.rank == 0) as bar,
                 closing(self._run(plan, patience=patience, check=signals.check)) as events,
             ):
-                if state.epoch >= max_epochs:
-                    bar.show_line(f"Run already finished ({state.epoch}/{max_epochs})")
-                elif patience is not None and state.selection.epochs_since >= patience:
-                    bar.show_line(
-                        f"Run already finished: the best {monitor} was {state.selection.epochs_since} epochs ago "
-                        f"({state.epoch}/{max_epochs})"
-                    )
-                else:
-                    bar.show_line(
-                        f"Training on {describe_device(self.device)}, {self.precision.name}, backend {self.backend}"
-                        f"{f', {ranks.world_size} processes' if ranks.world_size > 1 else ''}"
-                    )
+                bar.show_line(self._opening(plan, patience))
                 try:
                     for event in events:
                         if isinstance(event, int):
@@ -519,6 +508,16 @@ class Trainer:
             # Before anything is changed: a run that cannot go on is left as it was.
             self._identity.refuse_other(state, plan)
             self.load_state_dict(state)
+
+    def _opening(self, plan: Plan, patience: int | None) -> str:
+        """What is to be done, in a line."""
+        selection, done = self.selection, f"({self._state.epoch}/{plan.max_epochs})"
+        if self._state.epoch >= plan.max_epochs:
+            return f"Run already finished {done}"
+        if patience is not None and selection.epochs_since >= patience:
+            return f"Run already finished: the best {selection.monitor} was {selection.epochs_since} epochs ago {done}"
+        processes = f", {self.world_size} processes" if self.world_size > 1 else ""
+        return f"Training on {describe_device(self.device)}, {self.precision.name}, backend {self.backend}{processes}"
 
     def _score(self, batches: OrderedBatches) -> Totals:
         """Loss and accuracy alone: all else is for those who ask."""

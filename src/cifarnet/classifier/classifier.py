@@ -1,10 +1,9 @@
-"""A trained network together with all that is needed to use it right."""
+"""`Classifier`: load, save, predict, evaluate, calibrate."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,13 +14,13 @@ from cifarnet._checks import check_count
 from cifarnet._types import Images
 from cifarnet.checkpoint import (
     Checkpointer,
-    Description,
-    check_weights,
     load_best,
     load_weights,
     parse_description,
     unwrapped_state_dict,
 )
+from cifarnet.classifier.described import build_described, constructor_call
+from cifarnet.classifier.prediction import Prediction
 from cifarnet.datasets import ImageDataset
 from cifarnet.engine import (
     EVAL_BATCH_SIZE,
@@ -44,35 +43,11 @@ from cifarnet.errors import (
 )
 from cifarnet.images import ImageLike, resize_images, to_pixels
 from cifarnet.metrics import Evaluation, check_temperature, fit_temperature
-from cifarnet.models import MODELS, build_model, describe_model, evaluation_mode, unwrapped
-from cifarnet.randomness import isolated
+from cifarnet.models import describe_model, evaluation_mode, unwrapped
 from cifarnet.trainer.plan import Data, open_for_evaluation
 from cifarnet.transforms import Preprocess, ViewName, Views
 
-__all__ = ["Classifier", "Prediction"]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a classifier takes one image for.
-
-    Args:
-        label: Name of the likeliest class.
-        probability: Its softmax probability, in ``[0, 1]``: how sure the network is. How often it is right then, only a
-            calibrated one says, see `Classifier.calibrate`.
-        top: The likeliest classes and their probabilities, likeliest first.
-
-    Example:
-        >>> print(Prediction("cat", 0.71, (("cat", 0.71), ("dog", 0.2))))
-        cat 71.0%, dog 20.0%
-    """
-
-    label: str
-    probability: float
-    top: tuple[tuple[str, float], ...]
-
-    def __str__(self) -> str:
-        return ", ".join(f"{label} {probability:.1%}" for label, probability in self.top)
+__all__ = ["Classifier"]
 
 
 class Classifier:
@@ -170,9 +145,9 @@ class Classifier:
         except SettingError as error:
             raise CheckpointCorruptError(f"{path} does not describe its weights: {error}") from error
         if model is None:
-            model = _build_described(described, preprocess, weights, str(path))
+            model = build_described(described, preprocess, weights, str(path))
         model.to(resolve_precision(described.precision, torch.device("cpu")).weights)
-        load_weights(model, weights, source=str(path), built_with=_constructor_call(described))
+        load_weights(model, weights, source=str(path), built_with=constructor_call(described))
         try:
             classifier = cls(
                 model,
@@ -430,51 +405,6 @@ def _are_equal(saved: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bo
     return saved.keys() == weights.keys() and all(
         saved[name].dtype == tensor.dtype and torch.equal(saved[name], tensor) for name, tensor in weights.items()
     )
-
-
-def _build_described(
-    described: Description, preprocess: Preprocess, weights: Mapping[str, Tensor], source: str
-) -> nn.Module:
-    """The network that a file describes; first without storage, to see that its weights and its images fit."""
-    if described.arguments is None or described.model not in MODELS:
-        raise CheckpointMismatchError(
-            f"{source} holds a {described.model}, which is not one of the library's networks; build it and give it as "
-            "model="
-        )
-    meta = torch.device("meta")
-    precision = resolve_precision("float64" if described.precision == "float64" else "float32", meta)
-    try:
-        with meta:
-            shell = build_model(described.model, described.arguments).to(precision.weights)
-    except (SettingError, RuntimeError, OverflowError) as error:  # the latter two where torch counts beyond 64 bits
-        reason = str(error).partition("\n")[0][:300]
-        raise CheckpointCorruptError(f"{source} does not describe its weights: {reason}") from error
-    try:
-        check_weights(shell, weights, source="what it holds", built_with=_constructor_call(described))
-    except CheckpointMismatchError as error:
-        raise CheckpointCorruptError(f"{source} contradicts itself: {error}") from error
-    image = torch.zeros(1, len(preprocess.mean), preprocess.size, preprocess.size, dtype=torch.uint8, device=meta)
-    num_classes = len(described.classes) or None
-    try:
-        check_fit(shell, image, num_classes, "the classifier", preprocess=preprocess, precision=precision)
-    except SettingError as error:
-        raise CheckpointMismatchError(f"{source}: {error}") from error
-    with isolated(torch.device("cpu")):  # its first weights are drawn, and then replaced
-        return build_model(described.model, described.arguments)
-
-
-def _constructor_call(described: Description) -> str:
-    """``CifarCNN(num_classes=10)``, as it would stand in code: other arguments that are the defaults are left out."""
-    name, arguments = described.model, described.arguments
-    if arguments is None:
-        return f"a {name}"
-    parameters = inspect.signature(MODELS[name]).parameters if name in MODELS else {}
-    told = [
-        f"{key}={arguments[key]!r}"
-        for key, parameter in parameters.items()
-        if key in arguments and (key == "num_classes" or arguments[key] != parameter.default)
-    ]
-    return f"{name}({', '.join(told)})"
 
 
 def _some(classes: tuple[str, ...]) -> str:
