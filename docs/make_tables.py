@@ -238,9 +238,20 @@ def break_even_table(training: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def speed_table(paths: Sequence[Path]) -> str:
+    """Images a second beside the script that a tutorial would write, a row a machine."""
+    lines = ["| training, batches of 64 | `cifarnet train` | `examples/plain_pytorch.py` | ratio |", "| --- " * 4 + "|"]
+    for report in (json.loads(path.read_text()) for path in paths):
+        contenders = {one["name"]: one for one in report["contenders"]}
+        own, script = contenders["eager"], contenders[report["baseline"]]
+        rates = [f"{one['images_per_s']['median']:,.0f} images/s, {one['precision']}" for one in (own, script)]
+        lines.append(f"| {report['hardware']} | {' | '.join(rates)} | {own['ratio']:.2f} |")
+    return "\n".join(lines)
+
+
 def start_table(path: Path) -> str:
     """How long a new process takes."""
-    return format_report(json.loads(path.read_text())) if path.exists() else "Not measured yet."
+    return format_report(json.loads(path.read_text()))
 
 
 def results(machine: str) -> list[dict[str, Any]]:
@@ -264,6 +275,7 @@ def tables() -> dict[str, str]:
         "precision": precision_table(RESULTS / "cpu" / "precision"),
         "training": format_report(json.loads((RESULTS / "cpu" / "training.json").read_text())),
         "training-amx": format_report(json.loads((RESULTS / "cpu" / "training_amx.json").read_text())),
+        "speed": speed_table([RESULTS / "cpu" / name for name in ("training.json", "training_amx.json")]),
         "inference": format_report(json.loads((RESULTS / "cpu" / "inference.json").read_text())),
         "saving": format_report(json.loads((RESULTS / "saving.json").read_text())),
         "ablation": ablation_table(RESULTS / "ablation"),
