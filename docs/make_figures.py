@@ -28,7 +28,7 @@ DRAWN = {
     "quickstart-curves.png": ("quickstart.py", "runs/quickstart/training_curves.png"),
     "quickstart-predictions.png": ("quickstart.py", "runs/quickstart/predictions.png"),
     "quickstart-augmentations.png": ("quickstart.py", "runs/quickstart/augmentations.png"),
-    "custom-images.png": ("custom_images.py", "runs/photos/photos.png"),
+    "custom-images.png": ("custom_images.py", "runs/my_photos/photos.png"),
 }
 CURVES = "reference-curves.png"
 

@@ -267,10 +267,11 @@ def tables() -> dict[str, str]:
             {heading: results(machine) for machine, heading in MACHINES.items()}, recipes=list(RECIPES)
         ),
         "reference": published_table(read_reports(RESULTS / "cpu" / "reference")),
+        "reference-epyc": published_table(read_reports(RESULTS / "cpu_epyc" / "reference")),
         "reference-augmentation": candidates_table(RESULTS / "cpu" / "reference" / "augmentation.json", "augmentation"),
         "tuned-candidates": candidates_table(RESULTS / "cpu" / "cifarcnn_tuned" / "candidates.json", "settings"),
         "plain": script_table(
-            RESULTS / "cpu" / "plain_pytorch", summarize_seeds(read_reports(RESULTS / "cpu" / "reference"))
+            RESULTS / "cpu_epyc" / "plain_pytorch", summarize_seeds(read_reports(RESULTS / "cpu_epyc" / "reference"))
         ),
         "precision": precision_table(RESULTS / "cpu" / "precision"),
         "training": format_report(json.loads((RESULTS / "cpu" / "training.json").read_text())),

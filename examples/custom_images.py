@@ -29,7 +29,7 @@ def draw_photos(root: Path, num_images: int) -> Path:
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--photos", type=Path, help="the folder; drawn where there is none")
-parser.add_argument("--out", type=Path, default=Path("runs/photos"), help="the run's directory")
+parser.add_argument("--out", type=Path, default=Path("runs/my_photos"), help="the run's directory")
 parser.add_argument("--epochs", type=int, default=15)
 parser.add_argument("--num-drawn", type=int, default=2000, help="how many to draw, three tenths of which are used")
 args = parser.parse_args()

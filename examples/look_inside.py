@@ -2,8 +2,8 @@
 
     python examples/look_inside.py runs/ablation/all-three/seed-0 --data DIR
 
-Of a network that `examples/ablation.py` left, or of any other run. The images are the first test image of each class,
-not the finest. Figures and what the network takes these images for go to --out.
+Of a network that `examples/ablation.py` left, or of another run of CifarCNN with seed 0. The images are the first test
+image of each class, not the finest. Figures and what the network takes these images for go to --out.
 """
 
 import argparse

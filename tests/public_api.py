@@ -10,6 +10,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from functools import cached_property
 from typing import Any
 
 import cifarnet
@@ -60,7 +61,7 @@ def callables() -> Iterator[tuple[str, Callable[..., Any], str]]:
         if inspect.isfunction(constructor) and constructor.__module__.startswith("cifarnet"):
             yield path, constructor, inspect.getdoc(value) or ""
         for name, member in members(value):
-            function = getattr(member, "__func__", getattr(member, "fget", member))
+            function = getattr(member, "__func__", getattr(member, "fget", getattr(member, "func", member)))
             foreign = (base for base in value.__mro__ if not base.__module__.startswith("cifarnet"))
             if inspect.isfunction(function) and not any(name in vars(base) for base in foreign):
                 yield f"{path}.{name}", function, inspect.getdoc(getattr(value, name)) or inspect.getdoc(function) or ""
@@ -94,8 +95,9 @@ def _describe(path: str, value: Any) -> Iterator[str]:
     for name, member in sorted(members(value)):
         kind = type(member).__name__
         function = getattr(member, "__func__", member)
-        if isinstance(member, property):
-            yield f"{path}.{name} -> {_text(inspect.signature(member.fget).return_annotation)}"  # type: ignore[arg-type]
+        if isinstance(member, property | cached_property):
+            getter = member.fget if isinstance(member, property) else member.func
+            yield f"{path}.{name} -> {_text(inspect.signature(getter).return_annotation)}"  # type: ignore[arg-type]
         elif inspect.isfunction(function):
             yield f"{path}.{name}{_signature(function)}" + ("" if kind == "function" else f"  # {kind}")
 

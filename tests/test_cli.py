@@ -17,12 +17,14 @@ from torch import nn
 
 from cifarnet import (
     Checkpointer,
+    CifarCNN,
     Classifier,
     DatasetSplits,
     Evaluation,
     History,
     Preprocess,
     cli,
+    load_image_folder,
     make_synthetic,
     recipes,
 )
@@ -32,7 +34,7 @@ from cifarnet.cli import commands, export
 from cifarnet.cli.arguments import BENCHMARKS, build_parser
 from cifarnet.cli.imports import load_command
 from cifarnet.errors import CifarnetError
-from cifarnet.report import load_report
+from cifarnet.report import load_report, read_reports, summarize_seeds
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -44,7 +46,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CIFARNET_DATA", raising=False)
     small = make_synthetic(num_train=200, num_test=60, seed=0)
-    monkeypatch.setattr("cifarnet.cli.data.make_synthetic", lambda: small)
+    monkeypatch.setattr("cifarnet.cli.data.make_synthetic", lambda size: small)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         try:
@@ -127,6 +129,13 @@ def test_a_run_is_calibrated_on_what_it_held_out_and_on_nothing_else(run: Run) -
     assert Classifier.load("held").temperature == chosen
 
 
+def test_every_seed_holds_out_the_same_images(run: Run) -> None:
+    options = ("train", "--data", "synthetic", "--recipe", "basic", "--epochs", "1", "--val-fraction", "0.1")
+    for seed in ("0", "1"):
+        assert run(*options, "--seed", seed, "--out", f"runs/seed-{seed}")[0] == 0
+    assert summarize_seeds(read_reports("runs"))["n"] == 2
+
+
 def test_a_run_without_a_best_temperature_is_a_run_all_the_same(
     run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -148,7 +157,13 @@ def test_resume_after_a_kill_gives_the_bytes_of_an_unbroken_run(run: Run, tmp_pa
         "import os, signal, sys\n"
         "from cifarnet import Checkpointer, cli, make_synthetic\n"
         "from cifarnet.cli import data\n"
-        "data.make_synthetic = lambda: make_synthetic(num_train=200, num_test=60, seed=0)\n"
+        "from cifarnet.trainer.saving import RunSaver\n"
+        "data.make_synthetic = lambda size: make_synthetic(num_train=200, num_test=60, seed=0)\n"
+        "after_step = RunSaver.after_step\n"
+        "def after_step_and_wait(self):\n"  # or a slow disk may see no state of these two epochs
+        "    after_step(self)\n"
+        "    self._writer.wait()\n"
+        "RunSaver.after_step = after_step_and_wait\n"
         "save = Checkpointer.save_state\n"
         "def save_and_die(self, state):\n"
         "    save(self, state)\n"
@@ -538,6 +553,14 @@ def test_evaluate_takes_the_runs_own_data_and_never_downloads_others(run: Run, t
     code, out, err = run("evaluate", "a", "--json")
     assert code == 0, err
     assert json.loads(out)["accuracy"] == load_report("a/report.json")["metrics"]["test_accuracy"]
+    photos = load_image_folder(folder, size=40)
+    large = Classifier(
+        CifarCNN(2, image_size=40, hidden=16), Preprocess(40), photos.test.classes, device="cpu", precision="float32"
+    )
+    large.save("large")
+    expected = large.evaluate(photos.test).loss
+    document = json.loads(run("evaluate", "large", "--data", "photos", "--json")[1])
+    assert document["loss"] == expected, "as large as the network wants them, not enlarged from 32 pixels"
     folder.rename(tmp_path / "elsewhere")
     code, _, err = run("evaluate", "a")
     assert code == 1

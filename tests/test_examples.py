@@ -77,7 +77,7 @@ def test_compare_models_makes_a_report_a_run_and_repeats_none(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run_one = "import sys, cifarnet.cli.commands, cifarnet as n; small = n.make_synthetic(num_train=96, num_test=32); "
-    run_one += "cifarnet.cli.data.make_synthetic = lambda: small; sys.exit(cifarnet.cli.main(sys.argv[1:]))"
+    run_one += "cifarnet.cli.data.make_synthetic = lambda size: small; sys.exit(cifarnet.cli.main(sys.argv[1:]))"
     calls = []
 
     def run(command: list[str], *, check: bool) -> None:
@@ -120,8 +120,8 @@ def test_custom_images_learns_a_folder_of_photos(
     assert "{'checkerboard': 40, 'circle': 40, 'ring': 40}" in out
     told = re.findall(r"^(checkerboard|circle|ring)/\d+.jpg: (checkerboard|circle|ring) ", out, flags=re.MULTILINE)
     assert len(told) == 6
-    assert Path("runs/photos/photos.png").exists()
-    photos = ("--photos", "runs/photos/photos", "--out", "runs/again", "--epochs", "1")
+    assert Path("runs/my_photos/photos.png").exists()
+    photos = ("--photos", "runs/my_photos/photos", "--out", "runs/again", "--epochs", "1")
     run_example("custom_images.py", *photos, monkeypatch=monkeypatch)
     assert "120 images of 3x32x32, 3 classes" in capsys.readouterr().out
 

@@ -66,6 +66,14 @@ def test_runs_that_cannot_be_compared_have_no_mean(tmp_path: Path) -> None:
         published_table(read_reports(tmp_path))
 
 
+def test_runs_without_test_images_have_no_mean_of_them(tmp_path: Path) -> None:
+    document = report(0, 0.78)
+    del document["metrics"]["test_accuracy"]
+    save_report(document, tmp_path / "seed-0.json")
+    with pytest.raises(InputError, match=r"no test accuracy; build_report\(test=, evaluation=\)"):
+        summarize_seeds(read_reports(tmp_path))
+
+
 def test_recipes_stand_beside_each_other_and_what_is_not_measured_says_so(tmp_path: Path) -> None:
     rows = []
     for name, model, machine, accuracies in (
@@ -74,7 +82,7 @@ def test_recipes_stand_beside_each_other_and_what_is_not_measured_says_so(tmp_pa
         ("fast94", "FastCNN", "a GPU", [0.93, 0.94]),
     ):
         tta = "none" if model == "CifarCNN" else "multi-crop"
-        recipe = {"name": name, "model": model, "max_epochs": 8, "tta": tta}
+        recipe = {"name": name, "model": model, "max_epochs": 10 if name == "reference" else 8, "tta": tta}
         folder = tmp_path / machine / name
         for seed, accuracy in enumerate(accuracies):
             document = report(seed, accuracy, recipe=recipe, hardware=machine, backend="eager")
@@ -93,8 +101,10 @@ def test_recipes_stand_beside_each_other_and_what_is_not_measured_says_so(tmp_pa
     assert "| `basic` | BasicCNN | 1,007,306 | 16M | ~60 %, ~10 min | not measured yet | not measured yet |" in table
     assert "not measured yet | 93.50 ± 0.71 % (94.00 ± 0.71 % with TTA, multi-crop), n = 2, 2.00 ± 0.00 s |" in table
     assert "- `fast94`: 8 epochs, the last counts; a GPU, bf16, eager, torch 2.15.0; CIFAR-10" in table
-    assert "- `reference`: 8 epochs, the last counts; a CPU, bf16" in table
+    assert "- `reference`: 10 epochs, the last counts; a CPU, bf16" in table
     assert comparison_table({"CPU": rows[:1]}).count("| `") == 1
+    for other in ({"data": "synthetic shapes"}, {"epochs": 1}):  # beside which 77.63 % says nothing
+        assert "| 43M |  | 79.00" in comparison_table({"CPU": [rows[0] | other]})
     empty = comparison_table({"CPU": rows[:1], "one GPU": []})
     assert "79.00 ± 1.41 %, n = 2, 1.5 ± 0.0 min | not measured yet |" in empty
 

@@ -431,7 +431,7 @@ CHILD = """
 import os, signal, sys, threading, time
 from cifarnet import Checkpointer, cli, make_synthetic
 from cifarnet.cli import data
-data.make_synthetic = lambda: make_synthetic(num_train=200, num_test=60, seed=0)
+data.make_synthetic = lambda size: make_synthetic(num_train=200, num_test=60, seed=0)
 where, signum, times = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 def strike():
     for _ in range(times):

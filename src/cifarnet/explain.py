@@ -38,6 +38,7 @@ def map_shapes(classifier: Classifier) -> dict[str, tuple[int, int, int]]:
 
     Raises:
         InputError: If ``classifier`` is no classifier.
+        NonFiniteLogitsError: If the network gives NaN or infinity.
 
     Example:
         >>> from cifarnet import CifarCNN, Preprocess
@@ -77,6 +78,7 @@ def feature_maps(
     Raises:
         InputError: If something is no image.
         SettingError: If a layer is unknown, gives no maps, or runs more than once.
+        NonFiniteLogitsError: If the network gives NaN or infinity.
 
     Example:
         >>> from cifarnet import CifarCNN, Preprocess

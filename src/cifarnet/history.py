@@ -187,6 +187,7 @@ class History(Sequence[EpochRecord]):
 
         Raises:
             InputError: If it is not such a file.
+            OSError: If it cannot be read.
         """
         with Path(path).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -209,6 +210,7 @@ class History(Sequence[EpochRecord]):
 
         Raises:
             InputError: If it is not such a file.
+            OSError: If it cannot be read.
         """
         try:
             rows = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -257,6 +257,11 @@ def test_a_run_with_other_weights_is_not_replaced(
         load(tmp_path, precision="float64").save(tmp_path)
     with Checkpointer(tmp_path / "busy"), pytest.raises(RunDirectoryBusyError):
         classifier.save(tmp_path / "busy")
+    own_loop = Checkpointer(tmp_path / "own")
+    own_loop.save(trainer)
+    classifier.save(tmp_path / "own")  # beside what such a loop saves
+    assert load(tmp_path / "own").evaluate(synthetic.test) == classifier.evaluate(synthetic.test)
+    assert own_loop.read_last() is not None
 
 
 def test_a_resumed_run_keeps_the_temperature_with_its_weights(

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from cifarnet import Checkpointer, CifarCNN, Classifier, FastCNN, Preprocess, Trainer, build_transforms, make_synthetic
 from cifarnet.checkpoint import load_best, unwrapped_state_dict
-from cifarnet.errors import SettingError, SettingTypeError
+from cifarnet.errors import InputError, SettingError, SettingTypeError
 from cifarnet.models import (
     MODELS,
     ResNet18,
@@ -220,3 +220,8 @@ def test_arithmetic_is_twice_the_multiply_adds() -> None:
     assert count_flops(CifarCNN()) == 2 * (900 * 32 * 27 + 784 * 64 * 288 + 12_544 * 512 + 512 * 10)
     assert model.training
     assert all(torch.equal(value, statistics[key]) for key, value in model[1].state_dict().items())
+    assert count_flops(nn.Conv2d(1, 2, 3), (1, 8, 8)) == 2 * 36 * 2 * 9
+    with pytest.raises(InputError, match=r"CifarCNN cannot take an image of \(3, 32, 32\): .*give image_shape="):
+        count_flops(CifarCNN(image_size=64))
+    with pytest.raises(InputError, match="Flatten has no weights"):
+        count_flops(nn.Flatten())

@@ -288,7 +288,7 @@ KILLED_TRAINING = """
 import sys
 from cifarnet import cli, make_synthetic
 from cifarnet.cli import data
-data.make_synthetic = lambda: make_synthetic(num_train=320, num_test=60, seed=0)
+data.make_synthetic = lambda size: make_synthetic(num_train=320, num_test=60, seed=0)
 options = ["--data", "synthetic", "--epochs", "8", "--val-fraction", "0.2", "--save-every", "0", "--out", sys.argv[1]]
 sys.exit(cli.main(["train", *options, "--resume"]))
 """

@@ -64,6 +64,13 @@ def test_the_title_names_the_classes_confused_most_often() -> None:
     assert first == f"400 images, {100 * evaluation.accuracy:.1f} % right"
     total = sum(evaluation.confusion[true])
     assert second == f"most often: kind {true} taken for kind {taken} ({count} of {total})"
+    long, _, _ = judged(2, names=LONG[:2], skill=0.5)
+    figure = plot_confusion_matrix(long)
+    figure.draw_without_rendering()
+    lines = figure.axes[0].get_title("left").splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["most", "taken"]
+    assert lines[2].endswith(")")
+    assert figure.axes[0]._left_title.get_window_extent().x1 < figure.bbox.x1  # type: ignore[attr-defined]
     perfect, _, _ = judged(10, skill=100.0)
     assert plot_confusion_matrix(perfect).axes[0].get_title("left") == "400 images, 100.0 % right"
 

@@ -63,6 +63,16 @@ class Classifier:
         notes: Whatever was to be kept beside the weights, see `Trainer`.
         temperature: What logits are divided by where they become probabilities; `calibrate` finds it.
 
+    Attributes:
+        model: The network, on its device, in evaluation mode.
+        preprocess: As above.
+        classes: As above, a tuple.
+        device: A `torch.device`.
+        precision: A `Precision`: its name, and the number format of the weights.
+        selected_by: As above; empty where nobody knew.
+        notes: As above.
+        temperature: As above, or what `calibrate` has found.
+
     Raises:
         SettingError: If the network cannot take what ``preprocess`` makes, or has another number of classes, or the
             temperature is outside `TEMPERATURE_RANGE`.
@@ -168,7 +178,7 @@ class Classifier:
         """Write a ``best.safetensors`` that `load` makes the same classifier of, temperature included.
 
         Args:
-            directory: Made if need be. A run that is there must have the same weights: nothing else is replaced.
+            directory: Made if need be. Best weights that are there must be the same: nothing else is replaced.
 
         Returns:
             The file.
@@ -192,7 +202,7 @@ class Classifier:
         }
         parse_description(description, name="the classifier")  # or nobody could read it again
         with checkpointer:
-            if checkpointer.holds_run() and not _are_equal(checkpointer.read_best()[0], weights):
+            if checkpointer.best_path.exists() and not _are_equal(checkpointer.read_best()[0], weights):
                 raise RunExistsError(
                     f"{checkpointer.directory} holds a run with other weights, or in another precision; save "
                     "to another directory"

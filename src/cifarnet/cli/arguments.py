@@ -68,14 +68,19 @@ def _add_train(subparsers: Any) -> None:
     _add_data(train)
     train.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
     train.add_argument("--batch-size", type=int, metavar="N", help="instead of the recipe's")
-    train.add_argument("--val-fraction", type=float, metavar="F", help="share of the training images to select by")
+    train.add_argument(
+        "--val-fraction",
+        type=float,
+        metavar="F",
+        help="share of the training images to select by, the same ones for every seed",
+    )
     _add_device(train)
     _add_precision(train)
     _add_backend(train)
+    train.add_argument("--local-batch-norm", action="store_true", help="under torchrun: of each process's images alone")
     train.add_argument(
-        "--local-batch-norm", action="store_true", help="under torchrun: of each process's images, and faster"
+        "--deterministic", action="store_true", help="on CUDA: equal bits on every run, by slower kernels"
     )
-    train.add_argument("--deterministic", action="store_true", help="on CUDA: equal bits on every run, and slower")
     train.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     _add_out(train, "runs/RECIPE")
     train.add_argument(

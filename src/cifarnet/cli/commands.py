@@ -30,6 +30,9 @@ from cifarnet.transforms import VIEWS
 
 __all__ = ["evaluate", "predict", "show_info", "show_recipes", "train"]
 
+#: Runs of all seeds hold out the same images: their mean is one over the same data.
+SPLIT_SEED = 0
+
 
 def train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
     """Train a recipe and leave a run: checkpoints, report, history, figures. Of several processes the first does so."""
@@ -41,7 +44,7 @@ def train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
     check_choice("backend", args.backend, BACKENDS)
     check_count("seed", args.seed, "0 is the default", least=0)  # all of this before anything is read
     if args.val_fraction is not None:
-        check_split(args.val_fraction, args.seed)
+        check_split(args.val_fraction, SPLIT_SEED)
     checkpointer = Checkpointer(args.out or Path("runs") / recipe.name, every_s=args.save_every)
     out = checkpointer.directory
 
@@ -50,7 +53,7 @@ def train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
         data = load_data(args.data, tell=not ranks.rank)
     train, val = data.train, None
     if args.val_fraction is not None:
-        train, val = train.split(args.val_fraction, seed=args.seed)
+        train, val = train.split(args.val_fraction, seed=SPLIT_SEED)
     trainer = build_trainer(
         recipe,
         train,
@@ -128,7 +131,7 @@ def evaluate(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], st
     """Score the best weights of a run on test images."""
     _check_views(args.tta)
     classifier = Classifier.load(args.path, device=args.device)
-    test = load_data(args.data or source_of(args.path, classifier)).test
+    test = load_data(args.data or source_of(args.path, classifier), size=classifier.preprocess.size).test
     evaluation = classifier.evaluate(test, views=args.tta)
     document: dict[str, Any] = {
         "command": command,

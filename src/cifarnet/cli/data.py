@@ -46,19 +46,20 @@ def source_of(run: Path, classifier: Classifier) -> str | None:
     return None
 
 
-def load_data(source: str | None, *, tell: bool = True) -> DatasetSplits:
+def load_data(source: str | None, *, size: int = 32, tell: bool = True) -> DatasetSplits:
     """Load it; a folder that holds something else is not taken for a place to download to.
 
     Args:
         source: A folder, ``"synthetic"``, or ``None`` for CIFAR-10 wherever it is.
+        size: Of photos and of images that are drawn: the network's, in pixels.
         tell: Say on stderr where CIFAR-10 is.
     """
     if source == "synthetic":
-        return make_synthetic()
+        return make_synthetic(size=size)
     if source is not None and not Path(source).exists() and get_close_matches(source, ["synthetic"]):
         raise SettingError(f'--data {source}: there is no such folder; did you mean "synthetic"?')
     if source is not None and (Path(source) / "train").is_dir():
-        return load_image_folder(source)
+        return load_image_folder(source, size=size)
     found = find_cifar10(source)
     elsewhere = source is not None and (found is None or not found.resolve().is_relative_to(Path(source).resolve()))
     if source is not None and elsewhere and Path(source).is_dir() and any(Path(source).iterdir()):

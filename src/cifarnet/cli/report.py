@@ -19,7 +19,8 @@ def report(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]
         check_target(args.out, ".html", name="report")  # before anything is read
     run = load_run(args.path, device=args.device)
     out = check_target(args.out or directory / "report.html", ".html", name="report")  # before half a minute of work
-    test = load_data(args.data or source_of(args.path, run.classifier)).test
+    source = args.data or source_of(args.path, run.classifier)
+    test = load_data(source, size=run.classifier.preprocess.size).test
     page = build_page(run, test)
     path = save_page(page, out)
     num_bytes = path.stat().st_size

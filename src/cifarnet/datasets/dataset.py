@@ -1,7 +1,7 @@
 """`ImageDataset`: labelled uint8 images in memory, and how to hold some of them out.
 
-CIFAR-10 is 184 MB as uint8, so all of it lives in one tensor: indexing that is 3 to 100 times faster than
-decoding and transforming image by image in workers. It is still a plain ``torch.utils.data.Dataset``.
+CIFAR-10 is 184 MB as uint8, so all of it lives in one tensor, and a batch is one copy by index. It is still a plain
+``torch.utils.data.Dataset``.
 """
 
 from __future__ import annotations
@@ -37,6 +37,13 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         ids: The identity of each image, int64, shape ``(N,)``, each once; ``0 .. N-1`` if not given.
             Augmentation and order are keyed by it, so `split` and `subset` hand it on.
         name: What reports call the data.
+
+    Attributes:
+        images: As above.
+        labels: As above.
+        classes: As above, a tuple.
+        ids: As above.
+        name: As above; it may be set.
 
     Raises:
         InputError: If a shape, dtype or range differs from the above.

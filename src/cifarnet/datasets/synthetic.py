@@ -46,10 +46,10 @@ def make_synthetic(num_train: int = 5000, num_test: int = 1000, *, seed: int = 0
     Its class is ``i % 10``: classes are balanced to within one image.
 
     Args:
-        num_train: How many training images, at least 1.
-        num_test: How many test images, at least 1.
+        num_train: How many training images, in ``[1, 2**24]``.
+        num_test: How many test images, in ``[1, 2**24]``.
         seed: Which set, in ``[0, 2**64)``.
-        size: Height and width in pixels, at least 8.
+        size: Height and width in pixels, in ``[8, 1024]``.
 
     Returns:
         Two parts of uint8 RGB images, named ``synthetic shapes``.

@@ -74,8 +74,13 @@ def summarize_seeds(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Returns:
         Plain values. Of ``test_accuracy`` and the like: ``mean`` and ``sd``, fractions; of ``train_s`` and ``total_s``,
         with the evaluations: seconds.
+
+    Raises:
+        InputError: If the runs were not evaluated on test images.
     """
     first = reports[0]
+    if any(report["metrics"].get("test_accuracy") is None for report in reports):
+        raise InputError("the reports have no test accuracy; build_report(test=, evaluation=) writes it into one")
     recipe, metrics = first["recipe"], [report["metrics"] for report in reports]
     augmented = [scores.get("test_accuracy_tta") for scores in metrics]
     return {
@@ -116,6 +121,7 @@ def comparison_table(columns: Mapping[str, Sequence[Mapping[str, Any]]], *, reci
 
     Raises:
         InputError: If two results are for one cell, one is for none, or they are of different data.
+        SettingError: If a recipe is not one of the library's.
     """
     summaries = [row for column in columns.values() for row in column]
     names = recipes or list(dict.fromkeys(row["recipe"] for row in summaries))
@@ -135,15 +141,25 @@ def comparison_table(columns: Mapping[str, Sequence[Mapping[str, Any]]], *, reci
     for name in names:
         rows = [by_cell.get((name, heading)) for heading in columns]
         results = " | ".join("not measured yet" if row is None else format_result(row) for row in rows)
-        lines.append(f"| `{name}` | {_network(name, rows)} | {_PUBLISHED.get(name, '')} | {results} |")
+        lines.append(f"| `{name}` | {_network(name, rows)} | {_published(name, rows)} | {results} |")
     lines += [
         "",
-        "Accuracy of the test images, mean ± standard deviation over n seeds; time of training, without evaluation; "
-        "TTA: logits averaged over views of an image. FLOPs: of a forward pass.",
+        "Accuracy of the test images, mean ± standard deviation over n seeds; time of training, without evaluation, on "
+        "the machine that is named below: times of different ones cannot be compared. TTA: logits averaged over views "
+        "of an image. FLOPs: of a forward pass.",
         "",
         *(f"- {_conditions(row)}" for row in summaries),
     ]
     return "\n".join(lines)
+
+
+def _published(name: str, rows: Sequence[Mapping[str, Any] | None]) -> str:
+    """What was published of a recipe; nothing beside other data or other epochs than the recipe's."""
+    recipe = get_recipe(name)
+    alike = all(
+        row is None or (row["data"].startswith("CIFAR-10") and row["epochs"] == recipe.max_epochs) for row in rows
+    )
+    return _PUBLISHED.get(name, "") if alike else ""
 
 
 def _network(name: str, rows: Sequence[Mapping[str, Any] | None]) -> str:
@@ -200,8 +216,8 @@ def published_table(reports: Sequence[Mapping[str, Any]]) -> str:
     lines += [
         "",
         f"Mean ± standard deviation over {own['n']} runs (seeds {', '.join(map(str, own['seeds']))}), {own['epochs']} "
-        f"epochs, after the last one; time with an evaluation of the test images after each epoch. {own['data']}. "
-        f"{own['hardware']}, {own['precision']}, torch {own['torch']}.",
+        f"epochs, after the last one; time with an evaluation of the test images after each epoch, memory of the whole "
+        f"process, torch included. {own['data']}. {own['hardware']}, {own['precision']}, torch {own['torch']}.",
     ]
     return "\n".join(lines)
 

@@ -142,6 +142,7 @@ def load_report(path: str | Path) -> dict[str, Any]:
 
     Raises:
         InputError: If it is not a report.
+        OSError: If it cannot be read.
     """
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -76,12 +76,21 @@ class Trainer:
             ``"eager"``, ``"compiled"`` (by ``torch.compile``) or ``"cuda-graph"``, which is for networks that decide
             nothing on the host. What cannot be captured or compiled is trained eagerly, with a warning that names it.
         batch_norm: Of several processes that train together: ``"synchronised"`` takes mean and variance over the whole
-            batch, as one process does; ``"local"`` lets each take those of its own images, and is faster. See
+            batch, as one process does; ``"local"`` lets each take those of its own images, and exchanges less. See
             :doc:`/howto/growing`.
-        deterministic: On CUDA, allow only kernels whose result never changes; slower there.
+        deterministic: On CUDA, allow only kernels whose result never changes; slower ones. (Not tested on a GPU yet.)
         seed: Of order, augmentation and dropout, not negative. Initial weights are the model's own business.
         notes: Plain values that every checkpoint keeps beside the run, such as the recipe that it came from;
             ``Classifier.notes`` has them again.
+
+    Attributes:
+        model: The network, on its device.
+        optimizer: As above.
+        transforms: As above, or the defaults.
+        device: A `torch.device`.
+        precision: A `Precision`: its name, and the number format of the weights.
+        seed: As above.
+        notes: As above, a plain copy.
 
     Raises:
         SettingTypeError: If there is something in ``notes`` that cannot be saved.
@@ -325,6 +334,7 @@ class Trainer:
             NonFiniteLossError: If the loss or a weight becomes NaN or infinite.
             InputError: If a foreign batch is none, or has a label or a pixel that cannot be.
             DeviceMemoryError: If a batch does not fit into memory.
+            RankLostError: If another process of the same training has ended.
         """
         plan = self._make_plan(train, val, test, max_epochs=max_epochs, batch_size=batch_size)
         return (event for event in self._run(plan) if isinstance(event, EpochRecord))

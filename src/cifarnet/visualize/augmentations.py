@@ -13,7 +13,7 @@ from cifarnet._checks import check_count
 from cifarnet.datasets import ImageDataset
 from cifarnet.errors import InputError
 from cifarnet.transforms import Transforms
-from cifarnet.visualize.canvas import divide, figure_of, open_axes, show_image
+from cifarnet.visualize.canvas import divide, figure_of, ink_on, open_axes, scale_of, show_image
 
 __all__ = ["plot_augmentations"]
 
@@ -30,7 +30,8 @@ def plot_augmentations(
     """Draw images as they are, and as the epochs of a run with this seed see them.
 
     Draws are keyed by seed, epoch and image, so these are the very pictures that a `Trainer` with the same seed trains
-    on. (Transforms of others draw from torch's generator: theirs are examples of what they do.)
+    on, before they are resized and normalised. (Transforms of others draw from torch's generator: theirs are examples
+    of what they do.)
 
     Args:
         transforms: What `build_transforms` returned, or a transform from uint8 to uint8.
@@ -45,6 +46,7 @@ def plot_augmentations(
 
     Raises:
         SettingError: If a number is below 1.
+        InputError: If the data are no `ImageDataset`, or the transforms give no uint8 images, one of each.
 
     Example:
         >>> from cifarnet import build_transforms, make_synthetic
@@ -62,7 +64,8 @@ def plot_augmentations(
         raise InputError(f"expected Transforms or a v2.Transform, got {type(augment).__name__}; see build_transforms")
     num_images = min(num_images, len(data))
     images, ids = data.images[:num_images], data.ids[:num_images]
-    ax = open_axes(ax, width=0.9 * (num_epochs + 1), height=0.9 * num_images + 0.3)
+    width = 0.9 * (num_epochs + 1)
+    ax = open_axes(ax, width=width, height=0.9 * num_images + 0.3)
     panels = divide(ax, num_images, num_epochs + 1, gap_x=0.06, gap_y=0.06)
     columns = [("original", images)]
     cpu = torch.device("cpu")
@@ -72,7 +75,7 @@ def plot_augmentations(
             with randomness.scope(seed, epoch, ids):
                 columns.append((f"epoch {epoch + 1}", _check(augment(images), num_images)))
     for j, (title, column) in enumerate(columns):
-        panels[0][j].set_title(title, fontsize=8)
+        panels[0][j].set_title(title, color=ink_on(ax), fontsize=8 * scale_of(ax, width))
         for i in range(num_images):
             show_image(panels[i][j], column[i])
     return figure_of(ax)

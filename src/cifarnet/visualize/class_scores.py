@@ -34,8 +34,8 @@ def plot_class_scores(evaluation: Evaluation, *, ax: Axes | None = None) -> Figu
     """Draw precision, recall and F1 of each class as bars, the class with the lowest F1 first.
 
     A figure of its own grows with the classes. Of more than 40 classes the 15 with the lowest and the 15 with the
-    highest F1 are drawn, and a line between them says how many are left out. F1 and the number of images are written
-    beside the bars; a class without images comes last, and says so.
+    highest F1 are drawn, and lines say how many are left out. F1 and the number of images are written beside the bars;
+    classes without images come last, and say so.
 
     Args:
         evaluation: What ``evaluate`` returned.
@@ -84,12 +84,15 @@ def plot_class_scores(evaluation: Evaluation, *, ax: Axes | None = None) -> Figu
 
 
 def _rows(scores: tuple[ClassScores, ...]) -> list[ClassScores | str]:
-    """Classes from the lowest F1 on; of many the ends, and a line between them."""
+    """Classes from the lowest F1 on; of many the ends, and a line for those that are left out."""
     ranked = sorted(scores, key=lambda one: (not one.num_images, one.f1))
     if len(ranked) <= _MAX_CLASSES:
         return [*ranked]
-    left_out = f"{len(ranked) - 2 * _EACH_END:,} classes between"
-    return [*ranked[:_EACH_END], left_out, *ranked[-_EACH_END:]]
+    rows: list[ClassScores | str] = [one for one in ranked if one.num_images]
+    without = len(ranked) - len(rows)
+    if len(rows) > _MAX_CLASSES:
+        rows[_EACH_END:-_EACH_END] = [f"{len(rows) - 2 * _EACH_END:,} classes between"]
+    return [*rows, f"{without:,} without images"] if without else rows
 
 
 def _draw_row(panel: Axes, y: int, scores: ClassScores, ink: str, size: float) -> None:

@@ -125,4 +125,5 @@ def _summary(evaluation: Evaluation, counts: np.ndarray) -> str:
     if not others[row, column]:
         return first
     true, taken = (shorten(evaluation.class_name(int(i)), 24) for i in (row, column))
-    return f"{first}\nmost often: {true} taken for {taken} ({others[row, column]:,} of {counts[row].sum():,})"
+    then = " " if len(true) + len(taken) <= 24 else "\n"
+    return f"{first}\nmost often: {true}{then}taken for {taken} ({others[row, column]:,} of {counts[row].sum():,})"

@@ -30,8 +30,8 @@ def plot_training_curves(
     """Draw loss and accuracy over the epochs, side by side, and mark the best epoch.
 
     Training values are measured as they are trained: on augmented images with dropout on, averaged over the epoch. So
-    they may lie below those of validation. The best epoch is marked where there are validation images; test images
-    choose nothing, so without them nothing is marked.
+    they may lie below those of validation. The best epoch is marked where there are validation images; where there are
+    none nothing is marked, as test images choose nothing.
 
     Args:
         history: What `Trainer.fit` returned, or records of `Trainer.epochs`; at least one.

@@ -61,6 +61,7 @@ def plot_feature_maps(
     Raises:
         InputError: If it is no image, or the network has no layer that gives maps.
         SettingError: If a layer is unknown or gives no maps, or ``num_maps`` is below 1.
+        NonFiniteLogitsError: If the network gives NaN or infinity.
 
     Example:
         >>> from cifarnet import CifarCNN, Preprocess

@@ -51,6 +51,7 @@ def plot_predictions(
     Raises:
         InputError: If there are no images, one cannot be read, or the classes of the data set are others.
         SettingError: If a number is below 1.
+        NonFiniteLogitsError: If the network gives NaN or infinity.
 
     Example:
         >>> from cifarnet import CifarCNN, Preprocess, make_synthetic

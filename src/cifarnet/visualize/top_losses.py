@@ -80,7 +80,7 @@ def _check_same(evaluation: Evaluation, data: object) -> None:
         if found != (one.id, one.label):
             raise InputError(
                 f"image {one.index} has id {found[0]} and label {found[1]}, but id {one.id} and label {one.label} in "
-                "the evaluation; give the data set that was evaluated, in the same order"
+                "the evaluation; give the data set that was evaluated, in the same order; a loader of it gives no ids"
             )
 
 

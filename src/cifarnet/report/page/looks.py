@@ -44,7 +44,8 @@ def top_losses(judged: Judged) -> Markup:
     listed = table(f"The {len(rows)} highest losses", head, rows, texts=(1, 2), id_="losses-table")
     shown = figure(
         partial(plot_top_losses, scores, judged.test),
-        "The images with the highest loss: taken for something else, or right and unsure. Some labels are wrong, too.",
+        "The images with the highest loss: taken for something else, or right and unsure. Look at the labels too: one "
+        "may be wrong.",
         alt=alt,
     )
     return join([shown, element("details", element("summary", "The same as a table"), listed)])

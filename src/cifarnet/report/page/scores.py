@@ -149,9 +149,9 @@ def class_scores(judged: Judged) -> Markup:
     """Bars of each class."""
     from cifarnet.visualize import plot_class_scores
 
-    ranked = sorted(judged.evaluation.per_class, key=lambda one: one.f1)
+    ranked = sorted((one for one in judged.evaluation.per_class if one.num_images), key=lambda one: one.f1)
     alt = (
-        f"Bars of precision, recall and F1 of {len(ranked)} classes. Lowest F1: {ranked[0].name}, "
+        f"Bars of precision, recall and F1 of {len(judged.evaluation.per_class)} classes. Lowest F1: {ranked[0].name}, "
         f"{percent(ranked[0].f1, 1)}; highest: {ranked[-1].name}, {percent(ranked[-1].f1, 1)}. All values are in the "
         "table of each class."
     )
@@ -208,10 +208,7 @@ def calibration(judged: Judged) -> Markup:
     calibrated = used if judged.is_calibrated else None
     text = f"Expected calibration error {percent(plain.expected_calibration_error)}"
     if calibrated is not None:
-        text += (
-            f" as trained, {percent(used.expected_calibration_error)} with the temperature {used.temperature:.3f}, "
-            "which was found on held-out images"
-        )
+        text += f" as trained, {percent(used.expected_calibration_error)} with the temperature {used.temperature:.3f}"
     plot = partial(plot_reliability, plain, calibrated=calibrated)
     parts = [
         figure(
