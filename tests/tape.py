@@ -17,7 +17,12 @@ from torch.utils._pytree import tree_iter
 
 from cifarnet import engine
 
-_FORBIDDEN = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+_FORBIDDEN = (
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.masked_fill.Tensor,  # reads the value that it fills in
+    torch.ops.aten.masked_fill_.Tensor,
+)
 _WRITTEN_IN_SILENCE = ("running_mean", "running_var")  # batch norm's schemas do not say so
 
 

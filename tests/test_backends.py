@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,87 @@ def test_a_loaded_state_is_captured_anew(graphs: None, make_trainer: MakeTrainer
     assert [r.train_loss for r in trainer.epochs(synthetic.train, max_epochs=4)] == first
 
 
+def test_a_unit_is_captured_once_however_often_it_is_run(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device has two names, such as ``cuda`` and ``cuda:0``, and optimizers make their state late."""
+    captured = []
+
+    def count(function: Callable[[], None]) -> Callable[[], None]:
+        captured.append(function)
+        return tape.capture(function)
+
+    def choose(name: str, settings: StepSettings) -> Any:
+        return CudaGraphBackend(settings, capture=count, steps_per_graph=3)
+
+    monkeypatch.setattr("cifarnet.trainer.trainer.choose_backend", choose)
+    for device in ("cpu", "cpu:0"):
+        captured.clear()
+        trainer = make_trainer(device=device)
+        told = [len(captured) for _ in trainer.epochs(synthetic.train, max_epochs=4)]
+        assert told == [0, 3, 3, 3]  # units of 3, 1 and 1 steps, the last one of a smaller batch
+
+
+def test_what_is_changed_between_epochs_is_changed_in_graphs(
+    graphs: None, make_trainer: MakeTrainer, synthetic: DatasetSplits
+) -> None:
+    trained = []
+    for backend in ("eager", "cuda-graph"):
+        trainer = make_trainer(backend=backend, dropout=0.0, precision="float64")
+        model = trainer.model
+        for record in trainer.epochs(synthetic.train, max_epochs=6):
+            if record.epoch == 3:
+                model.get_parameter("conv1.weight").requires_grad_(False)
+                vars(model.get_submodule("bn1"))["momentum"] = 0.9
+                trainer.optimizer.param_groups[0]["weight_decay"] = 0.1
+                before = model.get_parameter("conv1.weight").clone()
+        assert torch.equal(model.get_parameter("conv1.weight"), before)
+        trained.append(trainer)
+    eager, captured = trained
+    assert captured.backend == "cuda-graph"
+    for one, other in zip(eager.model.state_dict().values(), captured.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-6)  # learning rates are float32 there
+
+
+def test_no_capture_is_begun_of_what_waits_for_the_device(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed = []
+
+    def probe(function: Callable[[], None]) -> str:
+        probed.append(function)
+        function()
+        return "it waits"
+
+    def never(function: Callable[[], None]) -> Callable[[], None]:
+        raise AssertionError("a capture was begun")
+
+    def choose(name: str, settings: StepSettings) -> Any:
+        return CudaGraphBackend(settings, capture=never, probe=probe, steps_per_graph=3)
+
+    eager = make_trainer(backend="eager", dropout=0.0, precision="float64")
+    eager.fit(synthetic.train, max_epochs=3, progress=False)
+    monkeypatch.setattr("cifarnet.trainer.trainer.choose_backend", choose)
+    trainer = make_trainer(dropout=0.0, precision="float64")
+    with pytest.warns(UserWarning, match=r"cannot be captured in a CUDA graph \(it waits\)") as caught:
+        trainer.fit(synthetic.train, max_epochs=3, progress=False)
+    assert (len(caught), len(probed), trainer.backend) == (1, 1, "eager")
+    for one, other in zip(eager.model.parameters(), trainer.model.parameters(), strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-9)
+
+
+def test_an_optimizer_that_has_stepped_before_counts_where_its_flags_say(synthetic: DatasetSplits) -> None:
+    model = network()
+    optimizer = adam(model)
+    model(torch.zeros(2, 3, 16, 16).double()).sum().backward()
+    optimizer.step()
+    for state in optimizer.state.values():
+        state["step"] = 1  # as torch had it once, and files have it
+    settings = settings_for(model, optimizer, build_transforms(size=16))
+    tape.Graph(settings)
+    assert all(isinstance(state["step"], Tensor) for state in optimizer.state.values())
+
+
 @pytest.mark.parametrize("saved_by", ["eager", "cuda-graph"])
 def test_a_run_changes_its_backend_with_a_warning(
     graphs: None, make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, saved_by: str
@@ -216,6 +298,7 @@ def test_what_looks_at_a_value_is_trained_eagerly_with_one_warning(
     with pytest.warns(UserWarning, match="cannot be captured") as caught:
         trainer.fit(synthetic.train, max_epochs=3, progress=False)
     assert len(caught) == 1
+    assert trainer.backend == "eager"
     eager = make_trainer(backend="eager", loss_fn=loss, dropout=0.0, precision="float64")
     eager.fit(synthetic.train, max_epochs=3, progress=False)
     for one, other in zip(eager.model.parameters(), trainer.model.parameters(), strict=True):
@@ -300,6 +383,28 @@ def test_without_a_compiler_training_is_eager_with_one_warning(
     plain = make_trainer(backend="eager", dropout=0.0)
     plain.fit(synthetic.train, max_epochs=1, progress=False)
     assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), trainer.model.parameters(), strict=True))
+
+
+def test_a_run_that_fell_back_goes_on_without_a_warning(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(function: Any, **_: Any) -> Any:
+        def call(*_: Any) -> Any:
+            raise torch._dynamo.exc.TorchDynamoException("no compiler")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    for max_epochs in (1, 2):
+        trainer = make_trainer(backend="compiled")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer.fit(
+                synthetic.train, max_epochs=max_epochs, checkpointer=Checkpointer(tmp_path), resume=True, progress=False
+            )
+        assert ["does not work here" in str(warning.message) for warning in caught] == [True]
+        assert trainer.changes == []
+    assert trainer.state_dict()["environment"]["backend"] == "eager"
 
 
 def test_an_error_of_the_users_own_is_not_taken_for_a_missing_compiler(

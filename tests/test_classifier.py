@@ -88,6 +88,10 @@ def test_classes_that_nobody_knew_are_none(make_trainer: MakeTrainer, synthetic:
     classifier = Classifier.load(tmp_path, device="cpu")
     assert classifier.classes == ()
     assert classifier.evaluate(synthetic.test).num_images == 100
+    two = Classifier(CifarCNN(2, image_size=16), Preprocess(16), (), device="cpu")
+    for use in (two.evaluate, two.calibrate):
+        with pytest.raises(SettingError, match="synthetic shapes has 10 classes; build it with num_classes=10"):
+            use(synthetic.test)
 
 
 def test_data_with_other_classes_is_refused(trained: tuple[Trainer, Path]) -> None:

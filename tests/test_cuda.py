@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from cifarnet import Checkpointer, Classifier, DatasetSplits, Trainer, Transforms, build_transforms
-from cifarnet.engine import predict_logits
+from cifarnet.engine import CudaGraphBackend, predict_logits
+from cifarnet.engine.graph import waits_for_device
 from cifarnet.errors import DeviceMemoryError, InputError
 from cifarnet.models import evaluation_mode
 from cifarnet.randomness import permutation, scope
@@ -82,13 +84,19 @@ def test_no_step_waits_for_the_gpu(
     )
     list(trainer.epochs(data, max_epochs=1))  # kernels are loaded, constants are made
     plan = trainer._make_plan(data, None, None, max_epochs=2, batch_size=64)
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        set_sync_debug_mode("error")
         for event in trainer._run(plan):
             if event == plan.train.num_steps:
                 break
     finally:
-        torch.cuda.set_sync_debug_mode("default")
+        set_sync_debug_mode("default")
+
+
+def set_sync_debug_mode(mode: str) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype feature")
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 class Greedy(nn.Module):
@@ -158,6 +166,15 @@ def test_a_run_of_the_gpu_loads_on_a_cpu_with_close_logits(
 GRAPH = {"device": "cuda", "backend": "cuda-graph"}
 
 
+def assert_replayed(trainer: Trainer) -> None:
+    """No unit is run operation by operation any more: a fall-back would compute the same."""
+    backend = trainer._backend
+    assert isinstance(backend, CudaGraphBackend)
+    assert trainer.backend == "cuda-graph"
+    assert all(unit.replay is not None for unit in backend._units.values())
+    assert backend._units
+
+
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("stop", [1, 2])
 def test_a_captured_run_resumes_to_the_same_bytes(
@@ -172,6 +189,7 @@ def test_a_captured_run_resumes_to_the_same_bytes(
         return trainer
 
     unbroken = fit(4, "unbroken")
+    assert_replayed(unbroken)
     first = fit(stop, "resumed")
     resumed = fit(4, "resumed")
     assert resumed.history[0] == first.history[0]
@@ -186,9 +204,9 @@ def test_a_captured_run_computes_what_the_eager_one_does(make_trainer: MakeTrain
     for backend in ("eager", "cuda-graph"):
         trainer = make_trainer(device="cuda", backend=backend, precision="float64", dropout=0.0, deterministic=True)
         list(trainer.epochs(synthetic.train, max_epochs=3, batch_size=8))
-        assert trainer.backend == backend
         trained.append(trainer)
     eager, captured = trained
+    assert_replayed(captured)
     for one, other in zip(eager.model.state_dict().values(), captured.model.state_dict().values(), strict=True):
         torch.testing.assert_close(other, one, rtol=0, atol=1e-7)  # learning rates are float32 there
     assert [r.train_loss for r in eager.history] == pytest.approx([r.train_loss for r in captured.history], abs=1e-6)
@@ -207,6 +225,7 @@ def test_dropout_draws_anew_in_each_step_of_a_graph(make_trainer: MakeTrainer, s
 
     trainer.model.get_submodule("dropout").register_forward_hook(note)
     list(trainer.epochs(synthetic.train.subset(torch.arange(80)), max_epochs=4, batch_size=8))
+    assert_replayed(trainer)
     assert int(count) == 40
     assert len({tuple(mask.flatten().tolist()) for mask in seen}) == 5
 
@@ -230,7 +249,23 @@ def test_a_loss_that_reads_a_value_is_trained_eagerly_with_one_warning(
     with pytest.warns(UserWarning, match="cannot be captured") as caught:
         trainer.fit(synthetic.train, max_epochs=3, batch_size=8, progress=False)
     assert len(caught) == 1
+    assert trainer.backend == "eager"
     assert len(trainer.history) == 3
+
+
+def test_what_waits_is_found_before_a_capture_is_begun() -> None:
+    value = torch.ones(3, device=CUDA)
+
+    def look() -> None:
+        value.mul_(value.max().item())
+
+    def add() -> None:
+        value.add_(1)
+
+    assert "called a synchronizing CUDA operation" in waits_for_device(look)
+    assert waits_for_device(add) == ""
+    assert value.tolist() == [2, 2, 2]
+    assert torch.cuda.get_sync_debug_mode() == 0
 
 
 def test_checkpoints_are_written_while_steps_are_captured(
@@ -240,6 +275,7 @@ def test_checkpoints_are_written_while_steps_are_captured(
     trainer.fit(
         synthetic.train, max_epochs=4, batch_size=8, checkpointer=Checkpointer(tmp_path, every_s=0), progress=False
     )
+    assert_replayed(trainer)
     state = Checkpointer(tmp_path).read_last()
     assert state is not None
     for name, tensor in trainer.model.state_dict().items():

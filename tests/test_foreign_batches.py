@@ -56,6 +56,21 @@ def test_images_that_are_ready_are_left_alone(synthetic: DatasetSplits) -> None:
         assert torch.equal(batch.images, ready)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.uint16, torch.uint32, torch.uint64])
+def test_labels_are_integers_of_any_kind(dtype: torch.dtype) -> None:
+    (batch,) = ForeignBatches([(images(), LABELS.to(dtype))], device=CPU).in_order()
+    assert torch.equal(batch.labels, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "labels"),
+    [(images(), LABELS.to(torch.complex64)), (images().to(torch.float8_e4m3fn), LABELS), (images(), LABELS.float())],
+)
+def test_number_formats_that_nobody_trains_on_are_refused(pixels: Tensor, labels: Tensor) -> None:
+    with pytest.raises(InputError, match=r"batch 1: expected .*(integer labels|uint8 images)"):
+        list(ForeignBatches([(pixels, labels)], device=CPU).in_order())
+
+
 def test_an_empty_batch_is_refused() -> None:
     batches = [(torch.zeros(0, 3, 16, 16), torch.zeros(0, dtype=torch.int64))]
     with pytest.raises(InputError, match=r"batch 1: expected images .*, got \(0, 3, 16, 16\)"):

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
@@ -182,6 +184,57 @@ def test_early_stopping_goes_on_counting(make_trainer: MakeTrainer, synthetic: D
         assert list(resumed[: len(before)]) == before
         before = list(resumed)
     assert len(resumed) == len(unbroken)
+
+
+def test_patience_counts_on_while_no_epoch_was_good(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    def loss_fn(logits: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits, labels) * (1 if logits.requires_grad else math.nan)
+
+    def fit(max_epochs: int) -> int:
+        trainer = make_trainer(loss_fn=loss_fn)
+        checkpointer = Checkpointer(tmp_path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that val_loss is nan
+            history = trainer.fit(
+                synthetic.train, synthetic.test, max_epochs=max_epochs, monitor="val_loss", patience=3,
+                checkpointer=checkpointer, resume=True, progress=False,
+            )  # fmt: skip
+        return len(history)
+
+    assert [fit(2), fit(9)] == [2, 3]
+
+
+def test_an_evaluation_that_draws_draws_the_same_after_a_stop(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    class Some:
+        """Other images each time, drawn by torch."""
+
+        def __init__(self, stop_at: int) -> None:
+            self.stop_at, self.calls = stop_at, 0
+
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            self.calls += 1
+            for part in torch.split(torch.randperm(100)[:40], 20):
+                yield synthetic.test.images[part], synthetic.test.labels[part]
+                if self.calls == self.stop_at:
+                    signal.raise_signal(signal.SIGINT)
+
+    def fit(directory: str, stop_at: int = 0) -> list[float | None]:
+        trainer = make_trainer()
+        trainer.fit(
+            synthetic.train, Some(stop_at), max_epochs=3, checkpointer=Checkpointer(tmp_path / directory), resume=True,
+            progress=False,
+        )  # fmt: skip
+        return [record.val_loss for record in trainer.history]
+
+    unbroken = fit("unbroken")
+    assert len(set(unbroken)) == 3
+    with pytest.raises(KeyboardInterrupt):
+        fit("stopped", stop_at=2)
+    assert fit("stopped") == unbroken
 
 
 def test_resume_starts_where_there_is_nothing_to_continue(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from cifarnet import Checkpointer, CifarCNN, Classifier, DatasetSplits, EpochRecord, Trainer, build_transforms
+from cifarnet import Checkpointer, CifarCNN, Classifier, DatasetSplits, EpochRecord, FastCNN, Trainer, build_transforms
 from cifarnet.errors import (
     InputError,
     NonFiniteLossError,
@@ -264,6 +264,25 @@ def test_bf16_and_float32_give_close_gradients_from_the_same_weights(
     assert not torch.equal(gradients[0], gradients[1])
 
 
+def test_a_last_image_alone_is_refused_where_batch_norm_has_one_value_of_it(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits
+) -> None:
+    """FastCNN ends in maps of one pixel for images of 16; those of the others are larger, and one image will do."""
+    model = FastCNN(widths=(8, 8, 8))
+    trainer = Trainer(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), transforms=build_transforms(size=16), device="cpu"
+    )
+    train = synthetic.train.subset(range(33))
+    with pytest.raises(
+        SettingError,
+        match=r"33 images, so that the last batch .* has one, and group3.* batch_size=33 leaves none alone",
+    ):
+        trainer.fit(train, max_epochs=1, batch_size=32, progress=False)
+    assert trainer.global_step == 0
+    assert len(trainer.fit(train, max_epochs=1, batch_size=31, progress=False)) == 1
+    assert len(make_trainer().fit(train, max_epochs=1, batch_size=32, progress=False)) == 1
+
+
 class TestRefusals:
     """Everything wrong is told before anything is trained or written."""
 
@@ -478,5 +497,7 @@ def test_a_run_keeps_its_batch_size_and_data_in_one_process_too(
 def test_parts_of_a_data_set_are_asked_for_by_name(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
     with pytest.raises(InputError, match=r"got DatasetSplits; give its .train or .test"):
         make_trainer().evaluate(synthetic)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"got DatasetSplits; give its .train or .test"):
+        make_trainer(schedule=linear()).fit(synthetic, max_epochs=1)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"data.subset\(range\(500\)\)"):
         synthetic.train[:5]  # type: ignore[index]

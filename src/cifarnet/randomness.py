@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -173,8 +172,7 @@ def isolated(device: torch.device, *, deterministic: bool = False, autotune: boo
 
     Args:
         device: Where the training runs.
-        deterministic: Refuse kernels whose result changes from run to run. On CUDA this sets
-            ``CUBLAS_WORKSPACE_CONFIG`` for the rest of the process, where it is not set.
+        deterministic: Refuse kernels whose result changes from run to run.
         autotune: Let cuDNN time its kernels and take the fastest, unless ``deterministic``.
     """
     generators = torch.get_rng_state()
@@ -183,9 +181,6 @@ def isolated(device: torch.device, *, deterministic: bool = False, autotune: boo
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
     try:
-        if deterministic and device.type == "cuda":
-            # cuBLAS needs a fixed workspace to be reproducible; it reads this when its handle is made.
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         if deterministic:
             torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = autotune and not deterministic

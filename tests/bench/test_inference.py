@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from torch import nn
 
-from cifarnet import bench, make_synthetic
+from cifarnet import CifarCNN, bench, make_synthetic
 from cifarnet.errors import SettingError
 from cifarnet.recipes import get_recipe
 
@@ -24,6 +26,19 @@ def test_throughput_and_latency_belong_together(document: dict[str, Any]) -> Non
     assert latency["n"] == 20
     assert 0 < latency["min"] <= latency["p5"] <= latency["median"] <= latency["p95"] <= latency["max"]
     assert (document["device"], document["precision"], document["model"]) == ("cpu", "float32", "CifarCNN")
+
+
+def test_the_network_is_the_recipes_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+
+    def build(name: str, arguments: dict[str, Any]) -> nn.Module:
+        built.append((name, arguments))
+        return CifarCNN()
+
+    monkeypatch.setattr("cifarnet.bench.inference.build_model", build)
+    recipe = replace(get_recipe("reference"), model="FastCNN", model_arguments={"widths": (128, 384, 512)})
+    bench.measure_inference(recipe, make_synthetic(1, 20).test, rounds=1, num_calls=2, device="cpu")
+    assert built == [("FastCNN", {"widths": (128, 384, 512), "num_classes": 10})]
 
 
 def test_the_table_shows_both(document: dict[str, Any]) -> None:

@@ -37,6 +37,12 @@ def test_the_table_shows_medians_ranges_and_the_share(document: dict[str, Any]) 
     assert f"Saving every epoch costs {document['share_of_an_epoch']:.1%} of an epoch of " in table
 
 
+@pytest.mark.parametrize("count", ["num_steps", "rounds"])
+def test_too_few_steps_or_rounds_are_refused(count: str) -> None:
+    with pytest.raises(SettingError, match=f"{count} must be at least 1, got 0"):
+        bench.measure_saving(get_recipe("reference"), make_synthetic(8, 1).train, device="cpu", **{count: 0})  # type: ignore[arg-type]
+
+
 def test_too_few_images_are_refused() -> None:
     train = make_synthetic(num_train=100, num_test=10, seed=0).train
     with pytest.raises(SettingError, match="2 steps of 64 images need 128, there are 100"):

@@ -99,6 +99,11 @@ def test_a_backend_compiles_anew_whatever_was_compiled_before(tmp_path: Path, mo
     assert "start of the process, the compiler with an empty cache." in bench.format_report(document)
 
 
+def test_no_backend_at_all_is_refused() -> None:
+    with pytest.raises(SettingError, match="backends must name at least one"):
+        bench.measure_training(RECIPE, LOAD, backends=(), device="cpu")
+
+
 def test_the_table_has_a_line_a_contender(document: dict[str, Any]) -> None:
     table = bench.format_report(document)
     assert "ratio to script, 2 workers" in table

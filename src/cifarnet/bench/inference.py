@@ -60,7 +60,7 @@ def measure_inference(
     memory = PeakMemory(resolve_device(device))
     with isolated(torch.device("cpu")):
         seed_torch(0, torch.device("cpu"))
-        model = build_model(recipe.model, {"num_classes": len(images.classes)})
+        model = build_model(recipe.model, {**recipe.model_arguments, "num_classes": len(images.classes)})
     classifier = Classifier(model, recipe.transforms.preprocess, images.classes, device=device, precision=precision)
     batches = open_for_evaluation(images, classifier.device)
     evaluation = partial(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
+from cifarnet._checks import check_count
 from cifarnet.bench.timing import summarize, timed
 from cifarnet.checkpoint import BackgroundWriter, Checkpointer, snapshot, unwrapped_state_dict
 from cifarnet.datasets import ImageDataset
@@ -50,8 +52,10 @@ def measure_saving(
         Plain values; times in seconds.
 
     Raises:
-        SettingError: If there are too few images.
+        SettingError: If a value is outside its range, or there are too few images.
     """
+    check_count("num_steps", num_steps, "100 is the default")
+    check_count("rounds", rounds, "10 is the default")
     needed = num_steps * recipe.batch_size
     if len(train) < needed:
         raise SettingError(f"{num_steps} steps of {recipe.batch_size} images need {needed:,}, there are {len(train):,}")
@@ -59,8 +63,11 @@ def measure_saving(
     parts: dict[bool, list[float]] = {False: [], True: []}
     copies: list[float] = []
     writes: list[float] = []
-    with TemporaryDirectory() as directory, Checkpointer(directory) as checkpointer:
-        writer = BackgroundWriter("last", "best")
+    with (
+        TemporaryDirectory() as directory,
+        Checkpointer(directory) as checkpointer,
+        closing(BackgroundWriter("last", "best")) as writer,
+    ):
 
         def write(save: Any, *content: Any) -> None:
             writes[-1] += timed(partial(save, *content))
@@ -83,7 +90,6 @@ def measure_saving(
             next(records)
             parts[saves].append(perf_counter() - started)
             writer.wait()
-        writer.close()
         size = checkpointer.last_path.stat().st_size
         reads, num_read = _read_times(checkpointer, rounds)
     saved, plain = summarize(parts[True]), summarize(parts[False])

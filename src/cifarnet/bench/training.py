@@ -18,6 +18,7 @@ from cifarnet.bench.script import ScriptRuns
 from cifarnet.bench.timing import summarize
 from cifarnet.datasets import DatasetSplits
 from cifarnet.engine import BACKENDS, describe_machine, resolve_device, resolve_precision
+from cifarnet.errors import SettingError
 from cifarnet.recipes import Recipe
 
 __all__ = ["format_training", "measure_training"]
@@ -89,6 +90,8 @@ def measure_training(
     machine = describe_machine(resolve_precision(precision, resolved))
     if backends is None:
         backends = ("eager", "compiled", *(("cuda-graph",) if resolved.type == "cuda" else ()))
+    if not backends:
+        raise SettingError("backends must name at least one; leave it out for all that are there")
     for backend in backends:
         check_choice("backend", backend, BACKENDS)
     with ExitStack() as stack:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -64,10 +64,9 @@ def run_trial(build: Callable[..., Trainer], recipe: Recipe, data: DatasetSplits
         if saves:
             directory = stack.enter_context(TemporaryDirectory())
             checkpointer = stack.enter_context(Checkpointer(directory))
-            writer = BackgroundWriter("last", "best")
-            for _ in records:
-                _save(trainer, checkpointer, writer)
-            writer.close()
+            with closing(BackgroundWriter("last", "best")) as writer:
+                for _ in records:
+                    _save(trainer, checkpointer, writer)
         else:
             for _ in records:
                 pass

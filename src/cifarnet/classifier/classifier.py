@@ -330,11 +330,21 @@ class Classifier:
 
         Raises:
             InputError: If the classes differ.
+            SettingError: If nobody knows the classes of the network, and it tells another number of them apart.
         """
         if self.classes and data.classes != self.classes:
             raise InputError(
                 f"the network tells {_some(self.classes)} apart, the images are {_some(data.classes)}; evaluate on "
                 "data with the classes it was trained on"
+            )
+        if not self.classes:  # on CUDA, a label without a logit would not raise but break the process
+            check_fit(
+                self.model,
+                data.images[:1],
+                len(data.classes),
+                data.name,
+                preprocess=self.preprocess,
+                precision=self.precision,
             )
 
     def evaluate(self, data: Data, *, views: Views | ViewName | None = None) -> Evaluation:

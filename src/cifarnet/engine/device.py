@@ -69,7 +69,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         device(type='cpu')
     """
     ranks = Ranks.here()
-    if device in ("auto", "cuda") and ranks.world_size > 1 and torch.cuda.is_available():
+    if str(device) in ("auto", "cuda") and ranks.world_size > 1 and torch.cuda.is_available():
         if torch.cuda.device_count() == 1:  # by CUDA_VISIBLE_DEVICES each its own; NCCL refuses the same one twice
             return torch.device("cuda", 0)
         if ranks.local_rank >= torch.cuda.device_count():

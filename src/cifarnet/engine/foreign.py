@@ -159,17 +159,22 @@ def _check_shapes(item: Any) -> tuple[Images, Labels]:
     if not (isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(x, Tensor) for x in item)):
         raise InputError(f"expected batches of (images, labels) tensors, got {type(item).__name__}")
     images, labels = item
-    if images.dtype != torch.uint8 and not images.is_floating_point():
+    is_float8 = images.is_floating_point() and images.itemsize == 1
+    if is_float8 or (images.dtype != torch.uint8 and not images.is_floating_point()):
         raise InputError(
             f"expected uint8 images, or floating ones that are ready for the network, got {images.dtype}; "
             "images.to(torch.uint8) suits values in [0, 255]"
         )
-    if images.ndim != 4 or labels.shape != images.shape[:1] or labels.is_floating_point() or 0 in images.shape:
+    if images.ndim != 4 or labels.shape != images.shape[:1] or not _are_integers(labels) or 0 in images.shape:
         raise InputError(
             f"expected images (N, C, H, W) and integer labels (N,), got {tuple(images.shape)} {images.dtype} and "
             f"{tuple(labels.shape)} {labels.dtype}"
         )
     return images, labels
+
+
+def _are_integers(labels: Tensor) -> bool:
+    return not (labels.is_floating_point() or labels.is_complex())
 
 
 def _check_pixels(images: Images) -> None:
@@ -193,10 +198,10 @@ def _check_signs(labels: Labels) -> int | None:
     """The highest label, where that is known without waiting for a device."""
     if labels.device.type != "cpu":
         return None
-    low, high = (int(end) for end in labels.aminmax())
+    low, high = (int(end) for end in labels.long().aminmax())  # for uint16 and the like, torch has no aminmax
     if low < 0:
         raise InputError(
-            f"label {low} at row {int(labels.argmin())}; labels count the classes from 0, so leave out images that "
-            "have none"
+            f"label {low} at row {int(labels.long().argmin())}; labels count the classes from 0, so leave out images "
+            "that have none"
         )
     return high

@@ -9,8 +9,9 @@ that they can be captured once and replayed.
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,13 +39,16 @@ CHUNK = 4096
 #: Records what a function does on the device without doing it; what it returns does it.
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
+#: Runs a function, and says why it cannot be captured: an empty string where nothing is known against it.
+Probe = Callable[[Callable[[], None]], str]
+
 #: What makes torch's optimizers read learning rates and count steps on the device.
 _FLAGS: dict[type[torch.optim.Optimizer], dict[str, bool]] = {
     torch.optim.Adam: {"capturable": True, "fused": True, "foreach": False},
     torch.optim.AdamW: {"capturable": True, "fused": True, "foreach": False},
-    torch.optim.NAdam: {"capturable": True},
-    torch.optim.RAdam: {"capturable": True},
-    torch.optim.RMSprop: {"capturable": True},
+    torch.optim.NAdam: {"capturable": True, "foreach": True},
+    torch.optim.RAdam: {"capturable": True, "foreach": True},
+    torch.optim.RMSprop: {"capturable": True, "foreach": True},
     torch.optim.SGD: {"fused": True, "foreach": False},
 }
 
@@ -81,30 +85,40 @@ class CudaGraphBackend:
     """Steps as `EagerBackend` does them, many in a CUDA graph.
 
     A unit is run as it is the first time, when kernels are loaded and the optimizer makes its state, and captured the
-    second time. Foreign batches come from the host one by one, and are trained on eagerly.
+    second time; on CUDA, one unit is run once more before, to see whether its steps wait for the device: a capture that
+    breaks leaves torch's allocator and generator in disorder, so none is begun that must. Foreign batches come from the
+    host one by one, and are trained on eagerly.
 
     Args:
         settings: What a step is made of. Groups of the optimizer get the flags and the tensors that capturing needs.
         steps_per_graph: Steps a unit.
         capture: In the place of a CUDA graph, for tests.
+        probe: In the place of a look at whether the host waits for the device, for tests.
     """
 
     name: str = "cuda-graph"
 
     def __init__(
-        self, settings: StepSettings, *, steps_per_graph: int = STEPS_PER_GRAPH, capture: Capture | None = None
+        self,
+        settings: StepSettings,
+        *,
+        steps_per_graph: int = STEPS_PER_GRAPH,
+        capture: Capture | None = None,
+        probe: Probe | None = None,
     ) -> None:
         self.steps_per_graph = steps_per_graph
         self._settings = settings
-        self._device = settings.precision.device
+        self._device = settings.optimizer.param_groups[0]["params"][0].device  # with its index, as all tensors tell it
         self._eager = EagerBackend(settings)
         self._capture: Capture | None = self._capture_cuda_graph if capture is None else capture
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._pool: Any = None  # of the memory that all graphs share: one runs at a time
         self._units: dict[tuple[int, int, int], _Unit] = {}  # by steps, images a step, side in pixels
-        self._addresses: list[int] = []
+        self._captured: list[Any] = []  # what must be as it was, or the graphs do something else than the steps
+        self._probe: Probe | None = waits_for_device if self._device.type == "cuda" else probe
         for group in settings.optimizer.param_groups:
             group.update(_flags(settings.optimizer) or {})
+        self._count_on_device()
 
     def epoch(
         self, batches: BatchSource, epoch: int, *, first_step: int, multipliers: Sequence[float], sums: RunningSums
@@ -118,12 +132,14 @@ class CudaGraphBackend:
             multipliers: Of the base learning rates, one a step of the whole epoch.
             sums: Loss and counts are added to them.
         """
+        self._count_on_device()
         if not isinstance(batches, Batches):
             yield from self._eager.epoch(batches, epoch, first_step=first_step, multipliers=multipliers, sums=sums)
             return
         self._eager.set_modes()
         tables = self._tables(batches.num_steps, first_step, multipliers)
-        self._forget_other_addresses(sums)
+        if self._frozen(sums) != self._captured:
+            self._forget()
         window_steps = self._window_steps(batches)
         for window in range(first_step // window_steps * window_steps, batches.num_steps, window_steps):
             images, labels = self._window(batches, epoch, window, window_steps)
@@ -140,6 +156,8 @@ class CudaGraphBackend:
                     if counting is not None:
                         counting.num_updates += count
                 yield step + count
+            del images, labels  # before there are those of the next
+        self._captured = self._frozen(sums)  # now that the optimizer has made its state
 
     def _tables(self, num_steps: int, first_step: int, multipliers: Sequence[float]) -> list[Tensor]:
         """What the steps of an epoch read, on the device.
@@ -161,12 +179,15 @@ class CudaGraphBackend:
         tables = ((per_step[:, None] * base).float(), torch.tensor(weights, dtype=torch.float64), pulls)
         return [table.to(self._device, non_blocking=True) for table in tables]
 
-    def _forget_other_addresses(self, sums: RunningSums) -> None:
-        """Capture anew where a tensor that a graph writes to lies elsewhere now, as after loading a state."""
-        settings = self._settings
-        for parameter, state in settings.optimizer.state.items():
-            if "step" in state:  # of an optimizer that has stepped before it was given to us
+    def _count_on_device(self) -> None:
+        """Where the flags want the counters of an optimizer that has stepped before it was given to us, or loaded."""
+        for parameter, state in self._settings.optimizer.state.items():
+            if "step" in state:
                 state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)
+
+    def _frozen(self, sums: RunningSums) -> list[Any]:
+        """What a graph has once for all: where its tensors lie, and every setting that is a number of the host."""
+        settings = self._settings
         tensors = [
             *settings.model.parameters(),
             *settings.model.buffers(),
@@ -176,14 +197,22 @@ class CudaGraphBackend:
             *(() if settings.average is None else settings.average.weights.values()),
             *sums.tensors,
         ]
-        addresses = [tensor.data_ptr() for tensor in tensors if isinstance(tensor, Tensor)]
-        if addresses != self._addresses:
-            self._units.clear()
-        self._addresses = addresses
+        return [
+            [tensor.data_ptr() for tensor in tensors if isinstance(tensor, Tensor)],
+            [parameter.requires_grad for parameter in settings.model.parameters()],
+            [_plain({**group, "lr": None, "initial_lr": None}) for group in settings.optimizer.param_groups],
+            [_plain(vars(module)) for module in settings.model.modules()],
+        ]
+
+    def _forget(self) -> None:
+        """Capture anew, as after loading a state, or where a layer was frozen between two epochs."""
+        self._units.clear()
+        self._pool = None
 
     def _window_steps(self, batches: Batches) -> int:
         side = self._settings.transforms.preprocess.size  # no epoch has larger images
-        unit_bytes = self.steps_per_graph * batches.batch_size * batches.channels * side**2 * 4
+        pixel_bytes = self._settings.precision.weights.itemsize
+        unit_bytes = self.steps_per_graph * batches.batch_size * batches.channels * side**2 * pixel_bytes
         return self.steps_per_graph * max(1, WINDOW_BYTES // unit_bytes)
 
     def _window(self, batches: Batches, epoch: int, start: int, num_steps: int) -> tuple[Images, Labels]:
@@ -217,24 +246,33 @@ class CudaGraphBackend:
     def _new_unit(self, count: int, size: int, images: Images, sums: RunningSums) -> _Unit:
         unit, side = _Unit(self._settings, count, size, images, sums), images.shape[-1]
         if any(key[2] != side for key in self._units):  # of an epoch before: their memory would lie idle
-            self._units.clear()
-            self._pool = None
+            self._forget()
         self._units[count, size, side] = unit
         return unit
 
     def _run(self, unit: _Unit, seed: int) -> None:
-        if unit.replay is None and unit.has_run and self._capture is not None:
+        is_due = unit.replay is None and unit.has_run and self._capture is not None
+        if is_due and self._probe is None:
+            assert self._capture is not None
             try:
                 unit.replay = self._capture(unit.steps)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                reason = str(error).splitlines()[0]
-                warnings.warn(f"a step cannot be captured in a CUDA graph ({reason}); training eagerly", stacklevel=2)
-                self._capture = None
+                self._give_up(str(error).splitlines()[0])
         randomness.seed_torch(seed, self._device)  # a graph draws from where the generator is when it is replayed
-        (unit.replay or unit.steps)()
+        if is_due and self._probe is not None:
+            probe, self._probe = self._probe, None
+            if reason := probe(unit.steps):
+                self._give_up(reason)
+        else:
+            (unit.replay or unit.steps)()
         unit.has_run = True
+
+    def _give_up(self, reason: str) -> None:
+        warnings.warn(f"a step cannot be captured in a CUDA graph ({reason}); training eagerly", stacklevel=2)
+        self._capture = None
+        self.name = EagerBackend.name
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
@@ -244,9 +282,11 @@ class CudaGraphBackend:
             return
         caller = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(caller)
-        with torch.cuda.stream(self._stream):
-            yield
-        caller.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            caller.wait_stream(self._stream)
 
     def _capture_cuda_graph(self, function: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
@@ -256,6 +296,36 @@ class CudaGraphBackend:
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             function()
         return graph.replay
+
+
+def waits_for_device(function: Callable[[], None]) -> str:
+    """Run a function, and tell whether the host waited for the device meanwhile, which no graph can do.
+
+    Args:
+        function: Works on CUDA.
+
+    Returns:
+        What torch says of it; empty where it does not.
+    """
+    own, mode, waits = threading.get_ident(), torch.cuda.get_sync_debug_mode(), list[str]()
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def note(message: Warning | str, category: type[Warning], *where: Any, **other: Any) -> None:
+            if "called a synchronizing CUDA operation" not in str(message):
+                if "Synchronization debug mode" not in str(message):
+                    show(message, category, *where, **other)
+            elif threading.get_ident() == own:  # a checkpoint that another thread writes may wait
+                waits.append(f"{message} in {where[0]}, line {where[1]}")
+
+        warnings.simplefilter("always")
+        warnings.showwarning = note
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            function()
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    return waits[0].replace("\n", " ") if waits else ""
 
 
 class _Unit:
@@ -305,6 +375,15 @@ class _Unit:
 
     def _loss_and_logits(self, images: Images, labels: Tensor) -> tuple[Tensor, Logits]:
         return forward(self._settings, images, labels)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers and names, alone or in tuples."""
+    return {
+        key: value
+        for key, value in values.items()
+        if all(isinstance(one, bool | int | float | str) for one in (value if isinstance(value, tuple) else (value,)))
+    }
 
 
 def _channels_last(shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -70,7 +70,8 @@ class RunningSums:
         self._loss += loss.detach().to(self._loss.dtype) * num_images
         self._num_correct += (logits.detach().argmax(dim=1) == labels).sum()
         first_bad = ~loss.detach().isfinite() & (self._first_bad_step < 0)
-        self._first_bad_step.masked_fill_(first_bad, step)
+        # By arithmetic: on CUDA, `masked_fill_` would read a tensor of steps back, and no graph may do that.
+        self._first_bad_step += (step - self._first_bad_step) * first_bad
         self._num_images += num_images
 
     def read(self) -> Totals:

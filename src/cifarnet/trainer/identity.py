@@ -53,6 +53,7 @@ class Identity:
         self._settings = settings
         self._schedule = schedule
         self._backend = backend
+        self._chosen = backend.name  # which may turn out not to work here
         self._deterministic = deterministic
         self._facts: dict[str, Any] | None = None  # of the run that was begun or loaded
 
@@ -111,6 +112,8 @@ class Identity:
             _refuse_differences({**_ADDED_LATER, **self._facts["run"]}, facts["run"])
             changes += self.changes
             known = {key: value for key, value in self._facts["environment"].items() if key != "changes"}
+            if known.pop("chosen_backend", None) == self._chosen:
+                known.pop("backend", None)  # the one that worked then; what works now is not known yet
             new = list(_differences(known, facts["environment"]))
             if new and self._ranks.rank == 0:
                 _warn_of(new)
@@ -123,7 +126,7 @@ class Identity:
         environment = _describe_environment(
             settings, plan, self._ranks, backend=self._backend, deterministic=self._deterministic
         )
-        environment["batch_norm"] = self._batch_norm
+        environment |= {"batch_norm": self._batch_norm, "chosen_backend": self._chosen}
         return {
             "run": _describe_run(settings, self._schedule, plan),
             "environment": environment | {"changes": changes},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +78,7 @@ class Plan:
         check_count("max_epochs", max_epochs, "10 is the reference's")
         check_count("batch_size", batch_size, "64 is the reference's")
         for data in (train, val, test):
+            _refuse_splits(data)
             if isinstance(data, ImageDataset):
                 check_fit(
                     model,
@@ -93,6 +96,8 @@ class Plan:
         source: BatchSource
         if isinstance(train, ImageDataset):
             check_sizes(model, train.images[:1], train.name, transforms=transforms, precision=precision)
+            if len(train) % batch_size == 1 or batch_size == 1:
+                check_lone_image(model, train, batch_size, transforms=transforms, precision=precision)
             source = Batches(train.images, train.labels, train.ids, batch_size=batch_size, device=device, seed=seed)
         else:
             source = ForeignBatches(train, device=device, ranks=ranks)
@@ -143,11 +148,51 @@ def describe_data(data: Data | None) -> dict[str, Json] | None:
 
 def open_for_evaluation(data: Data, device: torch.device, ranks: Ranks | None = None) -> BatchSource:
     """Images in their own order, in batches of a fixed size."""
-    if isinstance(data, DatasetSplits):
-        raise InputError("expected images, got DatasetSplits; give its .train or .test")
+    _refuse_splits(data)
     if not isinstance(data, ImageDataset):
         return ForeignBatches(data, device=device, ranks=ranks)
     return Batches(data.images, data.labels, data.ids, batch_size=EVAL_BATCH_SIZE, device=device, seed=0)
+
+
+def _refuse_splits(data: object) -> None:
+    if isinstance(data, DatasetSplits):
+        raise InputError("expected images, got DatasetSplits; give its .train or .test")
+
+
+def check_lone_image(
+    model: nn.Module, train: ImageDataset, batch_size: int, *, transforms: Transforms, precision: Precision
+) -> None:
+    """Refuse a last batch of one image where batch norm would see one value a channel of it, at the epoch's end.
+
+    Raises:
+        SettingError: Naming the layer, and a batch size that leaves no image alone.
+    """
+    lone: list[str] = []
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            trained = module.training or not model.training
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and trained:
+
+                def note(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                    if inputs[0].numel() == inputs[0].shape[1]:
+                        lone.append(name)
+
+                hooks.callback(module.register_forward_pre_hook(note).remove)
+        for size in transforms.train_sizes:
+            check_fit(
+                model,
+                train.images[:1],
+                None,
+                train.name,
+                preprocess=replace(transforms.preprocess, size=size),
+                precision=precision,
+            )
+    if lone:
+        fits = next((size for size in count(batch_size + 1) if len(train) % size != 1), batch_size)
+        raise SettingError(
+            f"{train.name} has {len(train):,} images, so that the last batch of an epoch has one, and {lone[0]} sees "
+            f"one value a channel of it, which has no variance; batch_size={fits} leaves none alone"
+        )
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:

@@ -77,6 +77,8 @@ class RunState:
         """
         own = self.selection
         if not own.epoch:
+            if own.monitor == selection.monitor:
+                selection.epochs_since = own.epochs_since  # none was good enough so far, which patience counts
             self.selection = selection
             return
         if own.monitor != selection.monitor:

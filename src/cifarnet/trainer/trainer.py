@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
@@ -78,7 +79,8 @@ class Trainer:
         batch_norm: Of several processes that train together: ``"synchronised"`` takes mean and variance over the whole
             batch, as one process does; ``"local"`` lets each take those of its own images, and exchanges less. See
             :doc:`/howto/growing`.
-        deterministic: On CUDA, allow only kernels whose result never changes; slower ones. (Not tested on a GPU yet.)
+        deterministic: On CUDA, allow only kernels whose result never changes; slower ones. Sets
+            ``CUBLAS_WORKSPACE_CONFIG`` for the rest of the process, where it is not set. (Not tested on a GPU yet.)
         seed: Of order, augmentation and dropout, not negative. Initial weights are the model's own business.
         notes: Plain values that every checkpoint keeps beside the run, such as the recipe that it came from;
             ``Classifier.notes`` has them again.
@@ -132,6 +134,9 @@ class Trainer:
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise SettingError(f"max_grad_norm must be above 0, got {max_grad_norm}; leave it out for no clipping")
         self.device = resolve_device(device)
+        if deterministic and self.device.type == "cuda":
+            # cuBLAS needs a workspace of fixed size to be reproducible; it reads this when its handle is made.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         self.precision = resolve_precision(precision, self.device)
         self.model = model.to(self.device, self.precision.weights).to(memory_format=torch.channels_last)
         self.optimizer = optimizer
@@ -381,8 +386,8 @@ class Trainer:
     def _finish_epoch(self, plan: Plan, check: Callable[[], None]) -> EpochRecord:
         clock = time.perf_counter()
         state = self._state
-        val = None if plan.val is None else self._score(WatchedBatches(plan.val, check))
-        test = None if plan.test is None else self._score(WatchedBatches(plan.test, check))
+        val = None if plan.val is None else self._score(WatchedBatches(plan.val, check), -2)
+        test = None if plan.test is None else self._score(WatchedBatches(plan.test, check), -3)
         totals = state.sums.read()
         record = EpochRecord(
             epoch=state.epoch + 1,
@@ -529,8 +534,10 @@ class Trainer:
         processes = f", {self.world_size} processes" if self.world_size > 1 else ""
         return f"Training on {describe_device(self.device)}, {self.precision.name}, backend {self.backend}{processes}"
 
-    def _score(self, batches: OrderedBatches) -> Totals:
-        """Loss and accuracy alone: all else is for those who ask."""
+    def _score(self, batches: OrderedBatches, place: int) -> Totals:
+        """Loss and accuracy alone: all else is for those who ask; ``place`` is that in the epoch, beside its steps."""
+        # What draws in somebody's iterable draws the same in a run that was stopped in the midst of it.
+        randomness.seed_torch(randomness.step_seed(self.seed, self._state.epoch, place), self.device)
         with self._state.evaluated():
             own = score(
                 self.model,
