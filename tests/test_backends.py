@@ -277,13 +277,15 @@ def test_windows_change_nothing(
 
 
 def test_foreign_batches_are_trained_on_eagerly(
-    graphs: None, make_trainer: MakeTrainer, synthetic: DatasetSplits
+    graphs: None, make_trainer: MakeTrainer, synthetic: DatasetSplits, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loader = DataLoader(synthetic.train, batch_size=64)
     losses = []
     for backend in ("eager", "cuda-graph"):
         trainer = make_trainer(backend=backend, dropout=0.0, precision="float64")
-        losses.append([r.train_loss for r in trainer.fit(loader, max_epochs=2, progress=False)])
+        losses.append([r.train_loss for r in trainer.fit(loader, max_epochs=2)])
+        assert ", backend eager" in capsys.readouterr().err
+        assert trainer.backend == "eager", "and so says the report"
     assert losses[0] == pytest.approx(losses[1], abs=1e-9)
 
 

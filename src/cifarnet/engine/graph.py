@@ -133,6 +133,8 @@ class CudaGraphBackend:
             sums: Loss and counts are added to them.
         """
         self._count_on_device()
+        captures = isinstance(batches, Batches) and self._capture is not None
+        self.name = CudaGraphBackend.name if captures else EagerBackend.name
         if not isinstance(batches, Batches):
             yield from self._eager.epoch(batches, epoch, first_step=first_step, multipliers=multipliers, sums=sums)
             return

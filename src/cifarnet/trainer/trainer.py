@@ -532,7 +532,9 @@ class Trainer:
         if patience is not None and selection.epochs_since >= patience:
             return f"Run already finished: the best {selection.monitor} was {selection.epochs_since} epochs ago {done}"
         processes = f", {self.world_size} processes" if self.world_size > 1 else ""
-        return f"Training on {describe_device(self.device)}, {self.precision.name}, backend {self.backend}{processes}"
+        is_foreign = not plan.train.starts_anywhere  # which is not captured
+        backend = "eager" if is_foreign and self.backend == "cuda-graph" else self.backend
+        return f"Training on {describe_device(self.device)}, {self.precision.name}, backend {backend}{processes}"
 
     def _score(self, batches: OrderedBatches, place: int) -> Totals:
         """Loss and accuracy alone: all else is for those who ask; ``place`` is that in the epoch, beside its steps."""
