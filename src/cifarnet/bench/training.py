@@ -163,7 +163,8 @@ def format_training(document: Mapping[str, Any]) -> str:
         "",
         f"Recipe {document['recipe']}, batches of {document['batch_size']} images, parts of {document['steps']} steps "
         "in turns, augmentation on the clock. Start: to the end of the first step, from the start of the process"
-        f"{', the compiler with an empty cache' if document.get('compiler_cache') == 'empty' else ''}.",
+        f"{', the compiler with an empty cache' if document.get('compiler_cache') == 'empty' else ''}. "
+        "Memory: beyond what the imports hold.",
         *([f"The data path alone, from the index to normalised images: {', '.join(told)}."] if told else []),
         f"{document['hardware']}, torch {document['versions']['torch']}.",
     ]
