@@ -278,6 +278,10 @@ def test_a_last_image_alone_is_refused_where_batch_norm_has_one_value_of_it(
         match=r"33 images, so that the last batch .* has one, and group3.* batch_size=33 leaves none alone",
     ):
         trainer.fit(train, max_epochs=1, batch_size=32, progress=False)
+    with pytest.raises(SettingError, match=r"1 images, so that .* no variance; give more of them"):
+        trainer.fit(train.subset([0]), max_epochs=1, progress=False)
+    with pytest.raises(SettingError, match="batch_size=3 leaves none alone"):
+        trainer.fit(train, max_epochs=1, batch_size=1, progress=False)
     assert trainer.global_step == 0
     assert len(trainer.fit(train, max_epochs=1, batch_size=31, progress=False)) == 1
     assert len(make_trainer().fit(train, max_epochs=1, batch_size=32, progress=False)) == 1

@@ -174,7 +174,7 @@ def check_lone_image(
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and trained:
 
                 def note(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                    if inputs[0].numel() == inputs[0].shape[1]:
+                    if inputs and inputs[0].numel() == inputs[0].shape[1]:
                         lone.append(name)
 
                 hooks.callback(module.register_forward_pre_hook(note).remove)
@@ -188,10 +188,11 @@ def check_lone_image(
                 precision=precision,
             )
     if lone:
-        fits = next((size for size in count(batch_size + 1) if len(train) % size != 1), batch_size)
+        fits = next(size for size in count(batch_size + 1) if len(train) % size != 1 or size > len(train))
+        remedy = f"batch_size={fits} leaves none alone" if len(train) > 1 else "give more of them"
         raise SettingError(
             f"{train.name} has {len(train):,} images, so that the last batch of an epoch has one, and {lone[0]} sees "
-            f"one value a channel of it, which has no variance; batch_size={fits} leaves none alone"
+            f"one value a channel of it, which has no variance; {remedy}"
         )
 
 
