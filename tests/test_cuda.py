@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from cifarnet import Checkpointer, Classifier, DatasetSplits, Trainer, Transforms, build_transforms
 from cifarnet.engine import CudaGraphBackend, predict_logits
-from cifarnet.engine.graph import waits_for_device
+from cifarnet.engine.waiting import waits_for_device
 from cifarnet.errors import DeviceMemoryError, InputError
 from cifarnet.models import evaluation_mode
 from cifarnet.randomness import permutation, scope

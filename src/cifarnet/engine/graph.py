@@ -9,7 +9,6 @@ that they can be captured once and replayed.
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from cifarnet.engine.eager import EagerBackend
 from cifarnet.engine.settings import StepSettings
 from cifarnet.engine.step import forward, prepared, update
 from cifarnet.engine.sums import RunningSums
+from cifarnet.engine.waiting import waits_for_device
 from cifarnet.transforms import draws_per_image
 
 __all__ = ["STEPS_PER_GRAPH", "CudaGraphBackend", "what_cannot_be_captured"]
@@ -298,36 +298,6 @@ class CudaGraphBackend:
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             function()
         return graph.replay
-
-
-def waits_for_device(function: Callable[[], None]) -> str:
-    """Run a function, and tell whether the host waited for the device meanwhile, which no graph can do.
-
-    Args:
-        function: Works on CUDA.
-
-    Returns:
-        What torch says of it; empty where it does not.
-    """
-    own, mode, waits = threading.get_ident(), torch.cuda.get_sync_debug_mode(), list[str]()
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-
-        def note(message: Warning | str, category: type[Warning], *where: Any, **other: Any) -> None:
-            if "called a synchronizing CUDA operation" not in str(message):
-                if "Synchronization debug mode" not in str(message):
-                    show(message, category, *where, **other)
-            elif threading.get_ident() == own:  # a checkpoint that another thread writes may wait
-                waits.append(f"{message} in {where[0]}, line {where[1]}")
-
-        warnings.simplefilter("always")
-        warnings.showwarning = note
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            function()
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
-    return waits[0].replace("\n", " ") if waits else ""
 
 
 class _Unit:

@@ -97,7 +97,7 @@ class Plan:
         if isinstance(train, ImageDataset):
             check_sizes(model, train.images[:1], train.name, transforms=transforms, precision=precision)
             if len(train) % batch_size == 1 or batch_size == 1:
-                check_lone_image(model, train, batch_size, transforms=transforms, precision=precision)
+                _check_lone_image(model, train, batch_size, transforms=transforms, precision=precision)
             source = Batches(train.images, train.labels, train.ids, batch_size=batch_size, device=device, seed=seed)
         else:
             source = ForeignBatches(train, device=device, ranks=ranks)
@@ -159,7 +159,7 @@ def _refuse_splits(data: object) -> None:
         raise InputError("expected images, got DatasetSplits; give its .train or .test")
 
 
-def check_lone_image(
+def _check_lone_image(
     model: nn.Module, train: ImageDataset, batch_size: int, *, transforms: Transforms, precision: Precision
 ) -> None:
     """Refuse a last batch of one image where batch norm would see one value a channel of it, at the epoch's end.
