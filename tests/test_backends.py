@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +30,7 @@ from cifarnet.engine import (
     resolve_precision,
     what_cannot_be_captured,
 )
+from cifarnet.engine.waiting import waits_for_device
 from cifarnet.errors import CheckpointWarning, DeviceMemoryError, NonFiniteLossError, SettingError
 from cifarnet.optim import ExponentialMovingAverage, one_cycle, tabulate
 from cifarnet.randomness import permutation, scope
@@ -231,6 +234,30 @@ def test_no_capture_is_begun_of_what_waits_for_the_device(
     assert (len(caught), len(probed), trainer.backend) == (1, 1, "eager")
     for one, other in zip(eager.model.parameters(), trainer.model.parameters(), strict=True):
         torch.testing.assert_close(other, one, rtol=0, atol=1e-9)
+
+
+def test_a_wait_of_this_thread_is_told_and_other_warnings_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch says it on CUDA, where tests/test_cuda.py has the same of real waits."""
+    modes: list[object] = []
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def wait() -> None:
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+
+    def write() -> None:
+        thread = threading.Thread(target=wait)
+        thread.start()
+        thread.join()
+
+    with pytest.warns(UserWarning, match="something else") as others:
+        assert waits_for_device(lambda: warnings.warn("something else", stacklevel=1)) == ""
+    assert len(others) == 1
+    assert waits_for_device(write) == "", "a checkpoint is written by a thread, which may wait"
+    assert re.fullmatch(
+        r"called a synchronizing CUDA operation in .*test_backends.py, line \d+", waits_for_device(wait)
+    )
+    assert modes == ["warn", 0] * 3
 
 
 def test_an_optimizer_that_has_stepped_before_counts_where_its_flags_say(synthetic: DatasetSplits) -> None:
