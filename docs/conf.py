@@ -46,7 +46,7 @@ nitpick_ignore_regex = [
     ("any|py:.*", r"(collections|contextlib|dataclasses|pathlib)(\..*)?"),
     ("py:.*", r"(Path|Tensor|Any|Axes|Figure|Literal|Self|optional)"),
     # Aliases of types that are nobody's to import; the reference explains them in words.
-    ("py:class", r"(Images|Labels|Logits|Json|Data|Family|Capture|Probe)"),
+    ("py:class", r"(Images|Labels|Logits|Json|Data|Family|Capture|BatchTransform|Metric)"),
 ]
 
 

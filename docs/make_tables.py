@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from cifarnet import recipes
 from cifarnet.bench import format_report
@@ -33,7 +32,6 @@ PAGES = (
     "docs/tutorials/reproduction.md",
     "docs/gallery/train_cifar10.md",
     "docs/explanation/resume.md",
-    "docs/howto/growing.md",
     "docs/explanation/speed.md",
     "docs/understanding/ablation.md",
     "docs/understanding/features.md",
@@ -187,57 +185,6 @@ def stress_table(path: Path) -> str:
     return "\n".join(lines)
 
 
-def exchanged_bytes(model: nn.Module, *, batch_size: int, world_size: int, num_classes: int = 10) -> dict[str, int]:
-    """What one training step adds up over processes, in bytes of float32."""
-    channels = [norm.num_features for norm in model.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
-    return {
-        "gradients": 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        "logits": 4 * batch_size * num_classes,
-        "batch norm": 4 * sum(world_size * (1 + 2 * count) + 2 * count for count in channels),
-    }
-
-
-#: Bytes a second between two processes; what a link is named after, not what a program gets of it.
-LINKS = {"1 Gbit/s": 1e9 / 8, "10 Gbit/s": 1e10 / 8, "100 Gbit/s": 1e11 / 8, "NVLink, 450 GB/s": 450e9}
-
-
-def growing_table() -> str:
-    """How long each recipe's exchange lasts, and from which batch on two processes gain."""
-    head = ["recipe", "batch", "gradients", "logits", "batch norm", *LINKS]
-    lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
-    for name, recipe in RECIPES.items():
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            model = build_model(recipe.model, {**recipe.model_arguments, "num_classes": 10})
-        parts = exchanged_bytes(model, batch_size=recipe.batch_size, world_size=2)
-        total = sum(parts.values())  # a ring of 2 sends 2 * (2 - 1) / 2 = 1 times all of it
-        cells = [f"`{name}`", f"{recipe.batch_size:,}", f"{parts['gradients'] / 1e6:.1f} MB"]
-        cells += [f"{parts[key] / 1e3:.1f} kB" for key in ("logits", "batch norm")]
-        cells += [f"{1e3 * total / speed:.{2 if speed > 1e10 else 1}f} ms" for speed in LINKS.values()]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", "Computed, for two processes and float32; not measured."])
-
-
-def break_even_table(training: dict[str, Any]) -> str:
-    """From which batch on two machines are faster than one: the exchange costs less than half of the step."""
-    eager = next(one for one in training["contenders"] if one["name"] == "eager")
-    rate, recipe = eager["images_per_s"]["median"], RECIPES[training["recipe"]]
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        model = build_model(recipe.model, {**recipe.model_arguments, "num_classes": 10})
-    total = sum(exchanged_bytes(model, batch_size=recipe.batch_size, world_size=2).values())
-    lines = ["| between two machines | exchange | two are faster from a batch of | 1.5 times as fast from |"]
-    lines += ["| --- | --- | --- | --- |"]
-    for name, speed in list(LINKS.items())[:3]:
-        seconds = total / speed
-        # N / R = N / 2R + t, and N / R = 1.5 * (N / 2R + t)
-        lines.append(f"| {name} | {1e3 * seconds:.1f} ms | {2 * rate * seconds:,.0f} | {6 * rate * seconds:,.0f} |")
-    lines += [
-        "",
-        f"Recipe `{recipe.name}` at {rate:,.0f} images/s a machine, which is measured ({training['hardware']}, "
-        f"{eager['precision']}); the rest is computed.",
-    ]
-    return "\n".join(lines)
-
-
 def speed_table(paths: Sequence[Path]) -> str:
     """Images a second beside the script that a tutorial would write, a row a machine."""
     lines = ["| training, batches of 64 | `cifarnet train` | `examples/plain_pytorch.py` | ratio |", "| --- " * 4 + "|"]
@@ -284,8 +231,6 @@ def tables() -> dict[str, str]:
         "size": size_table(RESULTS / "size"),
         "recipes-by-size": recipes_by_size_table([row for machine in MACHINES for row in results(machine)]),
         "start": start_table(RESULTS / "cpu" / "start.json"),
-        "growing": growing_table(),
-        "break-even": break_even_table(json.loads((RESULTS / "cpu" / "training.json").read_text())),
         "stress": stress_table(RESULTS / "stress.json"),
     }
 

@@ -200,7 +200,7 @@ def train(run: Path, device: str) -> None:
     settings: dict[str, Any] = {"max_epochs": recipe.max_epochs, "batch_size": recipe.batch_size}
     for _ in range(60):
         try:
-            trainer.fit(train, val, checkpointer=Checkpointer(run), resume=True, progress=False, **settings)
+            trainer.fit(train, val, checkpointer=Checkpointer(run), resume=True, progress_bar=False, **settings)
             break
         except RunDirectoryBusyError as error:  # by a run whose sweep was killed just now
             print(error, file=sys.stderr)

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import os
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic runs on CUDA need it before torch
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch and before any process that a test starts
     _cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ["OMP_NUM_THREADS"] = str(max(1, _cores // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ import torch
 
 import tape
 from cifarnet import CifarCNN, DatasetSplits, Trainer, build_transforms, load_cifar10, make_synthetic
+from cifarnet.training.cuda_graph import GraphedUpdate
 from cifarnet.transforms import Transforms
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ def synthetic() -> DatasetSplits:
 @pytest.fixture(scope="session")
 def small_transforms() -> Transforms:
     """All the augmentation there is."""
-    return build_transforms(crop_padding=2, cutout=4, brightness=0.1, contrast=0.1, size=SIZE)
+    return build_transforms(crop_padding=2, cutout=4, size=SIZE)
 
 
 @pytest.fixture
@@ -47,6 +50,7 @@ def make_trainer(small_transforms: Transforms) -> Callable[..., Trainer]:
         dropout: float = 0.5,
         num_classes: int = 10,
         fused: bool = True,
+        backend: str = "eager",
         **settings: object,
     ) -> Trainer:
         with torch.random.fork_rng():
@@ -54,27 +58,27 @@ def make_trainer(small_transforms: Transforms) -> Callable[..., Trainer]:
             model = CifarCNN(num_classes, image_size=SIZE, widths=(8, 16), hidden=32, dropout=dropout)
         optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=1e-4, fused=fused)
         settings = {"transforms": small_transforms, "device": "cpu", **settings}
-        return Trainer(model, optimizer, **settings)  # type: ignore[arg-type]
+        trainer = Trainer(model, optimizer, **settings)  # type: ignore[arg-type]
+        trainer.cuda_graph = backend == "cuda-graph"
+        return trainer
 
     return make
 
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainers made with ``backend="cuda-graph"`` record and replay on the CPU."""
-    monkeypatch.setattr("cifarnet.trainer.trainer.choose_backend", tape.choose_backend)
+    """Steps are recorded and replayed on the CPU, as a CUDA graph does."""
+    monkeypatch.setattr("cifarnet.training.trainer.can_be_captured", lambda trainer: True)
+    monkeypatch.setattr("cifarnet.training.loop.GraphedUpdate", partial(GraphedUpdate, capture=tape.capture))
 
 
-@pytest.fixture(params=["eager", "compiled", "cuda-graph"])
-def backend(request: pytest.FixtureRequest, graphs: None) -> Iterator[str]:
-    """Each backend's name in turn; a trainer that silently computed otherwise would fail."""
+@pytest.fixture(params=["eager", "cuda-graph"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """What computes the steps."""
     name: str = request.param
-    if name == "compiled":
-        torch._dynamo.reset()  # or what other tests have compiled would change what is compiled now
-    # torch runs what it has compiled too often as it is, and says nothing.
-    strict = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True) if name == "compiled" else nullcontext()
-    with strict:
-        yield name
+    if name == "cuda-graph":
+        request.getfixturevalue("graphs")
+    return name
 
 
 @pytest.fixture(scope="session")

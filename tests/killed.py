@@ -1,8 +1,4 @@
-"""A run in a process of its own: ``python killed.py DIRECTORY BACKEND [killed]``.
-
-What ``torch.compile`` makes of a network may depend on what the process compiled before, in the last digits; so each
-run that is compared has a new one.
-"""
+"""A run in a process of its own: ``python killed.py DIRECTORY [killed]``."""
 
 from __future__ import annotations
 
@@ -13,10 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
-import tape
 from cifarnet import Checkpointer, CifarCNN, History, Trainer, build_transforms, make_synthetic
 
 #: Five of them are an epoch; from then on the first save is the last.
@@ -34,25 +28,24 @@ class Killing(Checkpointer):
         raise AssertionError("killed")
 
 
-def train(directory: Path, backend: str, checkpointer: type[Checkpointer] = Checkpointer) -> History:
+def train(directory: Path, checkpointer: type[Checkpointer] = Checkpointer) -> History:
     """Train to the end, from where the run in the directory stands."""
     data = make_synthetic(num_train=300, num_test=50, size=16)
-    with torch.random.fork_rng(), pytest.MonkeyPatch.context() as patch:
+    with torch.random.fork_rng():
         torch.manual_seed(0)
-        patch.setattr("cifarnet.trainer.trainer.choose_backend", tape.choose_backend)
         model = CifarCNN(image_size=16, widths=(8, 16), hidden=32)
         optimizer = torch.optim.Adam(model.parameters(), fused=True)
         transforms = build_transforms(size=16)
-        trainer = Trainer(model, optimizer, transforms=transforms, precision="bf16", device="cpu", backend=backend)
+        trainer = Trainer(model, optimizer, transforms=transforms, precision="bf16", device="cpu")
     return trainer.fit(
         data.train,
         data.test,
         max_epochs=3,
-        checkpointer=checkpointer(directory, every_s=0),
+        checkpointer=checkpointer(directory, save_every_s=0),
         resume=True,
-        progress=False,
+        progress_bar=False,
     )
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]), sys.argv[2], Killing if sys.argv[3:] == ["killed"] else Checkpointer)
+    train(Path(sys.argv[1]), Killing if sys.argv[2:] == ["killed"] else Checkpointer)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cifarnet import Checkpointer
+from cifarnet import Checkpointer, Trainer
 from cifarnet.checkpoint import read_checkpoint
 
 
 def read_state(directory: Path) -> dict[str, Any]:
-    """What a resume would go on from."""
+    """Return the state that a resume starts from."""
     state = Checkpointer(directory).read_last()
     assert state is not None
     return state
@@ -28,7 +29,13 @@ def assert_equal_runs(one: Path, other: Path) -> None:
             assert torch.equal(a[key], b[key]), f"{name}: {key}"
 
 
-def after_unit(backend: str, step: int) -> int:
-    """Where a run that is stopped in a step stands: graphs are of 3, 1 and 1 steps of an epoch of 5."""
-    epoch, place = divmod(step - 1, 5)
-    return 5 * epoch + (max(3, place + 1) if backend == "cuda-graph" else place + 1)
+def interrupt_at(trainer: Trainer, step: int) -> None:
+    """Let Ctrl-C arrive during a step, counted from 1 over the whole run."""
+    complete_step = trainer.state.complete_step
+
+    def complete_and_interrupt(train_s: float) -> None:
+        complete_step(train_s)
+        if trainer.global_step == step:
+            signal.raise_signal(signal.SIGINT)
+
+    trainer.state.complete_step = complete_and_interrupt  # type: ignore[method-assign]

@@ -7,15 +7,12 @@ as there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-
-from cifarnet import engine
 
 _FORBIDDEN = (
     torch.ops.aten._local_scalar_dense.default,
@@ -75,15 +72,6 @@ def capture(function: Callable[[], None]) -> Callable[[], None]:
     with torch.no_grad():
         tape.undo()
     return tape.replay
-
-
-#: Graphs of three steps.
-Graph = partial(engine.CudaGraphBackend, capture=capture, steps_per_graph=3)
-
-
-def choose_backend(name: str, settings: engine.StepSettings) -> engine.Backend:
-    """In the place of `engine.choose_backend`: CUDA graphs are recorded and replayed on the CPU."""
-    return Graph(settings) if name == "cuda-graph" else engine.choose_backend(name, settings)
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

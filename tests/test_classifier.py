@@ -43,7 +43,7 @@ MakeTrainer = Callable[..., Trainer]
 def trained(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> tuple[Trainer, Path]:
     trainer = make_trainer(precision="float32")
     trainer.fit(
-        synthetic.train, synthetic.test, max_epochs=2, checkpointer=Checkpointer(tmp_path / "run"), progress=False
+        synthetic.train, synthetic.test, max_epochs=2, checkpointer=Checkpointer(tmp_path / "run"), progress_bar=False
     )
     return trainer, tmp_path / "run"
 
@@ -75,7 +75,7 @@ def test_a_network_of_the_users_own_is_given_to_load(synthetic: DatasetSplits, t
     trainer = Trainer(
         model, torch.optim.SGD(model.parameters(), lr=0.1), transforms=build_transforms(size=16), device="cpu"
     )
-    trainer.fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
+    trainer.fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress_bar=False)
     with pytest.raises(CheckpointMismatchError, match="holds a Sequential, which is not one of the library's networks"):
         Classifier.load(tmp_path)
     classifier = Classifier.load(tmp_path, build(), device="cpu")
@@ -84,7 +84,7 @@ def test_a_network_of_the_users_own_is_given_to_load(synthetic: DatasetSplits, t
 
 def test_classes_that_nobody_knew_are_none(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
     batches = [(synthetic.train.images, synthetic.train.labels)]
-    make_trainer().fit(batches, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
+    make_trainer().fit(batches, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress_bar=False)
     classifier = Classifier.load(tmp_path, device="cpu")
     assert classifier.classes == ()
     assert classifier.evaluate(synthetic.test).num_images == 100
@@ -120,7 +120,7 @@ def test_a_run_of_any_precision_can_be_loaded_in_any(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, precision: str
 ) -> None:
     trainer = make_trainer(precision=precision)
-    trainer.fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
+    trainer.fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress_bar=False)
     own = Classifier.load(tmp_path, device="cpu").evaluate(synthetic.test)
     assert own == trainer.evaluate(synthetic.test)
     other = Classifier.load(tmp_path, device="cpu", precision="float32").evaluate(synthetic.test)
@@ -135,7 +135,7 @@ def classifier(synthetic: DatasetSplits) -> Classifier:
     trainer = Trainer(
         model, torch.optim.Adam(model.parameters(), lr=3e-3), transforms=build_transforms(size=SIZE), device="cpu"
     )
-    trainer.fit(synthetic.train, max_epochs=12, batch_size=32, progress=False)
+    trainer.fit(synthetic.train, max_epochs=12, batch_size=32, progress_bar=False)
     return Classifier(model, trainer.transforms.preprocess, synthetic.train.classes, device="cpu", precision="float32")
 
 

@@ -23,11 +23,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cifarnet import Checkpointer, Classifier, DatasetSplits, Preprocess, Trainer, make_synthetic
-from cifarnet.engine import predict_logits
 from cifarnet.errors import ExportError, InputError, MissingPackageError, NonFiniteLogitsError, SettingError
 from cifarnet.export import TOLERANCE, ExportedFile, export_onnx, export_torch
 from cifarnet.export.comparison import draw_images, in_batches, library_probabilities
 from cifarnet.export.portable import float32_classifier, trace
+from cifarnet.inference import predict_logits
 from cifarnet.models import MODELS, build_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,7 +129,7 @@ def test_a_thousand_images_differ_by_less_than_a_ten_thousandth(
     name: str, make_trainer: Callable[..., Trainer], synthetic: DatasetSplits, tmp_path: Path
 ) -> None:
     trainer = make_trainer(precision="float32")
-    trainer.fit(synthetic.train, max_epochs=3, batch_size=32, checkpointer=Checkpointer(tmp_path), progress=False)
+    trainer.fit(synthetic.train, max_epochs=3, batch_size=32, checkpointer=Checkpointer(tmp_path), progress_bar=False)
     images = make_synthetic(1, 1_000, seed=5, size=SIZE).test.images
     classifier = Classifier.load(tmp_path, device="cpu")
     exported = WRITERS[name](classifier, tmp_path / name, images=images)
@@ -150,7 +150,7 @@ def test_a_thousand_images_of_cifar10_differ_by_less_than_a_ten_thousandth(
     model = build_model("FastCNN", {"widths": (16, 32, 32), "convs_per_group": 3})
     trainer = Trainer(model, torch.optim.Adam(model.parameters(), lr=3e-3), device="cpu")
     few = cifar10.train.subset(torch.arange(3_000))
-    trainer.fit(few, max_epochs=1, batch_size=50, checkpointer=Checkpointer(tmp_path), progress=False)
+    trainer.fit(few, max_epochs=1, batch_size=50, checkpointer=Checkpointer(tmp_path), progress_bar=False)
     test = cifar10.test.subset(torch.arange(1_000))
     classifier = Classifier.load(tmp_path, device="cpu", precision="float32")
     expected, num_correct = library(classifier, test.images), classifier.evaluate(test).num_correct
@@ -358,7 +358,7 @@ def test_images_to_compare_on_are_the_same_everywhere_and_come_in_batches_of_sev
 def run(make_trainer: Callable[..., Trainer], synthetic: DatasetSplits, tmp_path: Path) -> Path:
     """A directory with a run, exports of it, and a picture of which the network is sure."""
     trainer = make_trainer(precision="float32")
-    trainer.fit(synthetic.train, max_epochs=5, batch_size=20, checkpointer=Checkpointer(tmp_path), progress=False)
+    trainer.fit(synthetic.train, max_epochs=5, batch_size=20, checkpointer=Checkpointer(tmp_path), progress_bar=False)
     classifier = Classifier.load(tmp_path, device="cpu")
     for name, write in WRITERS.items():
         write(classifier, tmp_path / name)

@@ -31,7 +31,7 @@ def test_importing_changes_no_global_state_and_brings_no_matplotlib() -> None:
     probe = json.loads(result.stdout)
     assert result.stderr == ""
     assert probe["same"]
-    assert "cifarnet.trainer.trainer" in probe["new"]
+    assert "cifarnet.training.trainer" in probe["new"]
     heavy = {"matplotlib", "pandas", "sklearn", "IPython", "onnx", "torch._inductor", "torch._dynamo"}
     assert not heavy & set(probe["new"])
 

@@ -32,7 +32,7 @@ def test_one_epoch_on_a_tenth_of_the_images_learns(cifar10: DatasetSplits) -> No
     recipe = get_recipe("reference")
     trainer = build_trainer(recipe, cifar10.train, device="cpu")
     few, val = cifar10.train.subset(torch.arange(5_000)), cifar10.test.subset(torch.arange(1_000))
-    history = trainer.fit(few, val, max_epochs=1, batch_size=recipe.batch_size, progress=False)
+    history = trainer.fit(few, val, max_epochs=1, batch_size=recipe.batch_size, progress_bar=False)
     accuracy = history[-1].val_accuracy
     assert accuracy is not None
     assert accuracy > 0.35  # chance is 0.1; seen: 0.46 to 0.49 over three seeds
@@ -44,5 +44,5 @@ def test_the_network_overfits_32_images(cifar10: DatasetSplits) -> None:
     model = CifarCNN(dropout=0.0)
     few = cifar10.train.subset(torch.arange(32))
     trainer = Trainer(model, torch.optim.Adam(model.parameters(), lr=1e-3, fused=True), device="cpu")
-    trainer.fit(few, max_epochs=40, batch_size=32, progress=False)
+    trainer.fit(few, max_epochs=40, batch_size=32, progress_bar=False)
     assert trainer.evaluate(few).accuracy == 1.0

@@ -56,13 +56,10 @@ def test_the_reference_recipe_is_the_published_one() -> None:
         ("sizes", 24, "sizes must be of type tuple, got 24"),
         ("sizes", (24,) * 11, "sizes are 11, max_epochs is 10; give an epoch to each"),
         ("sizes", (40,), "40"),
-        ("tta", "mirrors", 'tta "mirrors" is unknown; did you mean "mirror"'),
-        ("lookahead_every", 0, "lookahead_every must be at least 1, got 0"),
-        ("lookahead_decay", 7.0, r"lookahead_decay must be in \[0, 1\], got 7.0"),
+        ("tta", "flips", 'tta "flips" is unknown; did you mean "flip"'),
         ("ema_decay", float("nan"), r"ema_decay must be in \(0, 1\), got nan"),
         ("max_grad_norm", -1.0, r"max_grad_norm must be in \(0, inf\), got -1.0"),
         ("crop_mode", "zeros", 'crop_mode "zeros" is unknown; did you mean "zero"'),
-        ("lookahead_every", 2.5, "lookahead_every must be of type int, got 2.5"),
         ("ema_decay", "slow", "ema_decay must be of type float, got 'slow'"),
     ],
 )
@@ -92,7 +89,7 @@ def test_a_recipe_says_all_of_its_trainer() -> None:
     recipe = Recipe(
         **MINE, optimizer="sgd", learning_rate=0.1, weight_decay=1e-3, settings={"momentum": 0.9},
         others={"weight_decay": 0.0}, model_arguments={"widths": [4, 8], "hidden": 16}, schedule="one_cycle",
-        warmup=0.25, ema_decay=0.9, lookahead_every=2, lookahead_decay=0.25, tta="mirror",
+        warmup=0.25, ema_decay=0.9, tta="flip",
         max_grad_norm=2.0, label_smoothing=0.1, batch_size=32,
     )  # fmt: skip
     data = make_synthetic(num_train=64, num_test=8)
@@ -100,16 +97,21 @@ def test_a_recipe_says_all_of_its_trainer() -> None:
     assert describe_model(trainer.model)["arguments"]["widths"] == (4, 8)
     assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [1e-3, 1e-3, 0.0]
     assert all(group["momentum"] == 0.9 and group["fused"] for group in trainer.optimizer.param_groups)
-    assert trainer.average is not None
+    assert trainer.ema is not None
     records = list(trainer.epochs(data.train, max_epochs=2, batch_size=32))
     # Four steps, one of them warm-up: a record has the rate of its epoch's last.
     assert [record.learning_rate for record in records] == pytest.approx([0.1, 0.1 / 3])
-    run = trainer.state_dict()["run"]
+    run = trainer.state_dict()["settings"]
     assert (run["max_grad_norm"], run["ema_decay"], run["seed"]) == (2.0, 0.9, 3)
-    assert "label_smoothing" in run["loss"]
-    assert run["lookahead"] == {"every": 2, "decay": 0.25}
-    assert str(recipe.views) == "mirror"
-    assert get_recipe("reference").views is None
+    assert run["loss_fn"]["fields"]["label_smoothing"] == 0.1
+
+
+def test_a_recipe_of_an_earlier_report_is_read() -> None:
+    earlier = {**asdict(get_recipe("reference")), "lookahead_every": None, "brightness": 0.0, "tta": "none"}
+    assert Recipe.from_dict(json.loads(json.dumps(earlier))) == get_recipe("reference")
+    with pytest.raises(SettingError, match="uses brightness, which cifarnet no longer has"):
+        Recipe.from_dict({**earlier, "brightness": 0.1})
+    assert Recipe.from_dict({**asdict(get_recipe("fast94")), "tta": "multi-crop"}) == get_recipe("fast94")
 
 
 def test_sizes_get_equal_shares_of_the_epochs() -> None:
@@ -153,14 +155,13 @@ def test_whitening_is_computed_from_the_training_images_before_the_first_step() 
 
 def test_copies_of_the_weights_are_whitened_too_and_a_trained_network_is_not() -> None:
     data = make_synthetic(num_train=64, num_test=8).train
-    recipe = replace(get_recipe("fast94"), model_arguments={"widths": (4, 4, 4)}, ema_decay=0.9, lookahead_every=2)
+    recipe = replace(get_recipe("fast94"), model_arguments={"widths": (4, 4, 4)}, ema_decay=0.9)
     trainer = build_trainer(recipe, data, device="cpu", precision="float32")
-    assert trainer.average is not None
-    assert torch.equal(trainer.average.weights["whitening.weight"], trainer.model.state_dict()["whitening.weight"])
-    trainer.fit(data, max_epochs=1, batch_size=16, progress=False)
+    assert trainer.ema is not None
+    assert torch.equal(trainer.ema.weights["whitening.weight"], trainer.model.state_dict()["whitening.weight"])
+    trainer.fit(data, max_epochs=1, batch_size=16, progress_bar=False)
     whitened = build_trainer(recipe, data, device="cpu", precision="float32").model.state_dict()["whitening.weight"]
-    for state in (trainer.state_dict()[key] for key in ("average", "lookahead")):
-        torch.testing.assert_close(state["weights"]["whitening.weight"], whitened)
+    torch.testing.assert_close(trainer.state_dict()["ema"]["weights"]["whitening.weight"], whitened)
     with pytest.raises(SettingError, match="the trainer has done 4 steps; what it has learnt would be lost"):
         fit_to_images(trainer, data)
 
@@ -170,42 +171,31 @@ def test_a_recipe_that_was_asked_for_is_a_copy() -> None:
     assert get_recipe("fast94").settings["momentum"] == 0.6
 
 
-def test_the_whole_recipe_is_in_the_checkpoint(tmp_path: Path) -> None:
+def test_the_metadata_of_a_checkpointer_are_kept_with_the_weights(tmp_path: Path) -> None:
     data = make_synthetic(num_train=64, num_test=8)
     recipe = replace(get_recipe("fast94"), model_arguments={"widths": (4, 4, 4)}, batch_size=32)
     trainer = build_trainer(recipe, data.train, device="cpu", precision="float32")
-    trainer.fit(data.train, max_epochs=1, batch_size=32, checkpointer=Checkpointer(tmp_path), progress=False)
-    assert Recipe(**Classifier.load(tmp_path).notes["recipe"]) == recipe
-    state = Checkpointer(tmp_path).read_last()
-    assert state is not None
-    assert Recipe(**state["notes"]["recipe"]) == recipe
-
-
-def test_notes_are_the_users_own(tmp_path: Path, make_trainer: Any, synthetic: DatasetSplits) -> None:
-    trainer = make_trainer(notes={"why": "to see", "tries": [1, 2], "lr": float("inf")})
-    trainer.fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
-    assert Classifier.load(tmp_path).notes == {"why": "to see", "tries": [1, 2], "lr": float("inf")}
-    again = make_trainer(notes={"why": "to go on"})  # no part of what the run is
-    again.fit(synthetic.train, max_epochs=2, checkpointer=Checkpointer(tmp_path), resume=True, progress=False)
-    assert again.changes == []
-    assert Classifier.load(tmp_path).notes == {"why": "to go on"}
-    state = again.state_dict()
-    del state["notes"]  # of a version that had none
-    make_trainer().load_state_dict(state)
+    checkpointer = Checkpointer(tmp_path, metadata={"recipe": asdict(recipe), "tries": [1, 2], "lr": float("inf")})
+    trainer.fit(data.train, max_epochs=1, batch_size=32, checkpointer=checkpointer, progress_bar=False)
+    classifier = Classifier.load(tmp_path)
+    assert Recipe.from_dict(classifier.metadata["recipe"]) == recipe
+    assert (classifier.metadata["tries"], classifier.metadata["lr"]) == ([1, 2], float("inf"))
+    classifier.save(tmp_path / "copy")
+    assert Classifier.load(tmp_path / "copy").metadata == classifier.metadata
 
 
 @pytest.mark.parametrize(
-    ("notes", "message"),
+    ("metadata", "message"),
     [
-        ("mine", "notes must be a dictionary such as"),
-        ({1: "mine"}, "notes must be a dictionary such as"),
-        ({"weights": [torch.zeros(1)]}, "notes hold a tensor, weights/0; use a list"),
-        ({"where": Path()}, "where"),
+        ("mine", "metadata must be a dictionary such as"),
+        ({1: "mine"}, "metadata must be a dictionary such as"),
+        ({"weights": [torch.zeros(1)]}, "metadata holds a tensor, weights/0. Use a list"),
+        ({"when": object()}, "when"),
     ],
 )
-def test_notes_that_cannot_be_kept_are_refused(make_trainer: Any, notes: Any, message: str) -> None:
+def test_metadata_that_cannot_be_saved_are_refused(tmp_path: Path, metadata: Any, message: str) -> None:
     with pytest.raises(SettingTypeError, match=message):
-        make_trainer(notes=notes)
+        Checkpointer(tmp_path, metadata=metadata)
 
 
 @pytest.mark.real_data

@@ -81,12 +81,12 @@ def test_recipes_stand_beside_each_other_and_what_is_not_measured_says_so(tmp_pa
         ("reference", "CifarCNN", "a GPU", [0.79]),
         ("fast94", "FastCNN", "a GPU", [0.93, 0.94]),
     ):
-        tta = "none" if model == "CifarCNN" else "multi-crop"
+        tta = None if model == "CifarCNN" else "flip+shift"
         recipe = {"name": name, "model": model, "max_epochs": 10 if name == "reference" else 8, "tta": tta}
         folder = tmp_path / machine / name
         for seed, accuracy in enumerate(accuracies):
             document = report(seed, accuracy, recipe=recipe, hardware=machine, backend="eager")
-            document["metrics"]["test_accuracy_tta"] = None if tta == "none" else accuracy + 0.005
+            document["metrics"]["test_accuracy_tta"] = None if tta is None else accuracy + 0.005
             document["durations"] = {"train_s": 2.0 if machine == "a GPU" else 90.0, "eval_s": 9.0}
             (folder / f"seed-{seed}").mkdir(parents=True)  # as runs lie beside each other
             save_report(document, folder / f"seed-{seed}" / "report.json")
@@ -99,7 +99,7 @@ def test_recipes_stand_beside_each_other_and_what_is_not_measured_says_so(tmp_pa
         "79.00 %, n = 1, 2.00 s |"
     ) in table
     assert "| `basic` | BasicCNN | 1,007,306 | 16M | ~60 %, ~10 min | not measured yet | not measured yet |" in table
-    assert "not measured yet | 93.50 ± 0.71 % (94.00 ± 0.71 % with TTA, multi-crop), n = 2, 2.00 ± 0.00 s |" in table
+    assert "not measured yet | 93.50 ± 0.71 % (94.00 ± 0.71 % with TTA, flip+shift), n = 2, 2.00 ± 0.00 s |" in table
     assert "- `fast94`: 8 epochs, the last counts; a GPU, bf16, eager, torch 2.15.0; CIFAR-10" in table
     assert "- `reference`: 10 epochs, the last counts; a CPU, bf16" in table
     assert comparison_table({"CPU": rows[:1]}).count("| `") == 1
@@ -118,7 +118,7 @@ def test_a_published_result_is_that_of_the_recipe_as_it_is_now(name: str) -> Non
         reports = read_reports(ROOT / "docs" / "results" / machine / name)
         assert result == json.loads(json.dumps(summarize_seeds(reports)))
         # An older report lacks newer settings, which were the defaults then.
-        measured = Recipe(**reports[0]["recipe"])
+        measured = Recipe.from_dict(reports[0]["recipe"])
         assert replace(measured, summary="") == replace(get_recipe(name), summary="")
         assert [r["seed"] for r in reports] == list(range(len(reports))), "no seed was left out"
 
@@ -176,16 +176,28 @@ def test_what_was_typed_and_which_epoch_was_best_are_no_differences(tmp_path: Pa
 def test_a_report_counts_the_arithmetic_of_images_as_the_network_takes_them() -> None:
     """And test-time augmentation has a place of its own."""
     data = make_synthetic(num_train=40, num_test=20, size=16)
-    recipe = replace(get_recipe("basic"), max_epochs=1, tta="mirror")
+    recipe = replace(get_recipe("basic"), max_epochs=1, tta="flip")
     trainer = build_trainer(recipe, data.train, device="cpu", precision="float32")
-    trainer.fit(data.train, max_epochs=1, progress=False)
-    evaluation, augmented = trainer.evaluate(data.test), trainer.evaluate(data.test, views="mirror")
+    trainer.fit(data.train, max_epochs=1, progress_bar=False)
+    evaluation, augmented = trainer.evaluate(data.test), trainer.evaluate(data.test, tta="flip")
     document = build_report(
         trainer, recipe, train=data.train, val=None, test=data.test, evaluation=evaluation, evaluation_tta=augmented,
         command="", version="",
     )  # fmt: skip
     assert document["flops_per_image"] == count_flops(BasicCNN())
     assert document["metrics"]["test_accuracy_tta"] == augmented.accuracy
+
+
+def test_a_report_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    document = report(0, 0.78, recipe={"name": "fast94", "tta": "multi-crop"})
+    document["metrics"] |= {"test_interval": [0.7, 0.8], "test_nll": 0.6, "calibrated": {"test_nll": 0.5}}
+    save_report(document, tmp_path / "report.json")
+    found = load_report(tmp_path / "report.json")
+    assert found["recipe"]["tta"] == "flip+shift"
+    assert found["metrics"]["test_accuracy_interval"] == [0.7, 0.8]
+    assert found["metrics"]["test_log_loss"] == 0.6
+    assert found["metrics"]["calibrated"] == {"test_log_loss": 0.5}
+    assert not {"test_interval", "test_nll"} & found["metrics"].keys()
 
 
 def test_no_reports_give_no_table(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from torchvision.transforms.v2 import functional as F
 from cifarnet import DatasetSplits, Preprocess, Transforms, build_transforms
 from cifarnet.errors import InputError, SettingError
 from cifarnet.randomness import draw, scope
-from cifarnet.transforms import CIFAR10_MEAN, CIFAR10_STD, BrightnessContrast, Cutout, RandomCrop, RandomFlip
+from cifarnet.transforms import CIFAR10_MEAN, CIFAR10_STD, Cutout, RandomCrop, RandomFlip
 
-EVERYTHING = build_transforms(crop_padding=3, flip="random", cutout=8, brightness=0.3, contrast=0.3)
+EVERYTHING = build_transforms(crop_padding=3, flip="random", cutout=8)
 
 
 def random_images(num_images: int = 16, size: int = 32, seed: int = 0) -> Tensor:
@@ -45,8 +45,6 @@ def test_augmentation_keeps_shape_dtype_and_range(
         crop_padding=padding,
         crop_mode=mode,
         cutout=3,
-        brightness=1.0,
-        contrast=1.0,
     ).augment
     with scope(seed, 0, torch.arange(num_images)):
         output = augment(images)
@@ -107,21 +105,6 @@ def test_flip_equals_torchvisions_image_by_image() -> None:
     theirs = [F.horizontal_flip(image) if flip else image for image, flip in zip(images, flipped, strict=True)]
     assert torch.equal(ours, torch.stack(theirs))
     assert 16 < int(flipped.sum()) < 48
-
-
-def test_jitter_equals_torchvisions_image_by_image() -> None:
-    images, ids = random_images(32), torch.arange(32)
-    with scope(0, 0, ids):
-        ours = BrightnessContrast(0.4, 0.3)(images)
-        draws = draw("brightness_contrast", num_images=32, columns=2)
-    theirs = [
-        F.adjust_contrast(F.adjust_brightness(image, 1 + 0.4 * (2 * float(b) - 1)), 1 + 0.3 * (2 * float(c) - 1))
-        for image, (b, c) in zip(images, draws, strict=True)
-    ]
-    # Equal but where the last digit of a float32 product decides how it is rounded down.
-    difference = (ours.int() - torch.stack(theirs).int()).abs()
-    assert int(difference.max()) <= 1
-    assert float((difference > 0).float().mean()) < 1e-3
 
 
 @given(st.integers(0, 1000))
@@ -228,7 +211,7 @@ def test_no_augmentation_is_the_identity() -> None:
 
 def test_grey_images_are_augmented_too() -> None:
     images = random_images(4)[:, :1]
-    transforms = build_transforms(cutout=4, brightness=0.2, contrast=0.2, mean=(0.5,), std=(0.25,))
+    transforms = build_transforms(cutout=4, mean=(0.5,), std=(0.25,))
     with scope(0, 0, torch.arange(4)):
         assert transforms.train(images).shape == (4, 1, 32, 32)
 
@@ -249,8 +232,6 @@ def test_transforms_print_and_pickle() -> None:
         ({"crop_mode": "reflekt"}, 'mode "reflekt" is unknown; did you mean "reflect"'),
         ({"flip": "alternate"}, 'flip "alternate" is unknown; did you mean "alternating"'),
         ({"cutout": -3}, "cutout must be 0 or more pixels, got -3"),
-        ({"brightness": 1.5}, r"brightness must be in \[0, 1\], got 1.5"),
-        ({"contrast": -0.1}, r"contrast must be in \[0, 1\], got -0.1"),
         ({"size": 0}, "size must be at least 2 pixels, got 0"),
         ({"std": (0.0, 1.0, 1.0)}, "std must be above 0"),
         ({"std": (math.inf, 1.0, 1.0)}, "mean and std must be finite"),

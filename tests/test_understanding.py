@@ -120,7 +120,7 @@ def test_the_committed_runs_are_those_of_the_examples(monkeypatch: pytest.Monkey
             common = {"watch_test": False, "max_epochs": report["recipe"]["max_epochs"]}
             summary = report["recipe"]["summary"]
             expected = replace(get_recipe("reference"), name=name, summary=summary, **common, **changes[name])
-            assert Recipe(**report["recipe"]) == expected
+            assert Recipe.from_dict(report["recipe"]) == expected
             assert report["test_watched"] == "never"
             assert report["data"]["val"]["num_images"] == held_out["VAL_FRACTION"] * 50_000
             assert len(report["history"]) == report["recipe"]["max_epochs"]

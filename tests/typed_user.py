@@ -26,7 +26,7 @@ from cifarnet import (
     make_synthetic,
 )
 from cifarnet.errors import CheckpointNotFoundError
-from cifarnet.metrics import wilson_interval
+from cifarnet.inference import wilson_interval
 from cifarnet.models import build_model, count_flops
 from cifarnet.optim import Schedule, linear, one_cycle
 from cifarnet.recipes import Recipe, get_recipe
@@ -59,11 +59,13 @@ def train(directory: Path) -> Classifier:
     model = Own(len(train.classes))
     schedules: list[Schedule] = [every_other, linear(warmup=0.1), one_cycle()]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    trainer = Trainer(model, optimizer, transforms=transforms, schedule=schedules[0], device="cpu", seed=0)
+    trainer = Trainer(model, optimizer, transforms=transforms, lr_schedule=schedules[0], device="cpu", seed=0)
     for record in trainer.epochs(train, val, max_epochs=1):
         assert_type(record, EpochRecord)
         assert_type(record.val_accuracy, float | None)
-    history = trainer.fit(train, val, max_epochs=2, checkpointer=Checkpointer(directory), progress=False)
+    fitted = Trainer(model, lr=1e-3, transforms=transforms, device="cpu", seed=0)
+    history = fitted.fit(train, val, max_epochs=2, checkpointer=Checkpointer(directory), progress_bar=False)
+    assert_type(history["val_accuracy"], list[float | None])
     assert_type(history, History)
     assert_type(history[0], EpochRecord)
     assert_type(history[:1], History)
@@ -79,7 +81,7 @@ def use(classifier: Classifier) -> Evaluation:
     assert_type(classifier.predict(test.images[0]), Prediction)
     assert_type(classifier.predict([test.images[0], test.images[1]]), list[Prediction])
     evaluation = assert_type(classifier.evaluate(test), Evaluation)
-    assert_type(evaluation.interval, tuple[float, float])
+    assert_type(evaluation.accuracy_interval, tuple[float, float])
     assert_type(wilson_interval(3, 4), tuple[float, float])
     return evaluation
 

@@ -10,10 +10,9 @@ if TYPE_CHECKING:
     from cifarnet.classifier import Classifier, Prediction
     from cifarnet.datasets import DatasetSplits, ImageDataset, load_cifar10, load_image_folder, make_synthetic
     from cifarnet.errors import CifarnetError
-    from cifarnet.history import EpochRecord, History
-    from cifarnet.metrics import Evaluation
+    from cifarnet.inference import Evaluation
     from cifarnet.models import BasicCNN, CifarCNN, FastCNN, ResNet18
-    from cifarnet.trainer import Trainer
+    from cifarnet.training import EpochRecord, History, Trainer
     from cifarnet.transforms import Preprocess, Transforms, build_transforms
 
 __all__ = [
@@ -50,15 +49,15 @@ _HOMES = {
     "CifarnetError": "errors",
     "Classifier": "classifier",
     "DatasetSplits": "datasets",
-    "EpochRecord": "history",
-    "Evaluation": "metrics",
+    "EpochRecord": "training",
+    "Evaluation": "inference",
     "FastCNN": "models",
-    "History": "history",
+    "History": "training",
     "ImageDataset": "datasets",
     "Prediction": "classifier",
     "Preprocess": "transforms",
     "ResNet18": "models",
-    "Trainer": "trainer",
+    "Trainer": "training",
     "Transforms": "transforms",
     "build_transforms": "transforms",
     "load_cifar10": "datasets",
@@ -68,7 +67,6 @@ _HOMES = {
 _MODULES = {
     *_HOMES.values(),
     "bench",
-    "engine",
     "explain",
     "export",
     "images",

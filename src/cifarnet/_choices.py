@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
-__all__ = ["BACKENDS", "EXPORT_FORMATS", "RECIPE_NAMES", "VIEWS", "ViewName"]
+__all__ = ["BACKENDS", "EXPORT_FORMATS", "RECIPE_NAMES", "TTA", "TTA_NAMES"]
 
-#: What can compute the steps of a run; ``"auto"`` takes what is fastest there.
-BACKENDS = ("auto", "eager", "compiled", "cuda-graph")
+#: What can compute the steps of a run.
+BACKENDS = ("eager", "cuda-graph")
 
-#: What `Views` can be named by.
-ViewName = Literal["mirror", "multi-crop"]
-VIEWS: tuple[ViewName, ...] = ("mirror", "multi-crop")
+#: Test-time augmentations, see `cifarnet.transforms.tta`.
+TTA = Literal["flip", "flip+shift"]
+TTA_NAMES: tuple[TTA, ...] = get_args(TTA)
 
 #: What ``cifarnet export --format`` can name.
 EXPORT_FORMATS = ("onnx", "torch")

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from cifarnet._checks import check_count
 from cifarnet._types import Images, Labels, Logits
 from cifarnet.classifier import Classifier
-from cifarnet.engine import EVAL_BATCH_SIZE, predict_logits
 from cifarnet.errors import InputError, NonFiniteLogitsError, SettingError, did_you_mean
 from cifarnet.images import ImageLike
+from cifarnet.inference import predict_logits
+from cifarnet.inference.loader import EVAL_BATCH_SIZE
 from cifarnet.models import evaluation_mode, unwrapped
 from cifarnet.randomness import isolated
 

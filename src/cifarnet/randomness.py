@@ -21,7 +21,17 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Scope", "current_epoch", "draw", "isolated", "permutation", "scope", "seed_torch", "step_seed"]
+__all__ = [
+    "Scope",
+    "current_epoch",
+    "draw",
+    "isolated",
+    "kept_generators",
+    "permutation",
+    "scope",
+    "seed_torch",
+    "step_seed",
+]
 
 _MASK = 0xFFFFFFFF
 
@@ -175,8 +185,6 @@ def isolated(device: torch.device, *, deterministic: bool = False, autotune: boo
         deterministic: Refuse kernels whose result changes from run to run.
         autotune: Let cuDNN time its kernels and take the fastest, unless ``deterministic``.
     """
-    generators = torch.get_rng_state()
-    on_device = _device_state(device)
     algorithms = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
@@ -184,10 +192,24 @@ def isolated(device: torch.device, *, deterministic: bool = False, autotune: boo
         if deterministic:
             torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = autotune and not deterministic
-        yield
+        with kept_generators(device):
+            yield
     finally:
         torch.backends.cudnn.benchmark = benchmark
         torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
+
+
+@contextmanager
+def kept_generators(device: torch.device) -> Iterator[None]:
+    """Put torch's global generators back at the end of the block.
+
+    Args:
+        device: Device whose generator is put back besides that of the CPU.
+    """
+    generators, on_device = torch.get_rng_state(), _device_state(device)
+    try:
+        yield
+    finally:
         torch.set_rng_state(generators)
         if on_device is not None and device.type == "cuda":
             torch.cuda.set_rng_state(on_device, device)

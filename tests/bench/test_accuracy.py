@@ -96,17 +96,17 @@ def test_whitening_is_on_the_clock_and_test_time_augmentation_has_its_own(monkey
         trainer = build_trainer(recipe, DATA.train, seed=trial["seed"], device="cpu", precision="float32")
         list(trainer.epochs(DATA.train, max_epochs=1, batch_size=8))
         assert trial["loss"] == trainer.evaluate(DATA.test).loss, "whitened, and before training"
-        assert trial["accuracy_tta"] == trainer.evaluate(DATA.test, views="multi-crop").accuracy
+        assert trial["accuracy_tta"] == trainer.evaluate(DATA.test, tta="flip+shift").accuracy
         assert trial["eval_tta_s"] > 0
     table = bench.format_report(document)
-    assert "| test accuracy with test-time augmentation (multi-crop) | " in table
+    assert "| test accuracy with test-time augmentation (flip+shift) | " in table
     assert "| evaluation with test-time augmentation | " in table
     told = bench.format_report({**document, "p_value": 0.25})
     assert "for a mean above 1.00% with test-time augmentation: p = 0.25" in told
 
 
 def test_the_target_is_of_accuracies_with_test_time_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = replace(RECIPE, max_epochs=1, tta="mirror", sizes=())
+    recipe = replace(RECIPE, max_epochs=1, tta="flip", sizes=())
 
     def run_trial(*_: Any, seed: int, saves: bool, **__: Any) -> dict[str, Any]:
         return {

@@ -88,17 +88,6 @@ def test_a_backend_tells_times_memory_and_precision(document: dict[str, Any]) ->
         assert 77 < eager["peak_memory_mb"] < 600  # weights and two moments at the least
 
 
-def test_a_backend_compiles_anew_whatever_was_compiled_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    recipe = replace(get_recipe("basic"), batch_size=8)
-    document = bench.measure_training(recipe, LOAD, num_steps=2, rounds=1, backends=("compiled",), device="cpu")
-    (compiled,) = document["contenders"]
-    assert compiled["backend"] == "compiled"
-    assert compiled["start_s"] > 10 * recipe.batch_size / compiled["images_per_s"]["median"]
-    assert list(tmp_path.iterdir()) == []
-    assert "start of the process, the compiler with an empty cache." in bench.format_report(document)
-
-
 def test_no_backend_at_all_is_refused() -> None:
     with pytest.raises(SettingError, match="backends must name at least one"):
         bench.measure_training(RECIPE, LOAD, backends=(), device="cpu")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from cifarnet.checkpoint import BackgroundWriter, snapshot
+from cifarnet.checkpoint.background import BackgroundWriter, snapshot
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from cifarnet.checkpoint.reading import read_checkpoint
 from cifarnet.errors import SettingError, SettingTypeError
 
 GOLDEN = Path(__file__).with_name("golden_format_1.safetensors")
+GOLDEN_2 = Path(__file__).with_name("golden_format_2.safetensors")
 
 
 def golden_state() -> dict[str, object]:
@@ -55,8 +56,9 @@ def round_trip(tensor: Tensor) -> Tensor:
     return decode(encode({"x": tensor}, {}, kind="last"), name="memory").tensors["x"]
 
 
-def test_the_golden_file_of_format_1_reads_for_ever() -> None:
-    checkpoint = read_checkpoint(GOLDEN)
+@pytest.mark.parametrize("path", [GOLDEN, GOLDEN_2], ids=["format 1", "format 2"])
+def test_golden_files_of_both_formats_are_read(path: Path) -> None:
+    checkpoint = read_checkpoint(path)
     state = unflatten(checkpoint.tensors, checkpoint.values)
     tensors, values = flatten(golden_state())
     assert checkpoint.kind == "last"
@@ -68,7 +70,7 @@ def test_the_golden_file_of_format_1_reads_for_ever() -> None:
 
 
 def test_this_version_writes_the_golden_file() -> None:
-    assert encode(*flatten(golden_state()), kind="last") == GOLDEN.read_bytes()
+    assert encode(*flatten(golden_state()), kind="last") == GOLDEN_2.read_bytes()
 
 
 def test_another_process_writes_the_same_bytes() -> None:
@@ -80,7 +82,7 @@ def test_another_process_writes_the_same_bytes() -> None:
     out = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60
     )
-    assert out.stdout.strip() == hashlib.sha256(GOLDEN.read_bytes()).hexdigest()
+    assert out.stdout.strip() == hashlib.sha256(GOLDEN_2.read_bytes()).hexdigest()
 
 
 @given(st.permutations(["b", "a", "c"]))

@@ -47,15 +47,15 @@ def checkpointer(tmp_path: Path) -> Checkpointer:
 def last_epoch(directory: Path) -> int:
     """The epoch that a fresh process would resume from; any warning is an error."""
     run = Run(-1)
-    assert Checkpointer(directory).restore(run)
+    assert Checkpointer(directory).load(run)
     assert run.state["weights"].tolist() == [run.state["epoch"]] * 50
     return int(run.state["epoch"])
 
 
 def test_making_one_touches_nothing(checkpointer: Checkpointer, tmp_path: Path) -> None:
-    assert not checkpointer.holds_run()
+    assert not checkpointer.exists()
     assert checkpointer.read_last() is None
-    assert checkpointer.restore(Run()) is False
+    assert checkpointer.load(Run()) is False
     assert list(tmp_path.iterdir()) == []
     assert repr(checkpointer) == f"Checkpointer('{tmp_path}/runs/first')"
 
@@ -71,7 +71,7 @@ def test_a_network_and_its_optimizer_are_stateful(checkpointer: Checkpointer) ->
     model = torch.nn.Linear(2, 2)
     checkpointer.save(model)
     other = torch.nn.Linear(2, 2)
-    assert checkpointer.restore(other)
+    assert checkpointer.load(other)
     assert torch.equal(other.weight, model.weight)
 
 
@@ -144,7 +144,7 @@ def test_no_best_says_what_to_do(checkpointer: Checkpointer) -> None:
 @pytest.mark.parametrize("name", ["best.safetensors", "last.safetensors", "last.previous.safetensors"])
 def test_any_checkpoint_makes_a_run(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"")
-    assert Checkpointer(tmp_path).holds_run()
+    assert Checkpointer(tmp_path).exists()
 
 
 # Falling back
@@ -170,7 +170,7 @@ def test_a_truncated_last_falls_back_and_says_so(two_saves: Checkpointer) -> Non
         rf"last\.safetensors is {size - 100} bytes, its header says {size}; resuming from last\.previous\.safetensors$"
     )
     with pytest.warns(CheckpointWarning, match=said):
-        assert two_saves.restore(run)
+        assert two_saves.load(run)
     assert run.state["epoch"] == 11
 
 
@@ -212,9 +212,9 @@ def test_a_newer_format_is_refused_without_falling_back(
     two_saves: Checkpointer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as newer:
-        newer.setattr("cifarnet.checkpoint.format.FORMAT_VERSION", 2)
+        newer.setattr("cifarnet.checkpoint.format.FORMAT_VERSION", 3)
         two_saves.save(Run(13))
-    with pytest.raises(CheckpointVersionError, match="format 2; this version reads 1"):
+    with pytest.raises(CheckpointVersionError, match="format 3; this version reads 2"):
         two_saves.read_last()
 
 

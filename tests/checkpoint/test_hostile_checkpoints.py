@@ -229,7 +229,7 @@ def test_a_header_that_is_not_padded_is_refused() -> None:
 
 def test_the_lengths_in_the_header_are_those_of_the_file() -> None:
     assert "its header says" in str(refused(build({"a": tensor()}, bytes(5))))
-    assert 'metadata key "cifarnet": not what format 1 writes' in str(refused(build({"a": tensor()}, bytes(4))))
+    assert 'metadata key "cifarnet": not what format 2 writes' in str(refused(build({"a": tensor()}, bytes(4))))
 
 
 @pytest.mark.parametrize("depth", range(50, 1100, 50))
@@ -311,7 +311,7 @@ def test_a_file_that_declares_more_than_it_has_allocates_nothing(tmp_path: Path)
 def test_a_newer_format_is_refused_by_name() -> None:
     error = refused(with_document(format=3, surprise=1))
     assert isinstance(error, CheckpointVersionError)
-    assert str(error) == "last.safetensors: format 3; this version reads 1. Upgrade cifarnet"
+    assert str(error) == "last.safetensors: format 3; this version reads 2. Upgrade cifarnet"
 
 
 @pytest.mark.parametrize(

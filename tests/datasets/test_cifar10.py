@@ -31,7 +31,7 @@ def no_data_elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
 
 
 def find(*places: Path, layouts: Sequence[Layout] = TINY, addresses: Sequence[str] = ()) -> DatasetSplits:
-    return load_from(places, layouts=layouts, addresses=addresses, progress=False)
+    return load_from(places, layouts=layouts, addresses=addresses, progress_bar=False)
 
 
 def write_blank_cifar10(root: Path) -> Path:
@@ -225,7 +225,7 @@ def test_a_mirror_of_ones_own_is_asked_first(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("CIFARNET_MIRROR", "file:///nowhere/cifar-10-binary.tar.gz")
     monkeypatch.setattr("cifarnet.datasets.download.ADDRESSES", ("file:///nowhere/official",))
     with pytest.raises(DatasetDownloadError, match=r"tried 2 addresses \(file:///nowhere/cifar-10-binary.tar.gz: "):
-        load_cifar10(tmp_path, progress=False)
+        load_cifar10(tmp_path, progress_bar=False)
 
 
 @pytest.mark.real_data

@@ -77,7 +77,7 @@ def download(tmp_path: Path) -> Callable[..., Path]:
 
     def run(*addresses: str, progress: bool = False) -> Path:
         path = tmp_path / "new" / "folder" / NAME
-        download_archive(path, SHA256, addresses=addresses, progress=progress)
+        download_archive(path, SHA256, addresses=addresses, progress_bar=progress)
         return path
 
     return run
@@ -145,21 +145,23 @@ def test_offline_each_address_has_its_reason(download: Callable[..., Path], tmp_
 def test_a_folder_that_cannot_be_made_is_told_before_anything_is_asked(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DatasetDownloadError, match=r"cannot write to .*/file/data .*give another root"):
-        download_archive(tmp_path / "file" / "data" / NAME, SHA256, addresses=[server.address("good")], progress=False)
+        download_archive(
+            tmp_path / "file" / "data" / NAME, SHA256, addresses=[server.address("good")], progress_bar=False
+        )
     assert server.asked == []
 
 
 def test_a_failed_download_keeps_the_file_that_was_there(server: Server, tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(b"old")
     with pytest.raises(DatasetDownloadError):
-        download_archive(tmp_path / NAME, SHA256, addresses=[server.address("cut")], progress=False)
+        download_archive(tmp_path / NAME, SHA256, addresses=[server.address("cut")], progress_bar=False)
     assert (tmp_path / NAME).read_bytes() == b"old"
 
 
 def test_two_processes_at_once_both_end_with_the_whole_file(server: Server, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from cifarnet.datasets.download import download_archive;"
-        "download_archive(Path(sys.argv[1]), sys.argv[2], addresses=[sys.argv[3]], progress=False)"
+        "download_archive(Path(sys.argv[1]), sys.argv[2], addresses=[sys.argv[3]], progress_bar=False)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / NAME), SHA256, server.address("together")]
     processes = [subprocess.Popen(command) for _ in range(2)]

@@ -1,320 +1,498 @@
-"""Trainings that one process and several must do alike; ``python scenarios.py DIRECTORY`` is one of several.
+"""Training runs that every process of a group performs, to be compared by `test_several_processes`.
 
-Every scenario is run by all processes and returns what a test compares.
+``python scenarios.py all DIRECTORY`` performs all of them in one process of a group, and saves what each returned.
+``python scenarios.py lose DIRECTORY HOW STEP`` and ``python scenarios.py wait DIRECTORY`` are runs that a test ends.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import os
+import shutil
 import signal
 import sys
 import warnings
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Subset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 from torchvision.transforms import v2
 
 from cifarnet import Checkpointer, CifarCNN, DatasetSplits, Trainer, build_transforms, make_synthetic
-from cifarnet.engine import Ranks
-from cifarnet.errors import CheckpointWarning, InputError, NonFiniteLossError, RunExistsError, SettingError
+from cifarnet.errors import (
+    CheckpointWarning,
+    CifarnetError,
+    InputError,
+    NonFiniteLossError,
+    RunExistsError,
+    SettingError,
+)
+from cifarnet.training.distributed import ProcessGroup
 
 SIZE = 16
-# Five steps an epoch: 53 images are unequal parts of two and of three processes, and so is the last batch, which in
-# the second case has too few images to be cut.
+# Five steps per epoch. 53, 20 and 3 images cannot be divided equally among 2 and 3 processes, except for 20 by 2.
 BATCH_SIZE = 53
-NUM_IMAGES = {"tail of 20": 4 * 53 + 20, "tail of 3": 4 * 53 + 3}
-EPOCHS = 4
+NUM_IMAGES = 4 * BATCH_SIZE + 20
+NUM_IMAGES_SHORT = 4 * BATCH_SIZE + 3
+NUM_EPOCHS = 4
+STOP_STEP = 3
+LIMIT_S = 120
+
+Result = dict[str, Any]
 
 
-def make_data(num_images: int = NUM_IMAGES["tail of 20"], num_test: int = 120) -> DatasetSplits:
-    return make_synthetic(num_train=num_images, num_test=num_test, seed=0, size=SIZE)
+def make_data(num_train: int = NUM_IMAGES, num_test: int = 120) -> DatasetSplits:
+    return make_synthetic(num_train=num_train, num_test=num_test, seed=0, size=SIZE)
 
 
-def make_model(*, dropout: float = 0.0, norms: bool = True, seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    if norms:
-        return CifarCNN(image_size=SIZE, widths=(8, 16), hidden=32, dropout=dropout)
+def make_plain_network() -> nn.Sequential:
+    """Build a network without batch norm and dropout, which several processes train as one does."""
+    torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 7 * 7, 10))
 
 
-def make_trainer(model: nn.Module, **settings: Any) -> Trainer:
+def make_cnn(*, dropout: float = 0.0, seed: int = 0) -> CifarCNN:
+    """Build a network with batch norm, which normalises over the images of one process on a CPU."""
+    torch.manual_seed(seed)
+    return CifarCNN(image_size=SIZE, widths=(8, 16), hidden=32, dropout=dropout)
+
+
+def make_trainer(model: nn.Module | None = None, **settings: Any) -> Trainer:
+    model = make_plain_network() if model is None else model
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-4)
-    transforms = build_transforms(crop_padding=2, cutout=4, brightness=0.1, size=SIZE)
+    transforms = build_transforms(crop_padding=2, cutout=4, size=SIZE)
     settings = {"transforms": transforms, "precision": "float64", "device": "cpu", "max_grad_norm": 0.5, **settings}
     return Trainer(model, optimizer, **settings)
 
 
-def weights_of(trainer: Trainer) -> dict[str, Tensor]:
-    """Where the training got to; `Trainer.fit` leaves the best in the model."""
+def make_float32_trainer(**settings: Any) -> Trainer:
+    model = make_plain_network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    transforms = build_transforms(crop_padding=2, cutout=4, size=SIZE)
+    return Trainer(model, optimizer, transforms=transforms, precision="float32", device="cpu", **settings)
+
+
+def last_weights(trainer: Trainer) -> dict[str, Tensor]:
+    """Return the weights that training reached. After `Trainer.fit`, the model holds the best ones."""
     return {name: tensor.clone() for name, tensor in trainer.state_dict()["model"].items()}
 
 
-def trained(trainer: Trainer, data: DatasetSplits, *, train: Any = None) -> dict[str, Any]:
-    train = data.train if train is None else train
-    trainer.fit(train, data.test, max_epochs=EPOCHS, batch_size=BATCH_SIZE, progress=False)
+def train(trainer: Trainer, data: DatasetSplits, batches: Any = None) -> Result:
+    """Train 20 steps and return all that must be equal to one process."""
+    images = data.train if batches is None else batches
+    trainer.fit(images, data.test, max_epochs=NUM_EPOCHS, batch_size=BATCH_SIZE, progress_bar=False)
+    return outcome_of(trainer)
+
+
+def outcome_of(trainer: Trainer) -> Result:
     return {
-        "steps": trainer.global_step,
-        "weights": weights_of(trainer),
+        "num_steps": trainer.global_step,
+        "last": last_weights(trainer),
         "best": {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()},
-        "losses": trainer.history.column("train_loss"),
-        "accuracies": trainer.history.column("train_accuracy"),
-        "val_losses": trainer.history.column("val_loss"),
-        "val_accuracies": trainer.history.column("val_accuracy"),
+        "losses": [*trainer.history["train_loss"], *trainer.history["val_loss"]],
+        "accuracies": [*trainer.history["train_accuracy"], *trainer.history["val_accuracy"]],
     }
 
 
-def synchronised(directory: Path) -> dict[str, Any]:
-    return trained(make_trainer(make_model()), make_data())
+# Scenarios that must be equal to one process -------------------------------------------------------------------------
 
 
-def short_tail(directory: Path) -> dict[str, Any]:
-    return trained(make_trainer(make_model()), make_data(NUM_IMAGES["tail of 3"]))
+def float32(directory: Path) -> Result:
+    return train(make_float32_trainer(), make_data())
 
 
-def no_norm(directory: Path) -> dict[str, Any]:
-    return trained(make_trainer(make_model(norms=False)), make_data())
+def float32_with_mixup(directory: Path) -> Result:
+    return train(make_float32_trainer(batch_transform=v2.MixUp(num_classes=10)), make_data())
 
 
-def local(directory: Path) -> dict[str, Any]:
-    return trained(make_trainer(make_model(), batch_norm="local"), make_data())
+def float32_accumulated(directory: Path) -> Result:
+    return train(make_float32_trainer(accumulate_grad_batches=3), make_data())
 
 
-def mixed(directory: Path) -> dict[str, Any]:
-    settings = {"mix": v2.CutMix(num_classes=10), "lookahead_every": 3, "ema_decay": 0.9}
-    return trained(make_trainer(make_model(), **settings), make_data())
+def float64(directory: Path) -> Result:
+    return train(make_trainer(), make_data())
 
 
-def weighted_loss(directory: Path) -> dict[str, Any]:
-    """A mean that no mean of means gives, however the parts are weighted."""
-    loss_fn = nn.CrossEntropyLoss(weight=torch.linspace(0.1, 3, 10, dtype=torch.float64), label_smoothing=0.1)
-    return trained(make_trainer(make_model(), loss_fn=loss_fn), make_data())
+def float64_with_mixup(directory: Path) -> Result:
+    return train(make_trainer(batch_transform=v2.MixUp(num_classes=10)), make_data())
 
 
-class Recomputing(CifarCNN):
-    """Computes the second block once more in the backward pass, batch norm included."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.bn1(torch.relu(self.conv1(images)))
-        x = checkpoint(self._second, x, use_reentrant=True) if x.requires_grad else self._second(x)
-        logits: Tensor = self.fc2(self.dropout(torch.relu(self.fc1(x.flatten(1)))))
-        return logits
-
-    def _second(self, x: Tensor) -> Tensor:
-        normalised: Tensor = self.bn2(torch.max_pool2d(torch.relu(self.conv2(x)), 2))
-        return normalised
+def float64_with_cutmix_and_ema(directory: Path) -> Result:
+    return train(make_trainer(batch_transform=v2.CutMix(num_classes=10), ema_decay=0.9), make_data())
 
 
-def recomputed(directory: Path) -> dict[str, Any]:
-    torch.manual_seed(0)
-    model = Recomputing(image_size=SIZE, widths=(8, 16), hidden=32, dropout=0.0)
-    return trained(make_trainer(model), make_data())
+def float64_with_short_last_batch(directory: Path) -> Result:
+    """The last batch has 3 images: one per process, or one and two."""
+    return train(make_trainer(), make_data(NUM_IMAGES_SHORT))
 
 
-def loader(directory: Path) -> dict[str, Any]:
+def float64_accumulated(directory: Path) -> Result:
+    """Three parts per batch, fewer where a process has fewer images."""
+    return train(make_trainer(accumulate_grad_batches=3), make_data(NUM_IMAGES_SHORT))
+
+
+def float64_from_data_loader(directory: Path) -> Result:
     data = make_data()
     batches = DataLoader(TensorDataset(data.train.images, data.train.labels), BATCH_SIZE, shuffle=True)
-    return trained(make_trainer(make_model()), data, train=batches)
+    return train(make_trainer(), data, batches)
 
 
-def unseeded(directory: Path) -> dict[str, Any]:
-    """Each process makes another network: that of the first one counts. Dropout differs, weights must not."""
-    trainer = make_trainer(make_model(dropout=0.5, seed=Ranks.here().rank))
-    judged = make_trainer(make_model(seed=Ranks.here().rank)).evaluate(make_data(10, 1700).test)
-    trainer.fit(make_data().train, max_epochs=1, batch_size=BATCH_SIZE, progress=False)
-    return {"weights": weights_of(trainer), "judged": judged.to_dict()}
+def float64_unfrozen(directory: Path) -> Result:
+    """The caller unfreezes the convolution after the first epoch."""
+    model, data = make_plain_network(), make_data()
+    model[0].requires_grad_(False)
+    trainer = make_trainer(model)
+    for _ in trainer.epochs(data.train, data.test, max_epochs=NUM_EPOCHS, batch_size=BATCH_SIZE):
+        model[0].requires_grad_(True)
+    return outcome_of(trainer)
 
 
-def masks(directory: Path) -> dict[str, Any]:
-    """What dropout lets through in the first step: in each process something else."""
+# Scenarios that differ from one process, but not between processes ---------------------------------------------------
+
+
+def batch_norm(directory: Path) -> Result:
+    return train(make_trainer(make_cnn()), make_data())
+
+
+def other_weights_per_process(directory: Path) -> Result:
+    """Each process builds other weights. Those of rank 0 are trained."""
+    trainer = make_trainer(make_cnn(dropout=0.5, seed=ProcessGroup.current().rank), ema_decay=0.9)
+    trainer.fit(make_data().train, max_epochs=1, batch_size=BATCH_SIZE, progress_bar=False)
+    return {"last": last_weights(trainer)}
+
+
+def dropout(directory: Path) -> Result:
+    """Return which of 50 features dropout removed in the first step."""
     seen: list[Tensor] = []
 
     class Spy(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             if self.training:
-                seen.append(x[:20].detach().clone())
+                seen.append(x.detach() == 0)
             return x
 
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 50), nn.Dropout(), Spy(), nn.Linear(50, 10))
-    make_trainer(model).fit(make_data().train, max_epochs=1, batch_size=BATCH_SIZE, progress=False)
-    return {"mask": seen[0] == 0}
+    make_trainer(model).fit(make_data().train, max_epochs=1, batch_size=BATCH_SIZE, progress_bar=False)
+    return {"is_dropped": seen[0]}
 
 
-def evaluated(directory: Path) -> dict[str, Any]:
-    """More images than processes have batches, and fewer."""
-    trainer = make_trainer(make_model(), precision="float32")
-    documents = [trainer.evaluate(make_data(10, number).test).to_dict() for number in (1700, 300)]
-    shuffled = make_data(10, 100).test
-    batches = DataLoader(TensorDataset(shuffled.images, shuffled.labels), 7, shuffle=True)
-    return {"documents": documents, "of a loader": trainer.evaluate(batches).num_correct}
+def early_stopping(directory: Path) -> Result:
+    """The learning rate is 0, so that no epoch is better than the first one."""
+    trainer, data = make_trainer(lr_schedule=lambda step, total: 0.0 * step), make_data()
+    trainer.fit(data.train, data.test, max_epochs=9, batch_size=BATCH_SIZE, patience=2, progress_bar=False)
+    return {"num_epochs": len(trainer.history)}
 
 
-class Tripwire(nn.Module):
-    """A loss that does something when it is called for the k-th time."""
-
-    def __init__(self, at: int, action: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.calls, self.at, self.action = [0], [at], action
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        self.calls[0] += 1
-        loss = nn.functional.cross_entropy(logits, labels)
-        return self.action(loss) if self.calls == self.at else loss
-
-    def __repr__(self) -> str:
-        return "Tripwire()"
+# Scenarios that are stopped or fail ----------------------------------------------------------------------------------
 
 
-def dropping(action: Callable[[Tensor], Tensor] = lambda loss: loss, *, at: int = 0, **settings: Any) -> Trainer:
-    return make_trainer(make_model(dropout=0.5), loss_fn=Tripwire(at, action), **settings)
+@dataclass
+class Tripwire:
+    """Action of `watched_loss` at its ``at``-th call. It is global so that it is no setting of the run."""
+
+    at: int = 0
+    action: Callable[[Tensor], Tensor] | None = None
+    num_calls: int = 0
 
 
-def fit(trainer: Trainer, directory: Path, *, max_epochs: int = 2, resume: bool = False) -> None:
+TRIPWIRE = Tripwire()
+
+
+def watched_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    TRIPWIRE.num_calls += 1
+    loss = nn.functional.cross_entropy(logits, labels)
+    return TRIPWIRE.action(loss) if TRIPWIRE.action and TRIPWIRE.num_calls == TRIPWIRE.at else loss
+
+
+def set_tripwire(at: int = 0, action: Callable[[Tensor], Tensor] | None = None) -> None:
+    TRIPWIRE.at, TRIPWIRE.action, TRIPWIRE.num_calls = at, action, 0
+
+
+def send(signum: int) -> Callable[[Tensor], Tensor]:
+    """Return an action that sends a signal to this process."""
+
+    def action(loss: Tensor) -> Tensor:
+        signal.raise_signal(signum)
+        return loss
+
+    return action
+
+
+def is_last_process() -> bool:
+    group = ProcessGroup.current()
+    return group.rank == group.world_size - 1
+
+
+def make_watched_trainer(*, dropout: float = 0.5, **settings: Any) -> Trainer:
+    return make_trainer(make_cnn(dropout=dropout), loss_fn=watched_loss, **settings)
+
+
+def fit(trainer: Trainer, directory: Path, *, max_epochs: int = 2, resume: bool = False, **settings: Any) -> None:
     data = make_data()
-    checkpointer = Checkpointer(directory, every_s=1e9)
-    trainer.fit(
-        data.train,
-        data.test,
-        max_epochs=max_epochs,
-        batch_size=BATCH_SIZE,
-        checkpointer=checkpointer,
-        resume=resume,
-        progress=False,
+    checkpointer = Checkpointer(directory, save_every_s=1e9)
+    settings = {"batch_size": BATCH_SIZE, "progress_bar": False, **settings}
+    trainer.fit(data.train, data.test, max_epochs=max_epochs, checkpointer=checkpointer, resume=resume, **settings)
+
+
+def fit_quietly(trainer: Trainer, directory: Path, **settings: Any) -> list[str]:
+    """Resume and return the messages of the warnings about the checkpoint."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", CheckpointWarning)
+        fit(trainer, directory, resume=True, **settings)
+    return [str(warning.message) for warning in caught if issubclass(warning.category, CheckpointWarning)]
+
+
+def uninterrupted(directory: Path) -> Result:
+    set_tripwire()
+    trainer = make_watched_trainer()
+    fit(trainer, directory / "uninterrupted")
+    return {"last": last_weights(trainer)}
+
+
+def stopped(directory: Path) -> Result:
+    """A signal arrives in the third step, in the last process or in all of them. The run is resumed then."""
+    result: Result = {}
+    for name, signum, is_told in (
+        ("Ctrl-C to the last process", signal.SIGINT, is_last_process()),
+        ("SIGTERM to the last process", signal.SIGTERM, is_last_process()),
+        ("SIGTERM to all processes", signal.SIGTERM, True),
+    ):
+        run = directory / name
+        set_tripwire(STOP_STEP, send(signum) if is_told else None)
+        trainer = make_watched_trainer()
+        try:
+            fit(trainer, run)
+        except (SystemExit, KeyboardInterrupt) as outcome:
+            result[name] = {
+                "outcome": outcome.code if isinstance(outcome, SystemExit) else "KeyboardInterrupt",
+                "num_steps": trainer.global_step,
+                "is_saved": (run / "last.safetensors").exists(),
+            }
+        set_tripwire()
+        trainer = make_watched_trainer()
+        fit_quietly(trainer, run)
+        result[name] |= {"last": last_weights(trainer), "differences": trainer.resume_differences}
+    return result
+
+
+def data_loader_saved(directory: Path) -> Result:
+    """Train from a `DataLoader` with a checkpointer, be stopped in the middle of an epoch, and resume at its start."""
+    data, run = make_data(), directory / "data loader"
+    batches = DataLoader(TensorDataset(data.train.images, data.train.labels), BATCH_SIZE, shuffle=True)
+
+    def run_once(**settings: Any) -> Trainer:
+        trainer = make_trainer(loss_fn=watched_loss)
+        checkpointer = Checkpointer(run, save_every_s=1e9)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CheckpointWarning)
+            trainer.fit(batches, max_epochs=3, checkpointer=checkpointer, progress_bar=False, **settings)
+        return trainer
+
+    set_tripwire(7, send(signal.SIGTERM) if is_last_process() else None)
+    try:
+        run_once()
+    except SystemExit:
+        ProcessGroup.current().wait()
+    state = Checkpointer(run).read_last()
+    assert state is not None
+    ProcessGroup.current().wait()
+    set_tripwire()
+    return {"saved_steps": state["position"]["global_step"], "last": last_weights(run_once(resume=True))}
+
+
+def resumed(directory: Path) -> Result:
+    """Resume the run that two processes have stopped in the middle of an epoch; two processes stop it first."""
+    group, given, run = ProcessGroup.current(), directory.parent / "stopped by two", directory / "resumed"
+    if group.world_size == 2:
+        set_tripwire(STOP_STEP, send(signal.SIGTERM))
+        try:
+            fit(make_trainer(loss_fn=watched_loss), given)
+        except SystemExit:
+            group.wait()
+    if group.rank == 0:
+        shutil.copytree(given, run)
+    set_tripwire()
+    trainer = make_trainer(loss_fn=watched_loss)
+    messages = fit_quietly(trainer, run)  # rank 0 reads, and it has copied
+    return {
+        "last": last_weights(trainer),
+        "losses": trainer.history["train_loss"],
+        "num_steps": trainer.global_step,
+        "messages": messages,
+        "differences": trainer.resume_differences,
+    }
+
+
+def resumed_from_one(directory: Path) -> Result:
+    """Continue with several processes what one process has started, for one epoch each."""
+    run = directory.parent / "handed over"
+    state = Checkpointer(run).read_last()
+    ProcessGroup.current().wait()
+    trainer = make_trainer()
+    messages = fit_quietly(trainer, run, max_epochs=1 if state is None else state["position"]["epoch"] + 1)
+    return {
+        "last": last_weights(trainer),
+        "messages": messages,
+        "differences": trainer.resume_differences,
+        "num_epochs": len(trainer.history),
+    }
+
+
+def refused(directory: Path) -> Result:
+    """Return the error message of each run that several processes must refuse together; all of them go on."""
+    result: Result = {}
+    rank, world_size = ProcessGroup.current().rank, ProcessGroup.current().world_size
+
+    def refuse(name: str, expected: type[CifarnetError], function: Callable[..., object], /, **settings: Any) -> None:
+        try:
+            function(**settings)
+        except expected as error:
+            result[name] = str(error)
+
+    def fit_batches(batches: Any, **settings: Any) -> None:
+        make_trainer().fit(batches, max_epochs=1, progress_bar=False, **settings)
+
+    def fit_images(*, num_images: int = NUM_IMAGES, **settings: Any) -> None:
+        settings = {"max_epochs": 1, "batch_size": BATCH_SIZE, "progress_bar": False, **settings}
+        make_trainer(seed=settings.pop("seed", 0)).fit(make_data(num_images).train, **settings)
+
+    set_tripwire(STOP_STEP, lambda loss: loss * float("nan"))
+    refuse("NaN in all", NonFiniteLossError, fit, trainer=make_watched_trainer(), directory=directory / "nan")
+    set_tripwire(STOP_STEP, (lambda loss: loss + float("inf")) if is_last_process() else None)
+    refuse("infinity in one", NonFiniteLossError, fit, trainer=make_watched_trainer(), directory=directory / "inf")
+    set_tripwire()
+    refuse("run exists", RunExistsError, fit, trainer=make_watched_trainer(), directory=directory / "uninterrupted")
+
+    other = make_watched_trainer(seed=rank)
+    refuse("seed on resume", SettingError, fit, trainer=other, directory=directory / "uninterrupted", resume=True)
+
+    refuse("max_epochs", SettingError, fit_images, max_epochs=1 + rank)
+    refuse("checkpointer", SettingError, fit_images, checkpointer=None if rank else Checkpointer(directory / "one"))
+    refuse("seed", SettingError, fit_images, seed=rank)
+    refuse("batch_size", SettingError, fit_images, batch_size=29 if rank else 58)
+    refuse("patience", SettingError, fit_images, val=make_data().test, patience=1 + rank)
+    refuse(
+        "test",
+        SettingError,
+        fit_images,
+        test=DataLoader(TensorDataset(torch.rand(40, 3, SIZE, SIZE), torch.arange(40) % 10), 10 + 10 * rank),
     )
 
+    refuse("too few images", SettingError, fit_images, num_images=BATCH_SIZE + 1)
 
-def unbroken(directory: Path) -> dict[str, Any]:
-    trainer = dropping()
-    fit(trainer, directory / "unbroken")
-    return {"weights": weights_of(trainer)}
-
-
-def end(loss: Tensor) -> Tensor:
-    signal.raise_signal(signal.SIGTERM)
-    return loss
-
-
-def stopped(directory: Path) -> dict[str, Any]:
-    """Told to end in its third step: the last process alone, or all; then it goes on."""
-    found: dict[str, Any] = {}
-    for who in ("last", "all"):
-        told = who == "all" or Ranks.here().rank == Ranks.here().world_size - 1
-        trainer = dropping(end if told else lambda loss: loss, at=3)
-        try:
-            fit(trainer, directory / f"stopped-{who}")
-        except SystemExit as ended:
-            found[who] = (ended.code, trainer.global_step, (directory / f"stopped-{who}/last.safetensors").exists())
-        trainer = dropping()
-        fit(trainer, directory / f"stopped-{who}", resume=True)
-        found[f"{who} resumed"] = weights_of(trainer)
-    return found
-
-
-def failed(directory: Path) -> dict[str, Any]:
-    """What ends one process ends all of them, with the same error."""
-    found: dict[str, Any] = {}
-
-    def note(name: str, error: type[Exception], function: Callable[[], object]) -> None:
-        try:
-            function()
-        except error as told:
-            found[name] = str(told)
-
-    trainer = dropping(lambda loss: loss * float("nan"), at=3)
-    note("NaN", NonFiniteLossError, lambda: fit(trainer, directory / "nan"))
-    note("exists", RunExistsError, lambda: fit(dropping(), directory / "unbroken"))
-    number = Ranks.here().rank
-    alone = None if number else Checkpointer(directory / "alone")
-    train = make_data().train
-    note("epochs", InputError, lambda: dropping().fit(train, max_epochs=1 + number, progress=False))
-    note("alone", InputError, lambda: dropping().fit(train, max_epochs=1, checkpointer=alone, progress=False))
-    note("seed", SettingError, lambda: fit(dropping(seed=trainer.rank), directory / "seeds"))
     images = TensorDataset(torch.rand(40, 3, SIZE, SIZE), torch.arange(40) % 10)
-    own = DataLoader(images, 10, sampler=torch.randperm(40, generator=torch.Generator().manual_seed(trainer.rank)))
-    short = DataLoader(torch.utils.data.Subset(images, range(40 - 10 * trainer.rank)), 10)
-    sampled = DataLoader(images, 10, sampler=DistributedSampler(images, trainer.world_size, trainer.rank))
-    for name, batches in (("order", own), ("length", short), ("sampler", sampled)):
-        note(
-            name,
-            SettingError if name == "sampler" else InputError,
-            partial(dropping().fit, batches, max_epochs=1, progress=False),
-        )
-    return found
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(rank))
+    sampler: DistributedSampler[Any] = DistributedSampler(images, world_size, rank)
+
+    class Endless:
+        """Batches without a length, one more in rank 0."""
+
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            yield from DataLoader(Subset(images, range(20 if rank else 30)), 10)
+
+    refuse("too few in a batch", SettingError, fit_batches, batches=DataLoader(Subset(images, range(11)), 10))
+    refuse("order", InputError, fit_batches, batches=DataLoader(images, 10, sampler=order))
+    refuse(
+        "size", InputError, fit_batches, batches=[(torch.rand(9 + rank, 3, SIZE, SIZE), torch.zeros(9 + rank).long())]
+    )
+    refuse("length", SettingError, fit_batches, batches=DataLoader(Subset(images, range(40 - 10 * rank)), 10))
+    refuse("unknown length", InputError, fit_batches, batches=Endless())
+    refuse("sampler", SettingError, fit_batches, batches=DataLoader(images, 10, sampler=sampler))
+    in_batches = DataLoader(images, batch_sampler=BatchSampler(sampler, 10, drop_last=False))
+    refuse("batch sampler", SettingError, fit_batches, batches=in_batches)
+    return result
 
 
-def patient(directory: Path) -> dict[str, Any]:
-    trainer = make_trainer(make_model(), schedule=lambda step, total: 0.0 * step)
-    data = make_data()
-    trainer.fit(data.train, data.test, max_epochs=9, batch_size=BATCH_SIZE, patience=2, progress=False)
-    return {"epochs": len(trainer.history)}
-
-
-def exchanged(directory: Path) -> dict[str, Any]:
-    """Bytes of float32 that one training step adds up over the processes."""
-    sizes: list[int] = []
-    real = torch.distributed.all_reduce
-
-    def counting(tensor: Tensor, *arguments: Any, **more: Any) -> Any:
-        sizes.append(tensor.nbytes if tensor.dtype == torch.float32 else 0)
-        return real(tensor, *arguments, **more)
-
-    torch.distributed.all_reduce = counting
-    try:
-        trainer = make_trainer(make_model(), precision="float32")
-        trainer.fit(make_data(BATCH_SIZE).train, max_epochs=1, batch_size=BATCH_SIZE, progress=False)
-    finally:
-        torch.distributed.all_reduce = real
-    return {"bytes": sum(sizes)}
-
-
-def moved(directory: Path) -> dict[str, Any]:
-    """One epoch more of a run that another number of processes began."""
-    trainer, run = make_trainer(make_model()), directory.parent / "moved"
-    state = Checkpointer(run).read_last()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fit(trainer, run, max_epochs=1 if state is None else state["position"]["epoch"] + 1, resume=True)
-    told = [str(warning.message) for warning in caught if warning.category is CheckpointWarning]
-    return {"weights": weights_of(trainer), "told": told, "changes": trainer.changes, "epochs": len(trainer.history)}
-
-
-SCENARIOS: tuple[Callable[[Path], dict[str, Any]], ...] = (
-    synchronised,
-    short_tail,
-    no_norm,
-    local,
-    mixed,
-    weighted_loss,
-    recomputed,
-    loader,
-    unseeded,
-    masks,
-    evaluated,
-    unbroken,
+SCENARIOS: tuple[Callable[[Path], Result], ...] = (
+    float32,
+    float32_with_mixup,
+    float32_accumulated,
+    float64,
+    float64_with_mixup,
+    float64_with_cutmix_and_ema,
+    float64_with_short_last_batch,
+    float64_accumulated,
+    float64_from_data_loader,
+    float64_unfrozen,
+    batch_norm,
+    other_weights_per_process,
+    dropout,
+    early_stopping,
+    uninterrupted,
     stopped,
-    failed,
-    patient,
-    exchanged,
-    moved,
+    data_loader_saved,
+    resumed_from_one,
+    resumed,
+    refused,
 )
 
 
-def run(directory: Path, *chosen: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    threads = torch.get_num_threads()
+def perform(directory: Path, *chosen: Callable[[Path], Result]) -> dict[str, Result]:
+    """Perform scenarios and return their results by name."""
+    num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         return {scenario.__name__: scenario(directory) for scenario in chosen or SCENARIOS}
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(num_threads)
+
+
+# Runs that a test ends -----------------------------------------------------------------------------------------------
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def lose(directory: Path, how: str, step: int) -> None:
+    """Train; the last process dies at a step, unless torchrun has restarted it."""
+
+    def die(loss: Tensor) -> Tensor:
+        if how == "raise":
+            raise LookupError("a bug of the caller")
+        os.kill(os.getpid(), signal.SIGKILL)
+        return loss
+
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    set_tripwire(step, die if is_last_process() and restarts == "0" else None)
+    data, checkpointer = make_data(), Checkpointer(directory, save_every_s=0)
+    make_watched_trainer().fit(
+        data.train,
+        data.test,
+        max_epochs=2,
+        batch_size=BATCH_SIZE,
+        checkpointer=checkpointer,
+        resume=True,
+        progress_bar=False,
+    )
+    say(f"restarts: {restarts}")
+
+
+def wait(directory: Path) -> None:
+    """Train until a signal arrives, and say when training has begun."""
+
+    def announce(loss: Tensor) -> Tensor:
+        say("training")
+        return loss
+
+    set_tripwire(STOP_STEP, announce)
+    fit(make_watched_trainer(), directory, max_epochs=100_000, progress_bar=True)
 
 
 if __name__ == "__main__":
-    import os
-
-    out = Path(sys.argv[1])
-    torch.save(run(out), out / f"rank-{os.environ['RANK']}.pt")
+    action, root = sys.argv[1], Path(sys.argv[2])
+    faulthandler.dump_traceback_later(LIMIT_S)
+    torch.set_num_threads(1)
+    if action == "lose":
+        lose(root, sys.argv[3], int(sys.argv[4]))
+    elif action == "wait":
+        wait(root)
+    else:
+        torch.save(perform(root), root / f"rank-{os.environ['RANK']}.pt")

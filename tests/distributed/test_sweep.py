@@ -48,7 +48,7 @@ def test_a_killed_sweep_goes_on_and_a_run_that_fails_costs_itself_alone(tmp_path
     assert re.search(r"\| learning_rate=0.001 \| 2 \| \d+\.\d\d ± \d+\.\d\d % \|", result.stdout)
     assert "Best on the held-out images: learning_rate=0.001. Its test accuracy: " in result.stdout
     assert (tmp_path / "table.md").read_text() in result.stdout
-    assert len(re.findall(r"1e\+30/seed-\d failed: .*the loss was not finite", result.stderr)) == 2
+    assert len(re.findall(r"1e\+30/seed-\d failed: .*The loss is not finite", result.stderr)) == 2
     assert len(list(tmp_path.rglob("report.json"))) == 2
     for seed in (0, 1):
         run = tmp_path / f"learning_rate=0.001/seed-{seed}"

@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from cifarnet import Checkpointer, CifarCNN, Classifier, FastCNN, Preprocess, Trainer, build_transforms, make_synthetic
-from cifarnet.checkpoint import load_best, unwrapped_state_dict
+from cifarnet.checkpoint import load_best
+from cifarnet.checkpoint.restore import unwrapped_state_dict
 from cifarnet.errors import InputError, SettingError, SettingTypeError
 from cifarnet.models import (
     MODELS,

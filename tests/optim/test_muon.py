@@ -7,21 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import _muon as torchs_muon
 
 import tape
 from cifarnet import Checkpointer, CifarCNN, DatasetSplits, Trainer, Transforms
 from cifarnet.checkpoint.restore import load_optimizer
-from cifarnet.engine import (
-    Batches,
-    CudaGraphBackend,
-    EagerBackend,
-    RunningSums,
-    StepSettings,
-    resolve_precision,
-    what_cannot_be_captured,
-)
 from cifarnet.errors import SettingError
 from cifarnet.optim import Muon, param_groups
 
@@ -190,9 +181,9 @@ def test_a_resumed_run_equals_an_unbroken_one(
     synthetic: DatasetSplits, small_transforms: Transforms, tmp_path: Path
 ) -> None:
     unbroken = make_trainer(small_transforms)
-    unbroken.fit(synthetic.train, max_epochs=2, batch_size=64, progress=False)
+    unbroken.fit(synthetic.train, max_epochs=2, batch_size=64, progress_bar=False)
     first = make_trainer(small_transforms)
-    first.fit(synthetic.train, max_epochs=1, batch_size=64, checkpointer=Checkpointer(tmp_path), progress=False)
+    first.fit(synthetic.train, max_epochs=1, batch_size=64, checkpointer=Checkpointer(tmp_path), progress_bar=False)
     resumed = make_trainer(small_transforms)
     resumed.fit(
         synthetic.train,
@@ -200,7 +191,7 @@ def test_a_resumed_run_equals_an_unbroken_one(
         batch_size=64,
         checkpointer=Checkpointer(tmp_path),
         resume=True,
-        progress=False,
+        progress_bar=False,
     )
     for key, tensor in unbroken.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[key]), key
@@ -236,41 +227,20 @@ def test_a_recorded_step_reads_gradients_and_learning_rates_anew() -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-13)
 
 
-def test_a_network_is_trained_alike_in_graphs(synthetic: DatasetSplits, small_transforms: Transforms) -> None:
+def test_a_network_is_trained_alike_in_graphs(
+    graphs: None, synthetic: DatasetSplits, small_transforms: Transforms
+) -> None:
     trained = []
-    for build in (EagerBackend, lambda settings: CudaGraphBackend(settings, steps_per_graph=2, capture=tape.capture)):
+    for cuda_graph in (False, True):
         trainer = make_trainer(small_transforms)
-        model = trainer.model.double().train()
-        precision = resolve_precision("float64", CPU)
-        settings = StepSettings(model, trainer.optimizer, nn.CrossEntropyLoss(), small_transforms, precision, 0)
-        assert what_cannot_be_captured(settings) is None
-        backend = build(settings)
-        source, sums = synthetic.train, RunningSums(CPU)
-        batches = Batches(source.images, source.labels, source.ids, batch_size=64, device=CPU, seed=0)
-        for epoch in range(2):
-            for _ in backend.epoch(batches, epoch, first_step=0, multipliers=[1.0, 0.8, 0.6, 0.4, 0.2], sums=sums):
-                pass
-        trained.append(model.state_dict())
+        trainer.cuda_graph = cuda_graph
+        list(trainer.epochs(synthetic.train, max_epochs=2))
+        assert trainer.uses_cuda_graph == cuda_graph
+        trained.append(trainer.model.state_dict())
     start = make_trainer(small_transforms).model.state_dict()
     for key, tensor in trained[0].items():
-        torch.testing.assert_close(tensor, trained[1][key], rtol=0, atol=1e-5)  # rates in a graph are float32
+        torch.testing.assert_close(tensor, trained[1][key], rtol=0, atol=1e-4)  # rates in a graph are float32
     assert (trained[0]["conv2.weight"] - start["conv2.weight"]).norm() > 0.1, "the control"
-
-
-def test_an_optimizer_derived_from_it_may_not_be_captured(small_transforms: Transforms) -> None:
-    class Oddity(Muon):
-        pass
-
-    model = nn.Linear(2, 2, bias=False)
-    settings = StepSettings(
-        model,
-        Oddity(model.parameters(), lr=0.1),
-        nn.CrossEntropyLoss(),
-        small_transforms,
-        resolve_precision("float32", CPU),
-        0,
-    )
-    assert what_cannot_be_captured(settings) == "the optimizer Oddity"
 
 
 def test_a_loaded_counter_of_steps_is_as_the_fused_kernel_takes_it() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
 
 from cifarnet.errors import SettingError
-from cifarnet.optim import Schedule, constant, cosine, from_torch, linear, one_cycle, polynomial, tabulate
+from cifarnet.optim import Schedule, constant, cosine, from_torch, linear, one_cycle, tabulate
 
 SCHEDULES = [
     constant(),
@@ -20,7 +20,6 @@ SCHEDULES = [
     cosine(warmup=0.2),
     cosine(tail=0.95),
     one_cycle(),
-    polynomial(power=3),
 ]
 
 
@@ -51,17 +50,6 @@ def test_a_schedule_is_the_line_through_its_corners(total_steps: int, warmup: fl
 
 def test_a_tail_stays_at_its_floor() -> None:
     assert tabulate(cosine(end=0.25, tail=0.5), 8).tolist()[4:] == [0.25] * 4
-
-
-def test_a_polynomial_is_the_one_written_out() -> None:
-    expected = 0.2 + (0.9 - 0.2) * (np.arange(7) / 7) ** 3
-    np.testing.assert_allclose(tabulate(polynomial(power=3, start=0.2, end=0.9), 7).numpy(), expected, rtol=1e-15)
-
-
-@pytest.mark.parametrize("power", [0.0, -1.0, math.nan, math.inf])
-def test_a_power_out_of_range_is_refused(power: float) -> None:
-    with pytest.raises(SettingError, match="power must be finite and above 0"):
-        polynomial(power=power)
 
 
 def test_cosine_equals_torchs() -> None:

@@ -47,7 +47,7 @@ def train(directory: Path, data: DatasetSplits, *, epochs: int = 3, command: str
     recipe = replace(get_recipe("reference"), model_arguments=arguments, max_epochs=epochs, summary="<b>bold</b>")
     train, val = data.train.split(0.2, seed=0)
     trainer = build_trainer(recipe, train, device="cpu", precision="float32")
-    trainer.fit(train, val, max_epochs=epochs, batch_size=32, checkpointer=Checkpointer(directory), progress=False)
+    trainer.fit(train, val, max_epochs=epochs, batch_size=32, checkpointer=Checkpointer(directory), progress_bar=False)
     evaluation = trainer.evaluate(data.test)
     classifier = Classifier.load(directory, device="cpu")
     classifier.temperature = 1.7

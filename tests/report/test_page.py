@@ -94,7 +94,7 @@ def test_the_numbers_are_those_of_the_evaluation(made: Made) -> None:
     evaluation = made.run.classifier.evaluate(made.data.test)
     assert made.page.evaluation == evaluation
     result = made.read.sections["result"].replace("\N{NO-BREAK SPACE}", " ")
-    low, high = (f"{100 * bound:.2f} %" for bound in evaluation.interval)
+    low, high = (f"{100 * bound:.2f} %" for bound in evaluation.accuracy_interval)
     assert f"{100 * evaluation.accuracy:.2f} % of 100 test images are classified right" in result
     assert f"interval {low} to {high} (Wilson)" in result
     chosen = made.run.classifier.selected_by
@@ -112,9 +112,9 @@ def test_the_numbers_are_those_of_the_evaluation(made: Made) -> None:
     assert plain.expected_calibration_error != evaluation.expected_calibration_error
     for scores in (plain, evaluation):
         assert f"{100 * scores.expected_calibration_error:.2f} %" in calibration
-        assert f"{scores.nll:.4f}" in text
-    i, j = divmod(int(np.argmax(np.array(evaluation.confusion) * (1 - np.eye(10, dtype=int)))), 10)
-    assert f"{HOSTILE[i]}{HOSTILE[j]}{evaluation.confusion[i][j]}" in made.read.sections["confusion"]
+        assert f"{scores.log_loss:.4f}" in text
+    i, j = divmod(int(np.argmax(np.array(evaluation.confusion_matrix) * (1 - np.eye(10, dtype=int)))), 10)
+    assert f"{HOSTILE[i]}{HOSTILE[j]}{evaluation.confusion_matrix[i][j]}" in made.read.sections["confusion"]
 
 
 def test_what_the_run_was_is_told_from_its_report(made: Made) -> None:
@@ -245,7 +245,7 @@ def test_a_run_without_a_report_has_a_page_that_says_what_it_lacks(
     synthetic = make_synthetic(num_train=60, num_test=30, seed=0, size=16)
     data = [rename(part, ("cat", "dog")) for part in (synthetic.train, synthetic.test)]
     trainer = make_trainer(num_classes=2)
-    trainer.fit(data[0], max_epochs=1, batch_size=20, checkpointer=Checkpointer(tmp_path), progress=False)
+    trainer.fit(data[0], max_epochs=1, batch_size=20, checkpointer=Checkpointer(tmp_path), progress_bar=False)
     page = build_page(load_run(tmp_path, device="cpu"), data[1])
     read = Reader(page.html)
     assert sorted(page.left_out) == ["command", "schedule"]

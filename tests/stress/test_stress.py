@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -99,7 +99,7 @@ for _ in range(kills):
             checkpointer = Checkpointer(root)
             checkpointer.prepare()
             run = Run(0)
-            assert checkpointer.restore(run)
+            assert checkpointer.load(run)
             weights, description = checkpointer.read_best()
         swept += sum("unfinished" in str(w.message) for w in caught)
         lost += run.number < confirmed or description["number"] < confirmed
@@ -129,20 +129,19 @@ def test_a_process_killed_while_saving_loses_nothing(tmp_path: Path, stress_repo
 SETTINGS: dict[str, dict[str, Any]] = {
     "augmentation": {"dropout": 0.0},
     "dropout": {"dropout": 0.5},
-    "mixup": {"dropout": 0.0, "trainer": {"mix": v2.MixUp(num_classes=10)}},
+    "mixup": {"dropout": 0.0, "trainer": {"batch_transform": v2.MixUp(num_classes=10)}},
     "average of the weights": {"dropout": 0.0, "trainer": {"ema_decay": 0.95}},
     "all of them, cutmix": {
         "dropout": 0.5,
         "trainer": {
-            "mix": v2.CutMix(num_classes=10),
+            "batch_transform": v2.CutMix(num_classes=10),
             "ema_decay": 0.95,
-            "lookahead_every": 3,
-            "schedule": one_cycle(),
+            "lr_schedule": one_cycle(),
         },
     },
     "bf16, one-cycle, clipping": {
         "dropout": 0.5,
-        "trainer": {"precision": "bf16", "schedule": one_cycle(), "max_grad_norm": 1.0},
+        "trainer": {"precision": "bf16", "lr_schedule": one_cycle(), "max_grad_norm": 1.0},
     },
 }
 
@@ -152,7 +151,7 @@ def make(settings: dict[str, Any], seed: int = 0, loss: nn.Module | None = None)
         torch.manual_seed(0)
         model = CifarCNN(image_size=SIZE, widths=(4, 8), hidden=16, dropout=settings["dropout"])
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
-    transforms = build_transforms(crop_padding=2, cutout=4, brightness=0.1, contrast=0.1, size=SIZE)
+    transforms = build_transforms(crop_padding=2, cutout=4, size=SIZE)
     extra = {"precision": "float32", **settings.get("trainer", {})}
     return Trainer(model, optimizer, transforms=transforms, loss_fn=loss, seed=seed, device="cpu", **extra)
 
@@ -160,11 +159,7 @@ def make(settings: dict[str, Any], seed: int = 0, loss: nn.Module | None = None)
 def tensors_of(trainer: Trainer) -> dict[str, torch.Tensor]:
     state = trainer.state_dict()
     moments = {f"{i} {key}": value for i, entry in state["optimizer"]["state"].items() for key, value in entry.items()}
-    copies = {
-        f"{which} {key}": value
-        for which in ("average", "lookahead")
-        for key, value in state.get(which, {"weights": {}})["weights"].items()
-    }
+    copies = {f"ema {key}": value for key, value in state.get("ema", {"weights": {}})["weights"].items()}
     return {**state["model"], **moments, **copies}
 
 
@@ -175,13 +170,17 @@ def are_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
 class Interrupted(nn.CrossEntropyLoss):
     """Ctrl-C in the k-th step."""
 
+    #: Steps, and the step that is interrupted: they are no settings of the run.
+    steps: ClassVar[dict[int, int]] = {}
+    at: ClassVar[dict[int, int | None]] = {}
+
     def __init__(self, at: int | None) -> None:
         super().__init__()
-        self.steps, self.at = [0], [at]  # in lists: they are no settings of the run
+        self.steps[id(self)], self.at[id(self)] = 0, at
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        self.steps[0] += torch.is_grad_enabled()
-        if torch.is_grad_enabled() and self.steps == self.at:
+        self.steps[id(self)] += torch.is_grad_enabled()
+        if torch.is_grad_enabled() and self.steps[id(self)] == self.at[id(self)]:
             signal.raise_signal(signal.SIGINT)
         return super().forward(logits, labels)
 
@@ -201,11 +200,11 @@ def test_a_run_stopped_at_every_step_ends_in_the_same_bytes(
             val,
             max_epochs=max_epochs,
             batch_size=16,
-            checkpointer=Checkpointer(directory, every_s=0 if stop_at else 1e9),
+            checkpointer=Checkpointer(directory, save_every_s=0 if stop_at else 1e9),
             resume=True,
-            progress=False,
+            progress_bar=False,
         )
-        return trainer, loss.steps[0]
+        return trainer, loss.steps[id(loss)]
 
     unbroken, steps = run(tmp_path / "unbroken")
     assert steps == 15 * max_epochs
@@ -261,7 +260,7 @@ def test_a_mutated_file_is_refused_by_a_typed_error(
     synthetic: DatasetSplits, tmp_path: Path, stress_report: dict[str, Any]
 ) -> None:
     trainer = make(SETTINGS["dropout"])
-    trainer.fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress=False)
+    trainer.fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress_bar=False)
     draw, path = random.Random(0), tmp_path / "mutated.safetensors"
     counts = {"files": 0, "accepted": 0, "untyped": 0}
     for name in ("best", "last"):

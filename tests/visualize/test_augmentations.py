@@ -44,13 +44,13 @@ def augmented_in_training(transforms: Transforms, data: ImageDataset, *, seed: i
     model = CifarCNN(image_size=16, widths=(4, 4), hidden=8)
     noting = Transforms(Noting(), Preprocess(16))
     trainer = Trainer(model, torch.optim.SGD(model.parameters()), transforms=noting, seed=seed, device="cpu")
-    trainer.fit(data, max_epochs=3, batch_size=2, progress=False)
+    trainer.fit(data, max_epochs=3, batch_size=2, progress_bar=False)
     return seen
 
 
 def test_the_pictures_are_those_that_a_run_with_this_seed_trains_on(synthetic: DatasetSplits) -> None:
     data = synthetic.train.subset([7, 3, 5])
-    transforms = build_transforms(crop_padding=3, cutout=4, brightness=0.3)
+    transforms = build_transforms(crop_padding=3, cutout=4)
     trained_on = augmented_in_training(transforms, data, seed=11)
     pictures = shown(plot_augmentations(transforms, data, num_images=2, num_epochs=3, seed=11))
     assert len(pictures) == 2 * 4

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from cifarnet.metrics import ClassScores, Evaluation
+from cifarnet.inference import ClassScores, Evaluation
 from cifarnet.visualize import plot_class_scores
 
 

@@ -23,12 +23,12 @@ def test_each_row_has_the_shares_of_a_true_class(num_classes: int) -> None:
     evaluation, _, _ = judged(num_classes)
     ax = plot_confusion_matrix(evaluation).axes[0]
     drawn = shares(ax)
-    for i, row in enumerate(evaluation.confusion):
+    for i, row in enumerate(evaluation.confusion_matrix):
         if sum(row):
             assert drawn[i].tolist() == pytest.approx([count / sum(row) for count in row])
         else:
             assert np.ma.getmaskarray(drawn)[i].all()  # grey: no images of this class
-    assert not sum(evaluation.confusion[-1])
+    assert not sum(evaluation.confusion_matrix[-1])
     assert (ax.get_ylabel(), ax.get_xlabel()) == ("true class", "taken for")
 
 
@@ -39,7 +39,7 @@ def test_counts_stand_in_the_squares_and_names_on_both_sides(num_classes: int) -
     ax = figure.axes[0]
     written = {(round(y), round(x)): t.get_text() for t in ax.texts for x, y in [t.get_position()]}
     assert written == {
-        (i, j): f"{count}" for i, row in enumerate(evaluation.confusion) for j, count in enumerate(row) if count
+        (i, j): f"{count}" for i, row in enumerate(evaluation.confusion_matrix) for j, count in enumerate(row) if count
     }
     for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
         assert [label.get_text() for label in labels] == list(evaluation.classes)
@@ -58,11 +58,11 @@ def test_a_hundred_classes_have_names_and_no_counts() -> None:
 
 def test_the_title_names_the_classes_confused_most_often() -> None:
     evaluation, _, _ = judged(10)
-    others = {(i, j): n for i, row in enumerate(evaluation.confusion) for j, n in enumerate(row) if i != j}
+    others = {(i, j): n for i, row in enumerate(evaluation.confusion_matrix) for j, n in enumerate(row) if i != j}
     (true, taken), count = max(others.items(), key=lambda item: item[1])
     first, second = plot_confusion_matrix(evaluation).axes[0].get_title("left").splitlines()
     assert first == f"400 images, {100 * evaluation.accuracy:.1f} % right"
-    total = sum(evaluation.confusion[true])
+    total = sum(evaluation.confusion_matrix[true])
     assert second == f"most often: kind {true} taken for kind {taken} ({count} of {total})"
     long, _, _ = judged(2, names=LONG[:2], skill=0.5)
     figure = plot_confusion_matrix(long)

@@ -29,7 +29,7 @@ def record(epoch: int, **values: Any) -> EpochRecord:
         "eval_s": 0.1,
         "images_per_s": 100.0,
     }
-    return EpochRecord(**{**fields, **values})
+    return History.from_list([{**fields, **values}])[0]
 
 
 def panels(figure: Figure) -> tuple[Axes, Axes]:
@@ -51,8 +51,8 @@ def test_every_epoch_is_drawn_at_its_value(num_epochs: int) -> None:
     figure.draw_without_rendering()
     for panel, quantity in zip(panels(figure), ("loss", "accuracy"), strict=True):
         assert curves(panel) == {
-            "training (while learning)": history.column(f"train_{quantity}"),
-            "validation": history.column(f"val_{quantity}"),
+            "training (while learning)": history[f"train_{quantity}"],
+            "validation": history[f"val_{quantity}"],
         }
         for line in panel.get_lines():
             if not str(line.get_label()).startswith("_"):

@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from cifarnet.errors import InputError
-from cifarnet.metrics import Evaluation, wilson_interval
+from cifarnet.inference import Evaluation, wilson_interval
 from cifarnet.visualize import plot_reliability
 
 
 def check_diagram(place: Axes, evaluation: Evaluation) -> None:
     above, below = panels(place)
-    bins = [(i, one) for i, one in enumerate(evaluation.bins) if one.num_images]
+    bins = [(i, one) for i, one in enumerate(evaluation.reliability_bins) if one.num_images]
     solid = [bar for bar in above.patches if isinstance(bar, Rectangle) and bar.get_fill()]
     hatched = [bar for bar in above.patches if isinstance(bar, Rectangle) and bar.get_hatch()]
     bars = [bar for bar in solid if bar not in hatched]
@@ -30,7 +30,7 @@ def check_diagram(place: Axes, evaluation: Evaluation) -> None:
         assert gap.get_y() + gap.get_height() == pytest.approx(one.confidence)
         assert np.asarray(interval)[:, 1] == pytest.approx(wilson_interval(one.num_correct, one.num_images))
     counts = [bar.get_height() for bar in below.patches if isinstance(bar, Rectangle)]
-    assert counts == [one.num_images for one in evaluation.bins]
+    assert counts == [one.num_images for one in evaluation.reliability_bins]
     assert [text.get_text() for text in below.texts] == [f"{one.num_images:,}" for _, one in bins]
     assert f"calibration error {100 * evaluation.expected_calibration_error:.1f} %" in above.get_title()
 

@@ -9,7 +9,7 @@ from judged import DARK, inks, panels
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cifarnet import EpochRecord, History
+from cifarnet import History
 from cifarnet.errors import InputError, SettingError
 from cifarnet.visualize import plot_runs
 
@@ -23,7 +23,7 @@ def history(end: float, *, num_epochs: int = 5, **values: Any) -> History:
     records = []
     for epoch in range(1, num_epochs + 1):
         place = {"epoch": epoch, "global_step": epoch, "val_accuracy": end * epoch / num_epochs}
-        records.append(EpochRecord(**{**fields, **place, **values}))
+        records.append(History.from_list([{**fields, **place, **values}])[0])
     return History(records)
 
 
@@ -43,7 +43,7 @@ def test_every_run_is_drawn_at_its_values_and_named_in_the_order_they_end(num_ep
     panel = chart(plot_runs(runs))
     for line, (name, run) in zip(panel.get_lines(), runs.items(), strict=True):
         assert line.get_label() == name
-        assert list(np.asarray(line.get_ydata())) == run.column("val_accuracy")
+        assert list(np.asarray(line.get_ydata())) == run["val_accuracy"]
         assert list(np.asarray(line.get_xdata())) == list(range(1, len(run) + 1))
     assert names(panel) == ["b: 90.0 %", "c: 60.0 %", "a: 30.0 %"]
     assert (panel.get_xlabel(), panel.get_ylabel()) == ("epoch", "validation accuracy")
@@ -59,7 +59,7 @@ def test_any_number_of_the_records_can_be_compared(metric: str, axis: str, end: 
     panel = chart(plot_runs({"a": history(0.5)}, metric=metric))
     assert panel.get_ylabel() == axis
     assert names(panel) == [f"a: {end}"]
-    assert list(np.asarray(panel.get_lines()[0].get_ydata())) == history(0.5).column(metric)
+    assert list(np.asarray(panel.get_lines()[0].get_ydata())) == history(0.5)[metric]
 
 
 def test_many_runs_are_told_apart_without_colour() -> None:
@@ -97,7 +97,7 @@ def test_runs_without_the_number_and_misspelt_metrics_are_refused() -> None:
 
 def test_gaps_and_numbers_that_are_none_keep_their_place() -> None:
     records = list(history(0.5))
-    records[1] = EpochRecord(**{**vars(records[1]), "val_accuracy": None})
+    records[1] = History.from_list([{**records[1].to_dict(), "val_accuracy": None}])[0]
     line = chart(plot_runs({"a": History(records)})).get_lines()[0]
     assert list(np.asarray(line.get_xdata())) == [1, 3, 4, 5]
     diverged = {"nan": history(float("nan")), "fine": history(0.5)}

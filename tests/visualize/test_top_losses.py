@@ -20,11 +20,11 @@ def cells(figure: Figure) -> list[Axes]:
 
 
 @pytest.mark.parametrize("num_classes", [2, 10, 100])
-def test_cells_are_the_worst_predictions_with_what_is_known_of_them(num_classes: int) -> None:
+def test_cells_show_the_top_losses(num_classes: int) -> None:
     evaluation, data, _ = judged(num_classes)
     figure = plot_top_losses(evaluation, data, num_images=20)
     assert len(cells(figure)) == 20
-    for cell, one in zip(cells(figure), evaluation.worst, strict=False):
+    for cell, one in zip(cells(figure), evaluation.top_losses, strict=False):
         picture, side = panels(cell)
         shown = torch.from_numpy(np.asarray(picture.get_images()[0].get_array()).copy()).permute(2, 0, 1)
         assert torch.equal(shown, data.images[one.index])
@@ -34,7 +34,7 @@ def test_cells_are_the_worst_predictions_with_what_is_known_of_them(num_classes:
         lines = [f"loss {one.loss:.2f}", f"{100 * one.probability:.1f} % sure", f"image {7000 + one.index}"]
         assert side.texts[0].get_text().splitlines() == lines
         assert to_hex(picture.spines["left"].get_edgecolor()) == VERMILION
-    losses = [one.loss for one in evaluation.worst[:20]]
+    losses = [one.loss for one in evaluation.top_losses[:20]]
     assert losses == sorted(losses, reverse=True)
 
 
@@ -42,7 +42,7 @@ def test_right_but_unsure_is_told_from_wrong() -> None:
     evaluation, data, _ = judged(10, skill=9.0)
     (cell,) = cells(plot_top_losses(evaluation, data.subset(range(400)), num_images=1))
     assert evaluation.num_correct == 400
-    assert cell.get_title("left") == f"✓ kind {evaluation.worst[0].label}"
+    assert cell.get_title("left") == f"✓ kind {evaluation.top_losses[0].label}"
     assert to_hex(panels(cell)[0].spines["left"].get_edgecolor()) == BLUE
 
 

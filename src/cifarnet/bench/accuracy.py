@@ -21,9 +21,8 @@ from cifarnet.bench.student import mean_interval, p_mean_at_most
 from cifarnet.bench.timing import summarize, timed
 from cifarnet.bench.trial import run_trial, warm_up
 from cifarnet.datasets import DatasetSplits
-from cifarnet.engine import describe_machine, resolve_device, resolve_precision
 from cifarnet.errors import SettingError
-from cifarnet.metrics import wilson_interval
+from cifarnet.inference import describe_machine, resolve_device, resolve_precision, wilson_interval
 from cifarnet.recipes import Recipe, build_trainer
 
 __all__ = ["format_accuracy", "measure_accuracy"]
@@ -40,7 +39,7 @@ def measure_accuracy(
     cold: Sequence[str] | None = None,
     device: str = "auto",
     precision: str = "auto",
-    backend: str = "auto",
+    cuda_graph: bool = True,
 ) -> dict[str, Any]:
     """Train the recipe with the seeds 0, 1, ... and evaluate the test images once after each run.
 
@@ -67,7 +66,7 @@ def measure_accuracy(
         cold: Options of ``cifarnet train`` for a cold run, see `measure_cold`; ``None`` does none.
         device: See `Trainer`.
         precision: See `Trainer`.
-        backend: See `Trainer`.
+        cuda_graph: See `Trainer`.
 
     Returns:
         Plain values; times in seconds, memory in megabytes beyond what there was before, see `PeakMemory`.
@@ -81,7 +80,7 @@ def measure_accuracy(
         raise SettingError(f"target must be in (0, 1), got {target}; 0.94 is that of the speed records")
     resolved = resolve_device(device)
     memory = PeakMemory(resolved)
-    build = partial(build_trainer, recipe, data.train, device=resolved, precision=precision, backend=backend)
+    build = partial(build_trainer, recipe, data.train, device=resolved, precision=precision, cuda_graph=cuda_graph)
     warm_up_s = timed(lambda: warm_up(build(seed=runs), recipe, data))
     trials = [
         run_trial(build, recipe, data, seed=seed, saves=with_saves)
@@ -92,7 +91,7 @@ def measure_accuracy(
     plain = [trial for trial in trials if not trial["saves"]]
     saved = [trial for trial in trials if trial["saves"]]
     accuracies = [trial["accuracy"] for trial in plain]
-    augmented = [trial["accuracy_tta"] for trial in plain if recipe.views is not None]
+    augmented = [trial["accuracy_tta"] for trial in plain if recipe.tta is not None]
     prepared = [trial for trial in plain if trial["preparation_s"] is not None]
     return {
         "kind": "accuracy",

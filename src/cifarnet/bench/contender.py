@@ -17,10 +17,11 @@ from cifarnet import randomness
 from cifarnet.bench.memory import PeakMemory
 from cifarnet.bench.timing import synchronize, timed
 from cifarnet.datasets import DatasetSplits, ImageDataset
-from cifarnet.engine import Batches, resolve_device
 from cifarnet.errors import CifarnetError, SettingError
+from cifarnet.inference import resolve_device
+from cifarnet.inference.loader import TensorLoader
 from cifarnet.recipes import Recipe, build_trainer
-from cifarnet.trainer import Trainer
+from cifarnet.training import Trainer
 
 __all__ = ["BackendProcess", "Job"]
 
@@ -152,7 +153,8 @@ def _train_on_request(connection: Connection, job: Job) -> None:
             f"{job.num_steps} steps of {job.recipe.batch_size} images need {needed:,}, there are {len(train):,}"
         )
     train = train.subset(range(needed))
-    trainer = build_trainer(job.recipe, train, device=device, precision=job.precision, backend=job.backend)
+    trainer = build_trainer(job.recipe, train, device=device, precision=job.precision)
+    trainer.cuda_graph = job.backend != "eager"
     told = False
 
     def tell_first_step(*_: object) -> None:
@@ -167,18 +169,19 @@ def _train_on_request(connection: Connection, job: Job) -> None:
     train_part = partial(next, records)  # an epoch of the part's images: at its end it waits for the device
     warm_up_s = sum(timed(train_part) for _ in range(WARM_UP_PARTS))
     hook.remove()
-    connection.send({"backend": trainer.backend, "precision": trainer.precision.name, "warm_up_s": warm_up_s})
+    backend = "cuda-graph" if trainer.uses_cuda_graph else "eager"
+    connection.send({"backend": backend, "precision": trainer.precision.name, "warm_up_s": warm_up_s})
     while connection.recv() == "part":
         connection.send(timed(train_part))
     peak_mb = memory.read()
-    in_windows = trainer.backend == "cuda-graph"  # where the images of many steps are prepared together
+    in_windows = trainer.uses_cuda_graph  # where the images of many steps are prepared together
     data_path_s = None if in_windows else _time_data_path(trainer, train, job.recipe.batch_size)
     connection.send({"peak_memory_mb": peak_mb, "data_path_s": data_path_s})
 
 
 def _time_data_path(trainer: Trainer, train: ImageDataset, batch_size: int) -> float:
     """Seconds for what a part does with its images before the network takes them, and nothing else; median of three."""
-    batches = Batches(train.images, train.labels, train.ids, batch_size=batch_size, device=trainer.device, seed=0)
+    batches = TensorLoader(train.images, train.labels, train.ids, batch_size=batch_size, device=trainer.device, seed=0)
 
     def prepare() -> None:
         for batch in batches.epoch(0):

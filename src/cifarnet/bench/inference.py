@@ -15,11 +15,13 @@ from cifarnet.bench.memory import PeakMemory
 from cifarnet.bench.timing import summarize, timed
 from cifarnet.classifier import Classifier
 from cifarnet.datasets import ImageDataset
-from cifarnet.engine import EVAL_BATCH_SIZE, describe_machine, evaluate, resolve_device
+from cifarnet.inference import describe_machine, resolve_device
+from cifarnet.inference.data import open_evaluation_loader
+from cifarnet.inference.evaluate import evaluate
+from cifarnet.inference.loader import EVAL_BATCH_SIZE
 from cifarnet.models import build_model
 from cifarnet.randomness import isolated, seed_torch
 from cifarnet.recipes import Recipe
-from cifarnet.trainer.plan import open_for_evaluation
 
 __all__ = ["format_inference", "measure_inference"]
 
@@ -62,7 +64,7 @@ def measure_inference(
         seed_torch(0, torch.device("cpu"))
         model = build_model(recipe.model, {**recipe.model_arguments, "num_classes": len(images.classes)})
     classifier = Classifier(model, recipe.transforms.preprocess, images.classes, device=device, precision=precision)
-    batches = open_for_evaluation(images, classifier.device)
+    batches = open_evaluation_loader(images, classifier.device)
     evaluation = partial(
         evaluate,
         classifier.model,

@@ -13,10 +13,12 @@ from typing import Any
 
 from cifarnet._checks import check_count
 from cifarnet.bench.timing import summarize, timed
-from cifarnet.checkpoint import BackgroundWriter, Checkpointer, snapshot, unwrapped_state_dict
+from cifarnet.checkpoint import Checkpointer
+from cifarnet.checkpoint.background import BackgroundWriter, snapshot
+from cifarnet.checkpoint.restore import unwrapped_state_dict
 from cifarnet.datasets import ImageDataset
-from cifarnet.engine import describe_machine
 from cifarnet.errors import SettingError
+from cifarnet.inference import describe_machine
 from cifarnet.recipes import Recipe, build_trainer
 
 __all__ = ["format_saving", "measure_saving"]

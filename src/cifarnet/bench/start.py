@@ -14,8 +14,8 @@ from typing import Any
 
 from cifarnet._checks import check_count
 from cifarnet.bench.timing import summarize, timed
-from cifarnet.engine import describe_machine, resolve_device, resolve_precision
 from cifarnet.errors import CifarnetError
+from cifarnet.inference import describe_machine, resolve_device, resolve_precision
 
 __all__ = ["format_start", "measure_start"]
 

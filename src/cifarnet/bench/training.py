@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cifarnet._checks import check_choice, check_count
+from cifarnet._choices import BACKENDS
 from cifarnet.bench.contender import BackendProcess, Job
 from cifarnet.bench.script import ScriptRuns
 from cifarnet.bench.timing import summarize
 from cifarnet.datasets import DatasetSplits
-from cifarnet.engine import BACKENDS, describe_machine, resolve_device, resolve_precision
 from cifarnet.errors import SettingError
+from cifarnet.inference import describe_machine, resolve_device, resolve_precision
 from cifarnet.recipes import Recipe
 
 __all__ = ["format_training", "measure_training"]
@@ -69,7 +70,7 @@ def measure_training(
         load: Gives the data; it is sent to other processes, so it must be picklable, as `load_cifar10` is.
         num_steps: Steps a part, within the first epoch's number of them.
         rounds: Parts a contender.
-        backends: As `Trainer` names them; ``None`` takes eager, compiled, and on CUDA also cuda-graph.
+        backends: As `Trainer` names them; ``None`` takes eager, and on CUDA also cuda-graph.
         script: A Python file and its arguments. Run with ``--steps``, ``--workers``, ``--batch-size`` and
             ``--device`` besides, its last line shall be a JSON object with ``images_per_s``; it may have
             ``precision`` and ``peak_memory_mb`` too. Empty: none.
@@ -89,7 +90,7 @@ def measure_training(
     resolved = resolve_device(device)
     machine = describe_machine(resolve_precision(precision, resolved))
     if backends is None:
-        backends = ("eager", "compiled", *(("cuda-graph",) if resolved.type == "cuda" else ()))
+        backends = ("eager", *(("cuda-graph",) if resolved.type == "cuda" else ()))
     if not backends:
         raise SettingError("backends must name at least one; leave it out for all that are there")
     for backend in backends:

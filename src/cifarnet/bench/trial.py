@@ -12,11 +12,13 @@ from time import perf_counter
 from typing import Any
 
 from cifarnet.bench.timing import synchronize
-from cifarnet.checkpoint import BackgroundWriter, Checkpointer, snapshot, unwrapped_state_dict
+from cifarnet.checkpoint import Checkpointer
+from cifarnet.checkpoint.background import BackgroundWriter, snapshot
+from cifarnet.checkpoint.restore import unwrapped_state_dict
 from cifarnet.datasets import DatasetSplits
-from cifarnet.engine import EVAL_BATCH_SIZE
+from cifarnet.inference.loader import EVAL_BATCH_SIZE
 from cifarnet.recipes import Recipe, fit_to_images
-from cifarnet.trainer import Trainer
+from cifarnet.training import Trainer
 
 __all__ = ["Trial", "run_trial", "warm_up"]
 
@@ -36,7 +38,7 @@ def warm_up(trainer: Trainer, recipe: Recipe, data: DatasetSplits) -> None:
     """
     num_images = min(len(data.train), _WARM_UP_STEPS * recipe.batch_size)
     next(trainer.epochs(data.train.subset(range(num_images)), max_epochs=1, batch_size=recipe.batch_size))
-    trainer.evaluate(data.test.subset(range(min(len(data.test), EVAL_BATCH_SIZE))), views=recipe.views)
+    trainer.evaluate(data.test.subset(range(min(len(data.test), EVAL_BATCH_SIZE))), tta=recipe.tta)
     _ = data.train.fingerprint  # a run asks for it, and the data keep it: a tenth of a second for CIFAR-10
 
 
@@ -76,13 +78,13 @@ def run_trial(build: Callable[..., Trainer], recipe: Recipe, data: DatasetSplits
     evaluation = trainer.evaluate(data.test)
     eval_s = perf_counter() - clock
     clock = perf_counter()
-    augmented = None if recipe.views is None else trainer.evaluate(data.test, views=recipe.views)
+    augmented = None if recipe.tta is None else trainer.evaluate(data.test, tta=recipe.tta)
     eval_tta_s = perf_counter() - clock
     first, *others = [record.train_s for record in trainer.history]
     return {
         "seed": seed,
         "saves": saves,
-        "backend": trainer.backend,
+        "backend": "cuda-graph" if trainer.uses_cuda_graph else "eager",
         "build_s": begun - started,
         "train_s": train_s,
         "preparation_s": (

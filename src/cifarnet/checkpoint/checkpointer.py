@@ -53,12 +53,14 @@ class Checkpointer:
     In a ``with`` block it has the directory to itself, as `Trainer.fit` wants it; other processes are refused.
 
     Args:
-        directory: Where the run lives. Nothing is touched there before `prepare` or a save.
-        every_s: Seconds after which `Trainer.fit` saves ``last`` again, in mid-epoch too; 0 saves at every step.
+        directory: Directory of the run; ``~`` is the home directory. Nothing is touched there before a save.
+        save_every_s: Seconds after which `Trainer.fit` saves ``last`` again, in mid-epoch too; 0 saves at every step.
+        metadata: Plain values that ``best.safetensors`` keeps beside the weights, such as the recipe.
 
     Attributes:
-        directory: As given.
-        every_s: As given.
+        directory: Directory of the run.
+        save_every_s: Seconds between two saves.
+        metadata: Plain values, a copy.
         best_path: ``best.safetensors``, weights and a description.
         last_path: ``last.safetensors``, all that a resume needs.
         previous_path: ``last.previous.safetensors``, the one before it.
@@ -70,15 +72,18 @@ class Checkpointer:
         >>> optimizer = torch.optim.SGD([torch.zeros(3)], lr=0.1)
         >>> checkpointer.save(optimizer).name
         'last.safetensors'
-        >>> checkpointer.restore(optimizer)
+        >>> checkpointer.load(optimizer)
         True
     """
 
-    def __init__(self, directory: str | Path, *, every_s: float = 30.0) -> None:
-        if not every_s >= 0:
-            raise SettingError(f"every_s must be 0 or more seconds, got {every_s}; 30 is the default")
-        self.directory = Path(directory)
-        self.every_s = every_s
+    def __init__(
+        self, directory: str | Path, *, save_every_s: float = 30.0, metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        if not save_every_s >= 0:
+            raise SettingError(f"save_every_s must be 0 or more seconds, got {save_every_s}. The default is 30")
+        self.directory = Path(directory).expanduser()
+        self.save_every_s = save_every_s
+        self.metadata = _validate_metadata({} if metadata is None else metadata)
         self.best_path = self.directory / "best.safetensors"
         self.last_path = self.directory / "last.safetensors"
         self.previous_path = self.directory / "last.previous.safetensors"
@@ -134,8 +139,8 @@ class Checkpointer:
             message = f"Removed {removed} unfinished checkpoint{'s' if removed > 1 else ''}"
             warnings.warn(message, CheckpointWarning, stacklevel=2)
 
-    def holds_run(self) -> bool:
-        """Whether there is a checkpoint in the directory, sound or not."""
+    def exists(self) -> bool:
+        """Return whether there is a checkpoint in the directory, sound or not."""
         return any(os.path.exists(path) for path in (self.best_path, self.last_path, self.previous_path))
 
     def save(self, source: Stateful) -> Path:
@@ -208,7 +213,7 @@ class Checkpointer:
                 return None
         return self.previous_path
 
-    def restore(self, target: Stateful) -> bool:
+    def load(self, target: Stateful) -> bool:
         """Load the last checkpoint into ``target``.
 
         Args:
@@ -269,6 +274,15 @@ class Checkpointer:
     def read_best(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Read `best_path`, as `load_best` does."""
         return load_best(self.best_path)
+
+
+def _validate_metadata(metadata: object) -> dict[str, Any]:
+    if not isinstance(metadata, Mapping) or not all(isinstance(key, str) for key in metadata):
+        raise SettingTypeError(f'metadata must be a dictionary such as {{"recipe": "mine"}}, got {metadata!r:.60}')
+    tensors, _ = flatten(dict(metadata))
+    if tensors:
+        raise SettingTypeError(f"metadata holds a tensor, {next(iter(tensors))}. Use a list")
+    return dict(metadata)
 
 
 def _where(state: Mapping[str, Any]) -> str:

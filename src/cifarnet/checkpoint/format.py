@@ -1,11 +1,12 @@
-"""The bytes of a checkpoint, format 1: a safetensors file that says what it is and proves it.
+"""The bytes of a checkpoint, format 2: a safetensors file that says what it is and proves it.
 
 Its one metadata key, ``cifarnet``, is canonical JSON (sorted keys, ASCII, no spaces, no NaN)::
 
-    {"format": 1, "kind": "best" | "last", "sha256": ..., "tensors_sha256": ..., "values": ...}
+    {"format": 2, "kind": "best" | "last", "sha256": ..., "tensors_sha256": ..., "values": ...}
 
 ``tensors_sha256`` covers names, dtypes, shapes and bytes of all tensors; ``sha256`` covers this JSON without
-itself, and so the first hash too. Equal contents give equal files, in every process.
+itself, and so the first hash too. Equal contents give equal files, in every process. Format 1 has the same bytes and
+other values, which `Trainer.load_state_dict` converts.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from cifarnet.errors import CheckpointCorruptError, CheckpointVersionError, Sett
 
 __all__ = ["FORMAT_VERSION", "KINDS", "Checkpoint", "Metadata", "decode", "encode", "load_tensors", "parse_metadata"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 #: ``best``: what a classifier needs. ``last``: all that a resume needs.
 KINDS = ("best", "last")
@@ -197,13 +198,18 @@ def parse_metadata(text: str, *, name: str) -> Metadata:
     if type(version) is int and version > FORMAT_VERSION:
         raise CheckpointVersionError(f"{name}: format {version}; this version reads {FORMAT_VERSION}. Upgrade cifarnet")
     if not is_canonical or type(version) is not int or set(document) != _FIELDS:
-        raise _corrupt_metadata(name, "not what format 1 writes")
+        raise _corrupt_metadata(name, f"not what format {FORMAT_VERSION} writes")
     match document:
-        case {"format": 1, "kind": "best" | "last" as kind, "sha256": sha256, "tensors_sha256": str(tensors_sha256)}:
+        case {
+            "format": 1 | 2,
+            "kind": "best" | "last" as kind,
+            "sha256": sha256,
+            "tensors_sha256": str(tensors_sha256),
+        }:
             if sha256 != _json_sha256(document):
                 raise _corrupt_metadata(name, "its SHA-256 differs from the one it states")
             return Metadata(kind, tensors_sha256, document["values"])
-    raise _corrupt_metadata(name, "a field has a value that format 1 does not know")
+    raise _corrupt_metadata(name, f"a field has a value that format {FORMAT_VERSION} does not know")
 
 
 def _corrupt_metadata(name: str, reason: str) -> CheckpointCorruptError:

@@ -26,6 +26,17 @@ OPTIMIZER_FLAGS = ("capturable", "differentiable", "foreach", "fused")
 #: How many differences a message lists; the first ones tell what happened.
 MAX_NAMED = 5
 
+#: States of torch's optimizers that have the shape of their parameter, and show that a file is of another network.
+_PARAMETER_SHAPED = (
+    "exp_avg",
+    "exp_avg_sq",
+    "max_exp_avg_sq",
+    "momentum_buffer",
+    "square_avg",
+    "grad_avg",
+    "acc_delta",
+)
+
 _WRAPPERS = ("_orig_mod.", "module.")  # torch.compile; DistributedDataParallel, DataParallel and AveragedModel
 _AVERAGE_COUNT = "n_averaged"  # AveragedModel's own buffer: a count, not a weight
 
@@ -138,14 +149,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
     params = dict(zip(indices, chain.from_iterable(group["params"] for group in live_groups), strict=True))
     _refuse(_state_differences(saved, params), what, remedy)
 
-    placed = {i: {key: _placed(value, params[i]) for key, value in entries.items()} for i, entries in saved.items()}
+    placed = {
+        i: {key: _placed(value, params[i], str(key)) for key, value in entries.items()} for i, entries in saved.items()
+    }
     settings = [_on_device_of(live, group) for group, live in zip(groups, live_groups, strict=True)]
     optimizer.load_state_dict({"state": placed, "param_groups": settings})
     for i, entries in placed.items():
         for key, value in entries.items():
-            # torch has cast every state but "step" to the parameter's dtype: float32 moments lose 16 bits there.
-            if isinstance(value, Tensor) and key != "step":
-                optimizer.state[params[i]][key] = value.to(params[i].device)
+            if key != "step":  # torch casts every other state to the dtype of the parameter
+                optimizer.state[params[i]][key] = value
 
 
 def follow_weights(optimizer: torch.optim.Optimizer) -> None:
@@ -158,13 +170,17 @@ def follow_weights(optimizer: torch.optim.Optimizer) -> None:
     params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
     cast = {
         index: {
-            key: value.to(params[index].dtype) if isinstance(value, Tensor) and value.dim() else value
+            key: value.to(params[index].dtype) if _is_moment(value, params[index]) else value
             for key, value in entries.items()
         }
         for index, entries in state["state"].items()
     }
     if cast:
         load_optimizer(optimizer, {**state, "state": cast})
+
+
+def _is_moment(value: Any, param: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.shape == param.shape and value.dim() > 0
 
 
 def _group_differences(saved: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -175,7 +191,10 @@ def _group_differences(saved: Sequence[Mapping[str, Any]], own: Sequence[Mapping
         size, own_size = len(group.get("params", [])), len(own_group["params"])
         if size != own_size:
             yield f"group {index} has {size} parameters in the file, {own_size} in the optimizer"
-        yield from (f"group {index} has {key} only in the file" for key in group if key not in own_group)
+        # torch's schedulers add initial_lr.
+        yield from (
+            f"group {index} has {key} only in the file" for key in group if key not in own_group and key != "initial_lr"
+        )
         if group.get("param_names") != own_group.get("param_names"):
             yield f"group {index} names its parameters otherwise, or in another order"
 
@@ -186,22 +205,22 @@ def _state_differences(saved: Mapping[Any, Mapping[str, Any]], params: Mapping[A
             yield f"parameter {index} is only in the file"
             continue
         for key, value in entries.items():
-            if isinstance(value, Tensor) and not _fits(value.shape, params[index].shape):
+            if key in _PARAMETER_SHAPED and isinstance(value, Tensor) and value.shape != params[index].shape:
                 yield f"{key} of parameter {index} is {_shape(value)} in the file, {_shape(params[index])} in the model"
 
 
-def _fits(shape: torch.Size, param_shape: torch.Size) -> bool:
-    """Whether a state can belong to a parameter: a count, one number a weight, or a factor of those (Adafactor)."""
-    if len(shape) != len(param_shape):
-        return shape.numel() == 1
-    return all(length in (1, of) for length, of in zip(shape, param_shape, strict=True))
-
-
-def _placed(value: Any, param: Tensor) -> Any:
+def _placed(value: Any, param: Tensor, key: str) -> Any:
+    """Copy a state as it was saved to the device of its parameter, in the memory format of the parameter."""
+    if isinstance(value, Mapping):
+        return {name: _placed(entry, param, str(name)) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_placed(entry, param, key) for entry in value)
     if not isinstance(value, Tensor):
         return value
-    if value.dim() == 0 or value.shape != param.shape:
-        return value.clone()  # "step": torch decides where it lies
+    if key == "step":
+        return value.clone()  # torch decides about its device
+    if value.shape != param.shape:
+        return value.to(param.device, copy=True)
     return torch.empty_like(param, dtype=value.dtype, memory_format=torch.preserve_format).copy_(value)
 
 

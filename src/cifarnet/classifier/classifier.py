@@ -12,27 +12,11 @@ from torch import Tensor, nn
 
 from cifarnet._checks import check_count
 from cifarnet._types import Images
-from cifarnet.checkpoint import (
-    Checkpointer,
-    load_best,
-    load_weights,
-    parse_description,
-    unwrapped_state_dict,
-)
-from cifarnet.classifier.described import build_described, constructor_call
+from cifarnet.checkpoint import Checkpointer, load_best, load_weights
+from cifarnet.checkpoint.restore import unwrapped_state_dict
+from cifarnet.classifier.metadata import build_from_metadata, constructor_call, parse_metadata
 from cifarnet.classifier.prediction import Prediction
 from cifarnet.datasets import ImageDataset
-from cifarnet.engine import (
-    EVAL_BATCH_SIZE,
-    Batch,
-    Precision,
-    check_fit,
-    evaluate,
-    predict_logits,
-    resolve_device,
-    resolve_precision,
-    score,
-)
 from cifarnet.errors import (
     CheckpointCorruptError,
     CheckpointMismatchError,
@@ -42,10 +26,21 @@ from cifarnet.errors import (
     SettingError,
 )
 from cifarnet.images import ImageLike, resize_images, to_pixels
-from cifarnet.metrics import Evaluation, check_temperature, fit_temperature
+from cifarnet.inference import (
+    Evaluation,
+    Precision,
+    check_temperature,
+    fit_temperature,
+    predict_logits,
+    resolve_device,
+    resolve_precision,
+)
+from cifarnet.inference.data import Data, open_evaluation_loader
+from cifarnet.inference.evaluate import check_model_fits, evaluate, evaluate_loss
+from cifarnet.inference.loader import EVAL_BATCH_SIZE, Batch
 from cifarnet.models import describe_model, evaluation_mode, unwrapped
-from cifarnet.trainer.plan import Data, open_for_evaluation
-from cifarnet.transforms import Preprocess, ViewName, Views
+from cifarnet.transforms import TTA, Preprocess
+from cifarnet.transforms.tta import check_tta
 
 __all__ = ["Classifier"]
 
@@ -60,7 +55,7 @@ class Classifier:
         device: ``"auto"`` (CUDA where there is one, else the CPU) or what `torch.device` takes.
         precision: ``"auto"``, ``"bf16"``, ``"float32"`` or ``"float64"``; see `Trainer`.
         selected_by: How the weights were chosen: monitor, epoch, value.
-        notes: Whatever was to be kept beside the weights, see `Trainer`.
+        metadata: Plain values that the `Checkpointer` was given, such as the recipe.
         temperature: What logits are divided by where they become probabilities; `calibrate` finds it.
 
     Attributes:
@@ -70,7 +65,7 @@ class Classifier:
         device: A `torch.device`.
         precision: A `Precision`: its name, and the number format of the weights.
         selected_by: As above; empty where nobody knew.
-        notes: As above.
+        metadata: As above.
         temperature: As above, or what `calibrate` has found.
 
     Raises:
@@ -87,7 +82,7 @@ class Classifier:
         device: str | torch.device = "auto",
         precision: str = "auto",
         selected_by: Mapping[str, Any] | None = None,
-        notes: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
         temperature: float = 1.0,
     ) -> None:
         check_temperature(temperature)
@@ -97,11 +92,11 @@ class Classifier:
         self.preprocess = preprocess
         self.classes = tuple(classes)
         self.selected_by = dict(selected_by or {})
-        self.notes = dict(notes or {})
+        self.metadata = dict(metadata or {})
         self.temperature = float(temperature)
         self._data: dict[str, Any] | None = None  # what the file says of the training images
         channels, size = len(preprocess.mean), preprocess.size
-        check_fit(
+        check_model_fits(
             self.model,
             torch.zeros(1, channels, size, size, dtype=torch.uint8),
             len(self.classes) or None,
@@ -149,13 +144,13 @@ class Classifier:
         if precision is not None:
             resolve_precision(precision, resolved)  # both before anything is read
         weights, values = load_best(path)
-        described = parse_description(values, name=str(path))
+        described = parse_metadata(values, name=str(path))
         try:
             preprocess = Preprocess(described.size, described.mean, described.std)
         except SettingError as error:
             raise CheckpointCorruptError(f"{path} does not describe its weights: {error}") from error
         if model is None:
-            model = build_described(described, preprocess, weights, str(path))
+            model = build_from_metadata(described, preprocess, weights, str(path))
         model.to(resolve_precision(described.precision, torch.device("cpu")).weights)
         load_weights(model, weights, source=str(path), built_with=constructor_call(described))
         try:
@@ -166,7 +161,7 @@ class Classifier:
                 device=resolved,
                 precision=described.precision if precision is None else precision,
                 selected_by=described.selected_by,
-                notes=described.notes,
+                metadata=described.metadata,
                 temperature=described.temperature,
             )
         except SettingError as error:
@@ -197,10 +192,10 @@ class Classifier:
             "precision": self.precision.name,
             "selected_by": {"monitor": "unknown", "epoch": 0, "value": None, **self.selected_by},
             "data": self._data,
-            "notes": self.notes,
+            "metadata": self.metadata,
             **({} if self.temperature == 1 else {"temperature": self.temperature}),  # as cifarnet before it reads too
         }
-        parse_description(description, name="the classifier")  # or nobody could read it again
+        parse_metadata(description, name="the classifier")  # or nobody could read it again
         with checkpointer:
             if checkpointer.best_path.exists() and not _are_equal(checkpointer.read_best()[0], weights):
                 raise RunExistsError(
@@ -211,14 +206,12 @@ class Classifier:
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is a sequence of them, and is one path
-        self, images: ImageLike, *, top_k: int = 5, views: Views | ViewName | None = None
+        self, images: ImageLike, *, top_k: int = 5, tta: TTA | None = None
     ) -> Prediction: ...
     @overload
+    def predict(self, images: Sequence[ImageLike], *, top_k: int = 5, tta: TTA | None = None) -> list[Prediction]: ...
     def predict(
-        self, images: Sequence[ImageLike], *, top_k: int = 5, views: Views | ViewName | None = None
-    ) -> list[Prediction]: ...
-    def predict(
-        self, images: ImageLike | Sequence[ImageLike], *, top_k: int = 5, views: Views | ViewName | None = None
+        self, images: ImageLike | Sequence[ImageLike], *, top_k: int = 5, tta: TTA | None = None
     ) -> Prediction | list[Prediction]:
         """Tell what an image shows: one in, one out; a list in, a list out.
 
@@ -229,15 +222,14 @@ class Classifier:
             images: A path, a Pillow image, an array or a tensor: uint8, or floating in ``[0, 1]``, not normalised;
                 shape ``(H, W, C)``, ``(C, H, W)`` or ``(H, W)``. Or a list of such images, of any sizes.
             top_k: How many classes to name at most.
-            views: Views of each image whose logits are averaged, `Views` or their name; ``None`` takes the image as it
-                is.
+            tta: Test-time augmentation; ``None`` predicts each image once.
 
         Returns:
             A prediction, or a list of them.
 
         Raises:
             InputError: If something is no such image; the message says what was expected and what was given.
-            SettingError: If ``top_k`` is below 1, or ``views`` is unknown.
+            SettingError: If ``top_k`` is below 1, or ``tta`` is unknown.
             NonFiniteLogitsError: If the network gives NaN or infinity.
 
         Example:
@@ -247,25 +239,23 @@ class Classifier:
             True
         """
         check_count("top_k", top_k, "5 is the default")
-        chosen = Views.of(views)
+        check_tta(tta)
         if isinstance(images, Sequence) and not isinstance(images, str | bytes):
             predictions: list[Prediction] = []
             for start in range(0, len(images), EVAL_BATCH_SIZE):
-                predictions += self._predict(images[start : start + EVAL_BATCH_SIZE], top_k, chosen, start)
+                predictions += self._predict(images[start : start + EVAL_BATCH_SIZE], top_k, tta, start)
             return predictions
-        return self._predict([images], top_k, chosen)[0]
+        return self._predict([images], top_k, tta)[0]
 
     @torch.no_grad()
     def _predict(
-        self, images: Sequence[ImageLike], top_k: int, views: Views | None, start: int | None = None
+        self, images: Sequence[ImageLike], top_k: int, tta: TTA | None, start: int | None = None
     ) -> list[Prediction]:
         """One batch; ``start`` is the place of its first image in a list."""
         pixels = [self._to_pixels(image, None if start is None else start + i) for i, image in enumerate(images)]
         with evaluation_mode(self.model):
             batch = torch.stack(pixels).to(self.device)  # (N, C, size, size)
-            logits = predict_logits(
-                self.model, batch, preprocess=self.preprocess, precision=self.precision, views=views
-            )
+            logits = predict_logits(self.model, batch, preprocess=self.preprocess, precision=self.precision, tta=tta)
         logits = logits.cpu().double()
         if not bool(logits.isfinite().all()):
             raise NonFiniteLogitsError(
@@ -338,7 +328,7 @@ class Classifier:
                 "data with the classes it was trained on"
             )
         if not self.classes:  # on CUDA, a label without a logit would not raise but break the process
-            check_fit(
+            check_model_fits(
                 self.model,
                 data.images[:1],
                 len(data.classes),
@@ -347,37 +337,36 @@ class Classifier:
                 precision=self.precision,
             )
 
-    def evaluate(self, data: Data, *, views: Views | ViewName | None = None) -> Evaluation:
+    def evaluate(self, data: Data, *, tta: TTA | None = None) -> Evaluation:
         """Score the network on labelled images.
 
         Args:
             data: An `ImageDataset` with the same classes, or an iterable of ``(images, labels)`` batches.
-            views: Views of each image whose logits are averaged, `Views` or their name; ``None`` takes the image as it
-                is.
+            tta: Test-time augmentation; ``None`` predicts each image once.
 
         Returns:
             All scores; the loss is cross-entropy, whatever the network was trained with. Probabilities, and what is
-            computed from them, have the temperature of `calibrate`. It says which views they are of.
+            computed from them, have the temperature of `calibrate`. It names the test-time augmentation.
 
         Raises:
             InputError: If the classes differ.
-            SettingError: If ``views`` is unknown.
+            SettingError: If ``tta`` is unknown.
         """
-        chosen = Views.of(views)
+        check_tta(tta)
         if isinstance(data, ImageDataset):
             self.check_classes(data)
         return evaluate(
             self.model,
-            open_for_evaluation(data, self.device),
+            open_evaluation_loader(data, self.device),
             preprocess=self.preprocess,
             loss_fn=nn.functional.cross_entropy,
             precision=self.precision,
-            views=chosen,
+            tta=tta,
             classes=self.classes or (data.classes if isinstance(data, ImageDataset) else ()),
             temperature=self.temperature,
         )
 
-    def calibrate(self, val: Data, *, views: Views | ViewName | None = None) -> float:
+    def calibrate(self, val: Data, *, tta: TTA | None = None) -> float:
         """Find the temperature at which the probabilities suit held-out images best, and use it from now on.
 
         No class gets ahead of another by it: labels and accuracy stay. `save` keeps it.
@@ -385,8 +374,8 @@ class Classifier:
         Args:
             val: Images that the network has not learnt from, with the same classes. Not the test images: what is found
                 on them says nothing about others.
-            views: Those that will be averaged in use, if any. Averaged logits are less sure than those of one view, so
-                that a temperature suits only one of them.
+            tta: Test-time augmentation of later predictions. Averaged logits are less confident, so a temperature
+                is right only for the ``tta`` that it was found with.
 
         Returns:
             The temperature; see `fit_temperature`.
@@ -395,9 +384,9 @@ class Classifier:
             InputError: If the classes differ, or no temperature is the best: the network is right about all images, or
                 does no better than guessing.
             NonFiniteLogitsError: If the network gives NaN or infinity.
-            SettingError: If ``views`` is unknown.
+            SettingError: If ``tta`` is unknown.
         """
-        chosen = Views.of(views)
+        check_tta(tta)
         if isinstance(val, ImageDataset):
             self.check_classes(val)
         logits: list[Tensor] = []
@@ -407,13 +396,13 @@ class Classifier:
             logits.append(batch_logits)
             labels.append(batch.labels)
 
-        score(
+        evaluate_loss(
             self.model,
-            open_for_evaluation(val, self.device),
+            open_evaluation_loader(val, self.device),
             preprocess=self.preprocess,
             loss_fn=nn.functional.cross_entropy,
             precision=self.precision,
-            views=chosen,
+            tta=tta,
             observe=observe,
         )
         self.temperature = fit_temperature(torch.cat(logits), torch.cat(labels))

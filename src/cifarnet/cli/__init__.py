@@ -107,9 +107,9 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def _fail(error: Exception, code: int, *, debug: bool) -> int:
     if _several():
-        from cifarnet.engine import Ranks
+        from cifarnet.training.distributed import do_not_wait
 
-        Ranks.abandon()
+        do_not_wait()
     if debug:
         raise error
     name = f"cifarnet, rank {_rank()}" if _rank() else "cifarnet"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import cifarnet
-from cifarnet._choices import BACKENDS, EXPORT_FORMATS, RECIPE_NAMES, VIEWS
+from cifarnet._choices import EXPORT_FORMATS, RECIPE_NAMES, TTA_NAMES
 from cifarnet.cli import examples
 
 __all__ = ["BENCHMARKS", "build_parser"]
@@ -76,8 +76,7 @@ def _add_train(subparsers: Any) -> None:
     )
     _add_device(train)
     _add_precision(train)
-    _add_backend(train)
-    train.add_argument("--local-batch-norm", action="store_true", help="under torchrun: of each process's images alone")
+    _add_cuda_graph(train)
     train.add_argument(
         "--deterministic", action="store_true", help="on CUDA: equal bits on every run, by slower kernels"
     )
@@ -94,7 +93,7 @@ def _add_evaluate(subparsers: Any) -> None:
     evaluate = _add_command(subparsers, "evaluate", summary, examples.EVALUATE, "commands:evaluate")
     _add_run(evaluate)
     _add_data(evaluate)
-    _add_views(evaluate)
+    _add_tta(evaluate)
     _add_device(evaluate)
 
 
@@ -103,7 +102,7 @@ def _add_predict(subparsers: Any) -> None:
     _add_run(predict)
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="a picture: PNG, JPEG, WebP, ...")
     predict.add_argument("--top", type=int, metavar="K", help="name at most K classes (default: 5; all with --json)")
-    _add_views(predict)
+    _add_tta(predict)
     _add_device(predict)
 
 
@@ -144,7 +143,7 @@ def _add_bench_training(benchmarks: Any) -> None:
     training = _add_benchmark(benchmarks, "training", examples.TRAINING, "bench:bench_training")
     _add_parts(training)
     training.add_argument(
-        "--backends", nargs="+", metavar="B", help="which of them (default: eager, compiled, on CUDA also cuda-graph)"
+        "--backends", nargs="+", metavar="B", help="which of them (default: eager, on CUDA also cuda-graph)"
     )
     _add_script(training)
     training.add_argument(
@@ -168,7 +167,7 @@ def _add_bench_accuracy(benchmarks: Any) -> None:
     accuracy.add_argument("--saves", action="store_true", help="train each seed again, saving after every epoch")
     accuracy.add_argument("--cold", action="store_true", help="one run in a process of its own, from start to end")
     _add_script(accuracy)
-    _add_backend(accuracy)
+    _add_cuda_graph(accuracy)
 
 
 def _add_bench_saving(benchmarks: Any) -> None:
@@ -179,7 +178,7 @@ def _add_bench_start(benchmarks: Any) -> None:
     start = _add_benchmark(benchmarks, "start", examples.START, "bench:bench_start")
     start.add_argument("--runs", type=int, default=5, metavar="N", help="processes, one after the other (default: 5)")
     start.add_argument("--epochs", type=int, default=1, metavar="N", help="of each run (default: 1)")
-    _add_backend(start)
+    _add_cuda_graph(start)
 
 
 def _add_benchmark(benchmarks: Any, name: str, epilog: str, function: str) -> argparse.ArgumentParser:
@@ -219,11 +218,11 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_views(parser: argparse.ArgumentParser) -> None:
+def _add_tta(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tta",
-        metavar="V",
-        help=f"test-time augmentation, the mean over views of an image: {' or '.join(VIEWS)} (default: none)",
+        metavar="T",
+        help=f"test-time augmentation: {' or '.join(TTA_NAMES)} (default: none)",
     )
 
 
@@ -241,10 +240,8 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_backend(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--backend", default="auto", metavar="B", help=f"what computes the steps: {', '.join(BACKENDS)} (default: auto)"
-    )
+def _add_cuda_graph(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-cuda-graph", action="store_true", help="run the steps one by one on CUDA")
 
 
 def _add_parts(parser: argparse.ArgumentParser) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import cifarnet
 from cifarnet import bench
 from cifarnet._checks import check_choice, check_count
+from cifarnet._choices import BACKENDS
 from cifarnet.cli.data import load_data
 from cifarnet.datasets import find_cifar10
-from cifarnet.engine import BACKENDS, resolve_device, resolve_precision
 from cifarnet.errors import SettingError
+from cifarnet.inference import resolve_device, resolve_precision
+from cifarnet.inference.data import describe_data
 from cifarnet.recipes import Recipe, get_recipe
-from cifarnet.trainer.plan import describe_data
 
 __all__ = ["bench_accuracy", "bench_inference", "bench_saving", "bench_start", "bench_training"]
 
@@ -60,7 +61,6 @@ def bench_accuracy(args: argparse.Namespace, command: str) -> Result:
     recipe = _checked(args, "runs")
     if args.epochs is not None:
         recipe = replace(recipe, max_epochs=args.epochs)
-    check_choice("backend", args.backend, BACKENDS)
     if args.target is not None and not 0 < args.target < 1:
         raise SettingError(f"--target must be in (0, 1), got {args.target}; 0.94 is 94 %")
     data = load_data(args.data)
@@ -74,7 +74,7 @@ def bench_accuracy(args: argparse.Namespace, command: str) -> Result:
         cold=_train_options(args) if args.cold else None,
         device=args.device,
         precision=args.precision,
-        backend=args.backend,
+        cuda_graph=not args.no_cuda_graph,
     )
     return _told(document, command, data=describe_data(data.train), test_data=describe_data(data.test))
 
@@ -92,7 +92,6 @@ def bench_saving(args: argparse.Namespace, command: str) -> Result:
 def bench_start(args: argparse.Namespace, command: str) -> Result:
     """New processes."""
     _checked(args, "runs", "epochs")
-    check_choice("backend", args.backend, BACKENDS)
     train = load_data(args.data).train
     document = bench.measure_start(
         _train_options(args),
@@ -123,9 +122,10 @@ def _script(args: argparse.Namespace) -> tuple[str, ...]:
 
 def _train_options(args: argparse.Namespace) -> list[str]:
     """Options of ``cifarnet train`` for the same run."""
-    names = ("recipe", "data", "epochs", "device", "precision", "backend")
+    names = ("recipe", "data", "epochs", "device", "precision")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    return [str(word) for name, value in given.items() for word in (f"--{name}", value)]
+    words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
+    return [*words, *(["--no-cuda-graph"] if args.no_cuda_graph else [])]
 
 
 def _told(document: dict[str, Any], command: str, **data: Any) -> Result:

@@ -16,17 +16,17 @@ from PIL import Image
 
 import cifarnet
 from cifarnet._checks import check_choice, check_count
+from cifarnet._choices import TTA_NAMES
 from cifarnet.checkpoint import Checkpointer
 from cifarnet.classifier import Classifier
 from cifarnet.cli.data import load_data, source_of
 from cifarnet.cli.figures import save_figures
 from cifarnet.datasets import ImageDataset, check_split, find_cifar10
-from cifarnet.engine import BACKENDS, Ranks, describe_device, resolve_device, resolve_precision
 from cifarnet.errors import InputError, SettingError
-from cifarnet.metrics import Evaluation
+from cifarnet.inference import Evaluation, describe_device, resolve_device, resolve_precision
 from cifarnet.recipes import RECIPES, build_trainer, get_recipe, measured_results
 from cifarnet.report import build_report, format_result, save_report
-from cifarnet.transforms import VIEWS
+from cifarnet.training.distributed import ProcessGroup
 
 __all__ = ["evaluate", "predict", "show_info", "show_recipes", "train"]
 
@@ -36,21 +36,24 @@ SPLIT_SEED = 0
 
 def train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
     """Train a recipe and leave a run: checkpoints, report, history, figures. Of several processes the first does so."""
+    if args.deterministic:  # torch reads it at the first matrix product of the process
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     recipe = get_recipe(args.recipe)
     changes = {"max_epochs": args.epochs, "batch_size": args.batch_size}
     recipe = replace(recipe, **{key: value for key, value in changes.items() if value is not None})
-    device, ranks = resolve_device(args.device), Ranks.here()
+    device, group = resolve_device(args.device), ProcessGroup.current()
     resolve_precision(args.precision, device)
-    check_choice("backend", args.backend, BACKENDS)
     check_count("seed", args.seed, "0 is the default", least=0)  # all of this before anything is read
     if args.val_fraction is not None:
         check_split(args.val_fraction, SPLIT_SEED)
-    checkpointer = Checkpointer(args.out or Path("runs") / recipe.name, every_s=args.save_every)
+    checkpointer = Checkpointer(
+        args.out or Path("runs") / recipe.name, save_every_s=args.save_every, metadata={"recipe": asdict(recipe)}
+    )
     out = checkpointer.directory
 
-    ranks.join(device)
-    with ranks.first_of_each_machine():  # downloads
-        data = load_data(args.data, tell=not ranks.rank)
+    group.join(device)
+    with group.first_of_each_machine():  # downloads
+        data = load_data(args.data, tell=not group.rank)
     train, val = data.train, None
     if args.val_fraction is not None:
         train, val = train.split(args.val_fraction, seed=SPLIT_SEED)
@@ -60,9 +63,8 @@ def train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
         seed=args.seed,
         device=args.device,
         precision=args.precision,
-        backend=args.backend,
-        batch_norm="local" if args.local_batch_norm else "synchronised",
         deterministic=args.deterministic,
+        cuda_graph=not args.no_cuda_graph,
     )
     trainer.fit(
         train,
@@ -74,8 +76,8 @@ def train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
         resume=args.resume,
     )
     evaluation = trainer.evaluate(data.test)
-    evaluation_tta = None if recipe.views is None else trainer.evaluate(data.test, views=recipe.views)
-    if ranks.rank:
+    evaluation_tta = None if recipe.tta is None else trainer.evaluate(data.test, tta=recipe.tta)
+    if group.rank:
         return {}, ""
     classifier = Classifier.load(out, device=args.device)
     calibrated = None if val is None or not _calibrate(classifier, val, out) else classifier.evaluate(data.test)
@@ -129,10 +131,10 @@ def _how(monitor: str) -> str:
 
 def evaluate(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
     """Score the best weights of a run on test images."""
-    _check_views(args.tta)
+    _check_tta(args.tta)
     classifier = Classifier.load(args.path, device=args.device)
     test = load_data(args.data or source_of(args.path, classifier), size=classifier.preprocess.size).test
-    evaluation = classifier.evaluate(test, views=args.tta)
+    evaluation = classifier.evaluate(test, tta=args.tta)
     document: dict[str, Any] = {
         "command": command,
         "path": str(args.path),
@@ -148,7 +150,7 @@ def predict(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str
     """Tell what pictures show, a line each; one that cannot be read does not cost the others."""
     if args.top is not None:
         check_count("--top", args.top, "5 is the default")
-    _check_views(args.tta)
+    _check_tta(args.tta)
     resolve_device(args.device)
     if args.path.suffix.lower() in Image.registered_extensions():
         raise SettingError(f"{args.path} is a picture; the run comes first: cifarnet predict RUN IMAGE")
@@ -157,13 +159,13 @@ def predict(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str
     pairs, errors = [], []
     for image in args.images:
         try:
-            pairs.append((image, classifier.predict(image, top_k=top_k, views=args.tta)))
+            pairs.append((image, classifier.predict(image, top_k=top_k, tta=args.tta)))
         except InputError as error:
             errors.append(str(error))
     document: dict[str, Any] = {
         "command": command,
         "path": str(args.path),
-        "test_time_augmentation": args.tta,
+        "tta": args.tta,
         "predictions": [{"image": str(image), **asdict(prediction)} for image, prediction in pairs],
         "errors": errors,
     }
@@ -171,10 +173,10 @@ def predict(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str
     return document, "\n".join(f"{image}: {prediction}{told}" for image, prediction in pairs)
 
 
-def _check_views(name: str | None) -> None:
+def _check_tta(name: str | None) -> None:
     """Before anything is read."""
     if name is not None:
-        check_choice("--tta", name, VIEWS)
+        check_choice("--tta", name, TTA_NAMES)
 
 
 def show_recipes(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:

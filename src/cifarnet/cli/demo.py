@@ -15,11 +15,11 @@ from cifarnet.checkpoint import Checkpointer
 from cifarnet.classifier import Classifier
 from cifarnet.cli.figures import save_figures
 from cifarnet.datasets import ImageDataset, make_synthetic
-from cifarnet.engine import resolve_device
+from cifarnet.inference import resolve_device
 from cifarnet.models import CifarCNN
 from cifarnet.optim import linear
 from cifarnet.randomness import isolated, seed_torch
-from cifarnet.trainer import Trainer
+from cifarnet.training import Trainer
 from cifarnet.transforms import build_transforms
 
 __all__ = ["run_demo"]
@@ -91,7 +91,7 @@ def _build_trainer(device: torch.device) -> Trainer:
         seed_torch(0, cpu)
         model = CifarCNN(hidden=128, dropout=0.2)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
-    return Trainer(model, optimizer, transforms=build_transforms(), schedule=linear(), device=device, seed=0)
+    return Trainer(model, optimizer, transforms=build_transforms(), lr_schedule=linear(), device=device, seed=0)
 
 
 def _save_pictures(directory: Path) -> list[Path]:

@@ -49,7 +49,7 @@ EVALUATE = """\
 examples:
   cifarnet evaluate runs/reference                  accuracy of the best weights on the run's own test images
   cifarnet evaluate runs/reference --data DIR --json
-  cifarnet evaluate runs/reference --tta mirror     the mean of each image and its mirror image
+  cifarnet evaluate runs/reference --tta flip       average each image and its flip
 """
 
 PREDICT = """\

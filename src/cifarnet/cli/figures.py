@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cifarnet.classifier import Classifier
 from cifarnet.datasets import ImageDataset
-from cifarnet.history import History
+from cifarnet.training.history import History
 
 __all__ = ["save_figures"]
 

@@ -34,7 +34,7 @@ def report(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]
         "left_out": dict(page.left_out),
         "remarks": list(page.remarks),
         "accuracy": page.evaluation.accuracy,
-        "interval": list(page.evaluation.interval),
+        "accuracy_interval": list(page.evaluation.accuracy_interval),
         "num_images": page.evaluation.num_images,
     }
     lines = [f"{path}: {num_bytes / 1e6:.1f} MB, {len(page.sections)} sections; {test.name}: test {page.evaluation}"]

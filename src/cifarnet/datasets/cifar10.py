@@ -29,7 +29,7 @@ _KNOWN_COPIES: Final = {
 _UNKNOWN_COPY: Final = "CIFAR-10, loose files (not checked against the official archive)"
 
 
-def load_cifar10(root: str | Path | None = None, *, download: bool = True, progress: bool = True) -> DatasetSplits:
+def load_cifar10(root: str | Path | None = None, *, download: bool = True, progress_bar: bool = True) -> DatasetSplits:
     """Load CIFAR-10 from where it is, or download it.
 
     Looks in ``root``, ``$CIFARNET_DATA`` and the cache (``$XDG_CACHE_HOME/cifarnet`` or ``~/.cache/cifarnet``),
@@ -43,7 +43,7 @@ def load_cifar10(root: str | Path | None = None, *, download: bool = True, progr
     Args:
         root: A folder that holds one of the four, the unpacked folder itself, or an archive.
         download: Whether to download what is found nowhere.
-        progress: Whether a download shows a bar on stderr.
+        progress_bar: Whether a download shows a bar on stderr.
 
     Returns:
         50,000 training and 10,000 test images, uint8 ``(N, 3, 32, 32)``, the same from every layout. Their name
@@ -61,7 +61,7 @@ def load_cifar10(root: str | Path | None = None, *, download: bool = True, progr
         ImageDataset('CIFAR-10', 50,000 images of 3x32x32, 10 classes)
     """
     return load_from(
-        _places(root), layouts=_LAYOUTS, addresses=download_addresses() if download else (), progress=progress
+        _places(root), layouts=_LAYOUTS, addresses=download_addresses() if download else (), progress_bar=progress_bar
     )
 
 
@@ -87,7 +87,7 @@ def find_cifar10(root: str | Path | None = None) -> Path | None:
 
 
 def load_from(
-    places: Sequence[Path], *, layouts: Sequence[Layout], addresses: Sequence[str], progress: bool
+    places: Sequence[Path], *, layouts: Sequence[Layout], addresses: Sequence[str], progress_bar: bool
 ) -> DatasetSplits:
     """Read the first copy in ``places``, or download one into the first of them.
 
@@ -95,7 +95,7 @@ def load_from(
         places: Folders or archives, at least one.
         layouts: The layouts to look for; the archive of the first is what is downloaded.
         addresses: Where to download from; none means not to.
-        progress: Whether a download shows a bar on stderr.
+        progress_bar: Whether a download shows a bar on stderr.
 
     Returns:
         The training and the test images.
@@ -112,7 +112,7 @@ def load_from(
             "make_synthetic() (--data synthetic) needs no files"
         )
     archive = places[0] / wanted.archive
-    download_archive(archive, wanted.sha256, addresses=addresses, progress=progress)
+    download_archive(archive, wanted.sha256, addresses=addresses, progress_bar=progress_bar)
     return read_archive(archive, wanted)
 
 

@@ -36,7 +36,7 @@ def download_addresses() -> tuple[str, ...]:
     return (mirror, *ADDRESSES) if mirror else ADDRESSES
 
 
-def download_archive(path: Path, sha256: str, *, addresses: Sequence[str], progress: bool) -> None:
+def download_archive(path: Path, sha256: str, *, addresses: Sequence[str], progress_bar: bool) -> None:
     """Download to ``path``, which appears whole and verified or not at all.
 
     Each process downloads to a name of its own and renames it over ``path``, so two at once cost bandwidth
@@ -46,7 +46,7 @@ def download_archive(path: Path, sha256: str, *, addresses: Sequence[str], progr
         path: Where the archive goes; its folder is made.
         sha256: What it must hash to, 64 hex digits.
         addresses: Where to ask, in turn.
-        progress: Whether to show a bar on stderr.
+        progress_bar: Whether to show a bar on stderr.
 
     Raises:
         DatasetDownloadError: If the folder is not writable or no address gave the archive.
@@ -65,7 +65,7 @@ def download_archive(path: Path, sha256: str, *, addresses: Sequence[str], progr
                 raise ValueError("not an address, which begins with https://")
             # Writes to a temporary name beside path, hashes on the way, renames, and removes what is unfinished.
             with _socket_timeout(SILENCE_S):
-                torch.hub.download_url_to_file(address, str(path), hash_prefix=sha256, progress=progress)
+                torch.hub.download_url_to_file(address, str(path), hash_prefix=sha256, progress=progress_bar)
         except (OSError, http.client.HTTPException, RuntimeError, ValueError) as error:
             reasons.append(f"{address}: {error}")  # RuntimeError: another hash
             if isinstance(error, HTTPError):

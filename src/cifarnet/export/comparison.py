@@ -9,10 +9,10 @@ from torch import Tensor
 
 from cifarnet._types import Images
 from cifarnet.classifier import Classifier
-from cifarnet.engine import predict_logits
 from cifarnet.errors import ExportError, InputError, NonFiniteLogitsError
 from cifarnet.export.portable import reason
 from cifarnet.images import resize_images
+from cifarnet.inference import predict_logits
 from cifarnet.models import evaluation_mode
 from cifarnet.transforms import Preprocess
 

@@ -17,8 +17,8 @@ from cifarnet.classifier import Classifier
 from cifarnet.errors import ExportError
 from cifarnet.export.comparison import TOLERANCE, draw_images, largest_difference
 from cifarnet.export.portable import INPUT_NAME, OUTPUT_NAME, reason, temperature_of
-from cifarnet.history import finite_json
 from cifarnet.models import unwrapped
+from cifarnet.training.history import finite_json
 
 __all__ = ["ExportedFile", "describe", "save_compared"]
 

@@ -1,15 +1,14 @@
 """What `torch.optim` lacks: Muon for filters, schedules as pure functions of the step, and averages of the weights."""
 
 from cifarnet.optim.averaging import ExponentialMovingAverage
+from cifarnet.optim.fused import use_fused
 from cifarnet.optim.groups import param_groups
-from cifarnet.optim.lookahead import Lookahead
 from cifarnet.optim.muon import Muon
 from cifarnet.optim.orthogonal import newton_schulz
-from cifarnet.optim.schedules import Schedule, constant, cosine, from_torch, linear, one_cycle, polynomial, tabulate
+from cifarnet.optim.schedules import Schedule, constant, cosine, from_torch, linear, one_cycle, tabulate
 
 __all__ = [
     "ExponentialMovingAverage",
-    "Lookahead",
     "Muon",
     "Schedule",
     "constant",
@@ -19,6 +18,6 @@ __all__ = [
     "newton_schulz",
     "one_cycle",
     "param_groups",
-    "polynomial",
     "tabulate",
+    "use_fused",
 ]

@@ -63,32 +63,16 @@ class ExponentialMovingAverage:
             self.weights = copied_weights(self._model)
 
     @torch.no_grad()
-    def update(self, weight: Tensor | None = None) -> None:
-        """Take a step of the model into account.
-
-        Args:
-            weight: Of the model's weights, 0-d, where a captured graph reads it from the device and somebody else
-                counts the updates; ``None`` takes that of `weight_at`, and counts.
-        """
+    def update(self) -> None:
+        """Take a step of the model into account."""
         floating, counters = pairs_with_weights(self.weights, self._model)
-        if weight is not None:
-            for average, tensor in floating:
-                average.lerp_(tensor, weight.to(tensor.dtype))
-        elif floating:
+        if floating:
             averages, weights = zip(*floating, strict=True)
-            torch._foreach_lerp_(averages, weights, self.weight_at(self.num_updates))
+            decay = min(self.decay, self.num_updates / (self.num_updates + 9))
+            torch._foreach_lerp_(averages, weights, 1 - decay)
         for average, counter in counters:
             average.copy_(counter)
-        if weight is None:
-            self.num_updates += 1
-
-    def weight_at(self, num_updates: int) -> float:
-        """How much of the model's weights is taken after so many updates: 1 less the decay.
-
-        Args:
-            num_updates: Those done before.
-        """
-        return 1 - min(self.decay, num_updates / (num_updates + 9))
+        self.num_updates += 1
 
     @contextmanager
     def applied(self) -> Iterator[None]:

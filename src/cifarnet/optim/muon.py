@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,9 +69,6 @@ class Muon(torch.optim.Optimizer):
         >>> [(group["algorithm"], group["lr"]) for group in optimizer.param_groups]
         [('muon', 0.1), ('sgd', 1.0)]
     """
-
-    #: Steps read nothing from the host, so that a CUDA graph can hold them.
-    can_be_captured: ClassVar[bool] = True
 
     def __init__(
         self,

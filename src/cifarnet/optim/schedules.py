@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from cifarnet.errors import SettingError
 
-__all__ = ["Schedule", "constant", "cosine", "from_torch", "linear", "one_cycle", "polynomial", "tabulate"]
+__all__ = ["Schedule", "constant", "cosine", "from_torch", "linear", "one_cycle", "tabulate"]
 
 #: ``(step, total_steps) -> multiplier`` with ``0 <= step < total_steps``.
 Schedule = Callable[[int, int], float]
@@ -47,16 +47,6 @@ class _WarmupThenDecay:
         if self.curve == "cosine":
             progress = (1 - math.cos(math.pi * progress)) / 2
         return 1 + (self.end - 1) * progress
-
-
-@dataclass(frozen=True)
-class _Polynomial:
-    power: float
-    start: float
-    end: float
-
-    def __call__(self, step: int, total_steps: int) -> float:
-        return self.start + (self.end - self.start) * math.pow(step / total_steps, self.power)
 
 
 @dataclass(frozen=True)
@@ -159,30 +149,6 @@ def one_cycle(*, warmup: float = 0.3, start: float = 0.04, end: float = 0.0, tai
         raise SettingError("warmup must be in (0, 1), got 0; use linear() for a decay alone")
     _check(warmup, start, end, tail)
     return _WarmupThenDecay(warmup, start, end, tail, "linear")
-
-
-def polynomial(*, power: float, start: float = 0.0, end: float = 1.0) -> Schedule:
-    """From ``start`` to ``end`` by a power: ``start + (end - start) * (step / total_steps)**power``.
-
-    Args:
-        power: Above 0; 1 is a straight line, above it most of the way is gone in the end.
-        start: Multiplier at the first step.
-        end: Multiplier that the step after the last would have.
-
-    Returns:
-        The schedule, of learning rates or of the ``decay`` of `Lookahead`.
-
-    Raises:
-        SettingError: If a value is outside its range.
-
-    Example:
-        >>> [polynomial(power=2)(step, 4) for step in range(4)]
-        [0.0, 0.0625, 0.25, 0.5625]
-    """
-    if not (math.isfinite(power) and power > 0):
-        raise SettingError(f"power must be finite and above 0, got {power}; 1 is a straight line")
-    _check(0.0, start, end, 0.0)
-    return _Polynomial(power, start, end)
 
 
 def from_torch(build: Callable[[torch.optim.Optimizer, int], LRScheduler]) -> Schedule:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from cifarnet.models import FastCNN, build_model
 from cifarnet.optim import Muon, param_groups
 from cifarnet.randomness import isolated, seed_torch
 from cifarnet.recipes.recipe import Recipe
-from cifarnet.trainer import Trainer
+from cifarnet.training import Trainer
 
 __all__ = ["build_optimizer", "build_trainer", "fit_to_images"]
 
@@ -42,22 +41,20 @@ def build_trainer(
     seed: int = 0,
     device: str | torch.device = "auto",
     precision: str = "auto",
-    backend: str = "auto",
-    batch_norm: str = "synchronised",
     deterministic: bool = False,
+    cuda_graph: bool = True,
     fitted: bool = True,
 ) -> Trainer:
     """A trainer for a recipe, its network freshly initialised from the seed.
 
     Args:
-        recipe: What to train; kept whole in the trainer's checkpoints.
+        recipe: What to train; pass ``metadata={"recipe": asdict(recipe)}`` to the `Checkpointer` to keep it.
         data: The training images; the network gets as many classes.
         seed: Of initial weights, order, augmentation and dropout.
         device: See `Trainer`.
         precision: See `Trainer`.
-        backend: See `Trainer`.
-        batch_norm: See `Trainer`.
         deterministic: See `Trainer`.
+        cuda_graph: See `Trainer`.
         fitted: Whether to do what `fit_to_images` does; else that is to be done before training.
 
     Returns:
@@ -75,19 +72,15 @@ def build_trainer(
         build_optimizer(recipe, model),
         transforms=recipe.transforms,
         loss_fn=nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing),
-        schedule=recipe.multiplier,
+        lr_schedule=None if recipe.schedule == "constant" else recipe.multiplier,
         max_grad_norm=recipe.max_grad_norm,
-        lookahead_every=recipe.lookahead_every,
-        lookahead_decay=recipe.lookahead_decay,
         ema_decay=recipe.ema_decay,
         device=device,
         precision=precision,
-        backend=backend,
-        batch_norm=batch_norm,
         deterministic=deterministic,
         seed=seed,
-        notes={"recipe": asdict(recipe)},
     )
+    trainer.cuda_graph = cuda_graph
     if fitted:
         fit_to_images(trainer, data)
     return trainer
@@ -110,8 +103,8 @@ def fit_to_images(trainer: Trainer, data: ImageDataset) -> None:
         device = torch.device("cpu") if trainer.device.type == "mps" else trainer.device
         images = data.images[:_WHITENING_IMAGES].to(device)
         trainer.model.fit_whitening(trainer.transforms.preprocess(images))
-        if trainer.average is not None:
-            trainer.average.begin()
+        if trainer.ema is not None:
+            trainer.ema.begin()
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:

@@ -59,7 +59,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 crop_padding=2,
                 flip="alternating",
                 label_smoothing=0.1,
-                tta="mirror",
+                tta="flip",
             ),
             Recipe(
                 name="resnet18",
@@ -102,7 +102,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 crop_padding=2,
                 flip="alternating",
                 label_smoothing=0.2,
-                tta="multi-crop",
+                tta="flip+shift",
             ),
             # The wide network, augmentation and length of airbench96 (arXiv:2404.00498, table 2), trained as fast94 is:
             # half the batch, so half the learning rates of SGD.
@@ -128,7 +128,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 flip="alternating",
                 cutout=12,
                 label_smoothing=0.2,
-                tta="multi-crop",
+                tta="flip+shift",
             ),
         )
     }

@@ -11,12 +11,17 @@ from cifarnet._checks import check_choice, check_count
 from cifarnet.errors import SettingError, SettingTypeError, did_you_mean
 from cifarnet.models import MODELS
 from cifarnet.optim import Schedule, constant, cosine, linear, one_cycle
-from cifarnet.transforms import VIEWS, Transforms, Views, build_transforms
+from cifarnet.transforms import TTA, Transforms, build_transforms
+from cifarnet.transforms.tta import check_tta, current_tta_name
 
 __all__ = ["Recipe"]
 
 #: Settings of a group of parameters, by the names that the optimizer gives them.
 Settings = Mapping[str, Any]
+
+
+#: Options of earlier recipes, and the value that did not use them.
+_REMOVED = {"lookahead_every": None, "lookahead_decay": 0.5, "brightness": 0.0, "contrast": 0.0}
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,6 @@ class Recipe:
         schedule: Of the learning rate, see `cifarnet.optim`; all but the constant one end at 0.
         warmup: Share of all steps that the learning rate rises, in ``[0, 1)``.
         max_grad_norm: See `Trainer`.
-        lookahead_every: See `Trainer`.
-        lookahead_decay: See `Trainer`.
         ema_decay: See `Trainer`.
         batch_size: Images a step.
         max_epochs: Epochs in all.
@@ -49,12 +52,10 @@ class Recipe:
         crop_mode: What the padding shows.
         flip: Mirroring.
         cutout: Side of a painted square.
-        brightness: Largest relative change.
-        contrast: Largest relative change.
         sizes: Sides in pixels of the training images, each for an equal share of the epochs, for networks that take any
             size; none trains at the full size.
         label_smoothing: Of the cross-entropy, in ``[0, 1)``.
-        tta: Views of an image that a second evaluation averages over, see `Views`; or ``"none"``.
+        tta: Test-time augmentation of a second evaluation; ``None`` evaluates only once.
         watch_test: Whether the test images are evaluated each epoch, as the published curve did. They select
             nothing, and the report says so.
 
@@ -76,8 +77,6 @@ class Recipe:
     schedule: Literal["constant", "linear", "cosine", "one_cycle"] = "constant"
     warmup: float = 0.0
     max_grad_norm: float | None = None
-    lookahead_every: int | None = None
-    lookahead_decay: float = 0.5
     ema_decay: float | None = None
     batch_size: int = 64
     max_epochs: int = 10
@@ -85,11 +84,9 @@ class Recipe:
     crop_mode: Literal["reflect", "zero"] = "reflect"
     flip: Literal["random", "alternating", "none"] = "random"
     cutout: int = 0
-    brightness: float = 0.0
-    contrast: float = 0.0
     sizes: tuple[int, ...] = ()
     label_smoothing: float = 0.0
-    tta: Literal["none", "mirror", "multi-crop"] = "none"
+    tta: TTA | None = None
     watch_test: bool = False
 
     def __post_init__(self) -> None:
@@ -100,7 +97,7 @@ class Recipe:
         if self.model not in MODELS:
             raise SettingError(f'model "{self.model}" is unknown; {did_you_mean(self.model, MODELS)}')
         check_choice("optimizer", self.optimizer, ("adam", "sgd", "muon"))
-        check_choice("tta", self.tta, ("none", *VIEWS))
+        check_tta(self.tta)
         for key in ("batch_size", "max_epochs"):
             check_count(key, getattr(self, key), "see the reference recipe")
         if len(self.sizes) > self.max_epochs:
@@ -111,14 +108,27 @@ class Recipe:
             raise SettingError(f"weight_decay must not be negative, got {self.weight_decay}; 1e-4 is the reference's")
         _check_range("max_grad_norm", self.max_grad_norm, 0, math.inf, "1.0 is usual")
         _check_range("ema_decay", self.ema_decay, 0, 1, "0.999 is usual")
-        if self.lookahead_every is not None:
-            check_count("lookahead_every", self.lookahead_every, "5 is usual")
-        if not 0 <= self.lookahead_decay <= 1:
-            raise SettingError(f"lookahead_decay must be in [0, 1], got {self.lookahead_decay}; 0.5 is usual")
         check_choice("crop_mode", self.crop_mode, ("reflect", "zero"))
         if not 0 <= self.label_smoothing < 1:
             raise SettingError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}; 0.1 is usual")
         _ = self.transforms, self.multiplier  # refuse what is outside their ranges
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """Return the recipe of a report or a checkpoint, also of one with options that no longer exist.
+
+        Args:
+            values: Fields by name, as `dataclasses.asdict` gives them.
+
+        Raises:
+            SettingError: If an option that no longer exists was used.
+            TypeError: If a field is unknown.
+        """
+        for name, unused in _REMOVED.items():
+            if values.get(name, unused) != unused:
+                raise SettingError(f"The recipe uses {name}, which cifarnet no longer has. Leave it out")
+        kept = {name: value for name, value in values.items() if name not in _REMOVED}
+        return cls(**{name: current_tta_name(value) if name == "tta" else value for name, value in kept.items()})
 
     @property
     def transforms(self) -> Transforms:
@@ -128,15 +138,8 @@ class Recipe:
             crop_mode=self.crop_mode,
             flip=self.flip,
             cutout=self.cutout,
-            brightness=self.brightness,
-            contrast=self.contrast,
             sizes={i * self.max_epochs // len(self.sizes): size for i, size in enumerate(self.sizes)} or None,
         )
-
-    @property
-    def views(self) -> Views | None:
-        """Of the evaluation with test-time augmentation; ``None`` where there is none."""
-        return None if self.tta == "none" else Views(self.tta)
 
     @property
     def multiplier(self) -> Schedule:

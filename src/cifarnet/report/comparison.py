@@ -93,7 +93,7 @@ def summarize_seeds(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "seeds": [report["seed"] for report in reports],
         "test_accuracy": _mean_and_sd([scores["test_accuracy"] for scores in metrics]),
         "train_accuracy": _mean_and_sd([scores["train_accuracy"] for scores in metrics]),
-        "tta": recipe.get("tta", "none"),
+        "tta": recipe.get("tta"),
         "test_accuracy_tta": None if None in augmented else _mean_and_sd(augmented),
         "train_s": _mean_and_sd([report["durations"]["train_s"] for report in reports]),
         "total_s": _mean_and_sd([sum(report["durations"].values()) for report in reports]),
@@ -145,8 +145,8 @@ def comparison_table(columns: Mapping[str, Sequence[Mapping[str, Any]]], *, reci
     lines += [
         "",
         "Accuracy of the test images, mean ± standard deviation over n seeds; time of training, without evaluation, on "
-        "the machine that is named below: times of different ones cannot be compared. TTA: logits averaged over views "
-        "of an image. FLOPs: of a forward pass.",
+        "the machine that is named below: times of different ones cannot be compared. TTA: logits averaged over "
+        "flipped and shifted copies of an image. FLOPs: of a forward pass.",
         "",
         *(f"- {_conditions(row)}" for row in summaries),
     ]

@@ -13,15 +13,18 @@ import torch
 
 from cifarnet._files import write_atomic
 from cifarnet.datasets import ImageDataset
-from cifarnet.engine import describe_machine
 from cifarnet.errors import InputError
-from cifarnet.history import finite_json
-from cifarnet.metrics import Evaluation
+from cifarnet.inference import Evaluation, describe_machine
 from cifarnet.models import count_flops
 from cifarnet.recipes import Recipe
-from cifarnet.trainer import Trainer
+from cifarnet.training import Trainer
+from cifarnet.training.history import finite_json
+from cifarnet.transforms.tta import current_tta_name
 
 __all__ = ["build_report", "load_report", "save_report"]
+
+#: Keys of earlier versions in the metrics of a report.
+_RENAMED = {"test_interval": "test_accuracy_interval", "test_nll": "test_log_loss"}
 
 
 def build_report(
@@ -56,7 +59,7 @@ def build_report(
     """
     records = list(trainer.history)
     size = trainer.transforms.preprocess.size
-    selected = trainer.selection.describe(last_epoch=len(records))
+    selected = trainer.best.selected_by(last_epoch=len(records))
     machine = describe_machine(trainer.precision)
     report = {
         "format": 1,
@@ -71,10 +74,10 @@ def build_report(
         },
         "num_parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "flops_per_image": count_flops(trainer.model, (train.images.shape[1], size, size)),
-        "backend": trainer.backend,
-        "world_size": trainer.world_size,
+        "backend": "cuda-graph" if trainer.uses_cuda_graph else "eager",
+        "world_size": trainer.group.world_size,
         "selected_by": selected,
-        "changed_on_resume": trainer.changes,
+        "changed_on_resume": trainer.resume_differences,
         "test_watched": _when_tested(recipe, test),
         "metrics": {
             "train_accuracy": records[-1].train_accuracy,
@@ -102,7 +105,7 @@ def _when_tested(recipe: Recipe, test: ImageDataset | None) -> str:
 def _test_scores(evaluation: Evaluation, with_tta: Evaluation | None, calibrated: Evaluation | None) -> dict[str, Any]:
     return {
         "test_accuracy": evaluation.accuracy,
-        "test_interval": list(evaluation.interval),
+        "test_accuracy_interval": list(evaluation.accuracy_interval),
         "test_accuracy_tta": None if with_tta is None else with_tta.accuracy,
         "test_loss": evaluation.loss,
         "test_num_correct": evaluation.num_correct,
@@ -118,7 +121,7 @@ def _test_scores(evaluation: Evaluation, with_tta: Evaluation | None, calibrated
 
 def _calibration(evaluation: Evaluation) -> dict[str, float]:
     return {
-        "test_nll": evaluation.nll,
+        "test_log_loss": evaluation.log_loss,
         "test_brier": evaluation.brier,
         "test_calibration_error": evaluation.expected_calibration_error,
     }
@@ -135,7 +138,7 @@ def save_report(report: Mapping[str, Any], path: str | Path) -> None:
 
 
 def load_report(path: str | Path) -> dict[str, Any]:
-    """Read what `save_report` wrote.
+    """Read what `save_report` wrote, in this or an earlier version.
 
     Args:
         path: The file.
@@ -150,6 +153,19 @@ def load_report(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path} is not JSON ({error}); give a report.json") from error
     if not isinstance(report, dict) or report.get("format") != 1:
         raise InputError(f"{path} is not a report of this version (format 1); give a report.json")
+    return _with_current_keys(report)
+
+
+def _with_current_keys(report: dict[str, Any]) -> dict[str, Any]:
+    """Rename what earlier versions wrote in another way."""
+    metrics, recipe = report.get("metrics"), report.get("recipe")
+    for scores in (metrics, metrics.get("calibrated") if isinstance(metrics, dict) else None):
+        if isinstance(scores, dict):
+            for earlier, key in _RENAMED.items():
+                if earlier in scores:
+                    scores.setdefault(key, scores.pop(earlier))
+    if isinstance(recipe, dict) and "tta" in recipe:
+        recipe["tta"] = current_tta_name(recipe["tta"])
     return report
 
 

@@ -13,9 +13,9 @@ from torch import nn
 from cifarnet.checkpoint import Checkpointer
 from cifarnet.classifier import Classifier
 from cifarnet.errors import CheckpointError, InputError, SettingError
-from cifarnet.history import History
 from cifarnet.recipes import Recipe
 from cifarnet.report.document import load_report
+from cifarnet.training.history import History
 
 __all__ = ["Run", "load_run"]
 
@@ -89,8 +89,8 @@ def load_run(path: str | Path, *, model: nn.Module | None = None, device: str | 
         directory,
         report,
         _read_history(directory, report, state, remarks),
-        _read_recipe(report.get("recipe", classifier.notes.get("recipe")), remarks),
-        _mapping(state.get("run")),
+        _read_recipe(report.get("recipe", classifier.metadata.get("recipe")), remarks),
+        _mapping(state.get("settings", state.get("run"))),
         _mapping(state.get("environment")),
         tuple(remarks),
     )
@@ -140,7 +140,7 @@ def _read_recipe(values: Any, remarks: list[str]) -> Recipe | None:
     if values is None:
         return None
     try:
-        return Recipe(**values)
+        return Recipe.from_dict(values)
     except (TypeError, SettingError) as error:  # of a newer release, or edited by hand
         remarks.append(f"The recipe is none of this version of cifarnet: {error}.")
         return None

@@ -1,4 +1,4 @@
-"""Augmentation drawn per image, the preprocessing that travels with weights, and views to evaluate with.
+"""Augmentation drawn per image, the preprocessing that travels with weights, and test-time augmentation.
 
 Inside `cifarnet.randomness.scope` the draws are a hash of (seed, epoch, image id); outside one they come from
 torch's generator.
@@ -6,25 +6,23 @@ torch's generator.
 
 from __future__ import annotations
 
-from cifarnet.transforms.augment import BrightnessContrast, Cutout, RandomCrop, RandomFlip, draws_per_image
+from cifarnet.transforms.augment import Cutout, RandomCrop, RandomFlip, draws_per_image
 from cifarnet.transforms.build import Transforms, build_transforms
 from cifarnet.transforms.preprocess import CIFAR10_MEAN, CIFAR10_STD, Preprocess
 from cifarnet.transforms.resolution import ProgressiveResize
-from cifarnet.transforms.views import VIEWS, ViewName, Views
+from cifarnet.transforms.tta import TTA, average_logits
 
 __all__ = [
     "CIFAR10_MEAN",
     "CIFAR10_STD",
-    "VIEWS",
-    "BrightnessContrast",
+    "TTA",
     "Cutout",
     "Preprocess",
     "ProgressiveResize",
     "RandomCrop",
     "RandomFlip",
     "Transforms",
-    "ViewName",
-    "Views",
+    "average_logits",
     "build_transforms",
     "draws_per_image",
 ]

@@ -22,7 +22,7 @@ from cifarnet._types import Images
 from cifarnet.errors import InputError, SettingError
 from cifarnet.transforms.preprocess import channel_constant
 
-__all__ = ["BrightnessContrast", "Cutout", "RandomCrop", "RandomFlip", "draws_per_image"]
+__all__ = ["Cutout", "RandomCrop", "RandomFlip", "draws_per_image"]
 
 # ITU-R BT.601 luma, as torchvision's rgb_to_grayscale has it.
 _LUMA = (0.2989, 0.587, 0.114)
@@ -204,43 +204,6 @@ class Cutout(_PerImage):
         return torch.where(inside[:, None], fill, images)
 
 
-class BrightnessContrast(_PerImage):
-    """Scale each image's brightness, then its contrast about its mean grey, by factors drawn for it.
-
-    Args:
-        brightness: Largest relative change, in ``[0, 1]``: factors are uniform in ``1 -+ brightness``.
-        contrast: The same for the contrast.
-        name: Names the draw.
-
-    Raises:
-        SettingError: If a value is outside its range.
-
-    Example:
-        >>> images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-        >>> int(BrightnessContrast(0.2, 0.2)(images).max())
-        0
-    """
-
-    columns = 2
-
-    def __init__(self, brightness: float, contrast: float, *, name: str = "brightness_contrast") -> None:
-        super().__init__(name)
-        for key, value in (("brightness", brightness), ("contrast", contrast)):
-            if not 0 <= value <= 1:
-                raise SettingError(f"{key} must be in [0, 1], got {value}; 0.1 changes it by up to a tenth")
-        self.brightness = brightness
-        self.contrast = contrast
-
-    def _augment(self, images: Images, draws: Tensor) -> Images:
-        spread = 2 * draws[:, :, None, None, None] - 1  # (N, 2, 1, 1, 1), in [-1, 1)
-        brightness, contrast = 1 + self.brightness * spread[:, 0], 1 + self.contrast * spread[:, 1]  # (N, 1, 1, 1)
-        top = 255.0 if images.dtype == torch.uint8 else 1.0
-        # Rounded down after each of the two, as torchvision's adjust_brightness and adjust_contrast do.
-        bright = (images * brightness).clamp(0, top).to(images.dtype)
-        mean = _grey(bright).to(torch.float32).mean(dim=(1, 2, 3), keepdim=True)  # (N, 1, 1, 1)
-        return (bright * contrast + mean * (1 - contrast)).clamp(0, top).to(images.dtype)
-
-
 def _padded(images: Images, padding: int, *, reflected: bool) -> Images:
     """Shape ``(N, C, H + 2 padding, W + 2 padding)``; torch reflects no uint8. The edge is not repeated."""
     if not reflected:
@@ -250,11 +213,3 @@ def _padded(images: Images, padding: int, *, reflected: bool) -> Images:
         before, after = images.narrow(dim, 1, padding), images.narrow(dim, length - padding - 1, padding)
         images = torch.cat([before.flip(dim), images, after.flip(dim)], dim)
     return images.contiguous()
-
-
-def _grey(images: Images) -> Tensor:
-    """Luma of colour images, shape ``(N, 1, H, W)``, same dtype; grey images as they are."""
-    if images.shape[1] != 3:
-        return images
-    weights = channel_constant(_LUMA, images.device, torch.float32)
-    return (images * weights).sum(dim=1, keepdim=True).to(images.dtype)

@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from cifarnet._checks import check_choice
 from cifarnet.errors import SettingError
-from cifarnet.transforms.augment import BrightnessContrast, Cutout, RandomCrop, RandomFlip
+from cifarnet.transforms.augment import Cutout, RandomCrop, RandomFlip
 from cifarnet.transforms.preprocess import CIFAR10_MEAN, CIFAR10_STD, Preprocess, Preprocessing
 from cifarnet.transforms.resolution import ProgressiveResize
 
@@ -78,8 +78,6 @@ def build_transforms(
     crop_mode: Literal["reflect", "zero"] = "reflect",
     flip: Literal["random", "alternating", "none"] = "random",
     cutout: int = 0,
-    brightness: float = 0.0,
-    contrast: float = 0.0,
     size: int = 32,
     sizes: Mapping[int, int] | None = None,
     mean: Sequence[float] = CIFAR10_MEAN,
@@ -92,8 +90,6 @@ def build_transforms(
         crop_mode: What the padding shows, see `RandomCrop`.
         flip: Mirroring, see `RandomFlip`; ``"none"`` leaves it out.
         cutout: Side of the square of `Cutout` in pixels, filled with ``mean``; 0 leaves it out.
-        brightness: Largest relative change of brightness in ``[0, 1]``; see `BrightnessContrast`.
-        contrast: Largest relative change of contrast in ``[0, 1]``.
         size: Side in pixels that the network takes.
         sizes: Side in pixels of training images by the first epoch that has it, counted from 0, for networks that take
             images of any size: ``{0: 24, 3: 28, 6: 32}``, see `ProgressiveResize`. Evaluation is always at ``size``;
@@ -122,8 +118,6 @@ def build_transforms(
         steps.append(RandomCrop(crop_padding, mode=crop_mode))
     if flip != "none":
         steps.append(RandomFlip(flip))
-    if brightness or contrast:
-        steps.append(BrightnessContrast(brightness, contrast))
     if cutout:
         steps.append(Cutout(cutout, fill=[round(255 * value) for value in mean]))
     augment = v2.Compose(steps) if steps else v2.Identity()

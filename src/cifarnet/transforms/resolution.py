@@ -24,7 +24,6 @@ class ProgressiveResize(v2.Transform):
     Early epochs on small images cost less: 24 pixels a side are 9/16 of the pixels of 32 (progressive learning: Tan and
     Le, 2021, arXiv:2104.00298, section 4; before it the DAWNBench entries of 2018). It reads the epoch from
     `cifarnet.randomness.scope`, which a `Trainer` opens; outside one, images keep their size.
-    ``backend="compiled"`` compiles anew for each size; from the fifth on, torch's limit of eight shapes makes it eager.
 
     Args:
         sizes: Side in pixels by the first epoch that has it, counted from 0: ``{0: 24, 3: 28, 6: 32}``.

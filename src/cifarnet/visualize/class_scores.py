@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
-from cifarnet.metrics import ClassScores, Evaluation
+from cifarnet.inference import ClassScores, Evaluation
 from cifarnet.visualize.canvas import (
     BLUE,
     GREEN,

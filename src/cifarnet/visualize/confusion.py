@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
 from cifarnet.errors import InputError
-from cifarnet.metrics import Evaluation
+from cifarnet.inference import Evaluation
 from cifarnet.visualize.canvas import GREY, INK, PLAIN, figure_of, ink_on, open_axes, percent, shorten
 
 __all__ = ["check_evaluation", "plot_confusion_matrix"]
@@ -49,7 +49,7 @@ def plot_confusion_matrix(evaluation: Evaluation, *, ax: Axes | None = None) -> 
         'true class'
     """
     check_evaluation(evaluation)
-    counts = np.array(evaluation.confusion)  # (K, K)
+    counts = np.array(evaluation.confusion_matrix)  # (K, K)
     num_classes = len(counts)
     side = min(max(_SIDE[0], 0.42 * num_classes), _SIDE[1])
     ax = open_axes(ax, width=side + 2.2, height=side + 1.5)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cifarnet.errors import InputError
-from cifarnet.history import EpochRecord, History
+from cifarnet.training.history import EpochRecord, History
 from cifarnet.visualize.canvas import BLUE, GREEN, GREY, VERMILION, clear, divide, figure_of, ink_on, open_axes
 
 __all__ = ["plot_training_curves"]
@@ -71,7 +71,7 @@ def plot_training_curves(
 def _draw_curves(panel: Axes, history: History, quantity: str, ink: str) -> None:
     epochs = [record.epoch for record in history]
     for split, style in _STYLES.items():
-        values = history.column(f"{split}_{quantity}")
+        values = history[f"{split}_{quantity}"]
         if any(value is not None for value in values):
             shown = [float("nan") if value is None else value for value in values]
             every = max(1, len(epochs) // 12)  # a marker at each of 100 epochs would hide the line
@@ -88,7 +88,7 @@ def _draw_curves(panel: Axes, history: History, quantity: str, ink: str) -> None
 def _mark_best(panel: Axes, best: EpochRecord, monitor: str, quantity: str, ink: str) -> None:
     panel.axvline(best.epoch, color=GREY, linewidth=1, linestyle=(0, (1, 2)), zorder=0)
     if monitor == f"val_{quantity}":
-        value = getattr(best, monitor)
+        value = best.metrics[monitor]
         panel.plot(best.epoch, value, "*", color=_STYLES["val"]["color"], markersize=13, markeredgecolor="white")
         text = f"{100 * value:.1f} %" if quantity == "accuracy" else f"{value:.3f}"
         # Beside the title, where no curve can run through it.

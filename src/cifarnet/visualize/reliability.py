@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cifarnet.errors import InputError
-from cifarnet.metrics import Evaluation, wilson_interval
+from cifarnet.inference import Evaluation, wilson_interval
 from cifarnet.visualize.canvas import (
     BLUE,
     GREY,
@@ -57,7 +57,7 @@ def plot_reliability(evaluation: Evaluation, *, calibrated: Evaluation | None = 
     shown = [("", evaluation)]
     if calibrated is not None:
         check_evaluation(calibrated)
-        if [sum(row) for row in calibrated.confusion] != [sum(row) for row in evaluation.confusion]:
+        if [sum(row) for row in calibrated.confusion_matrix] != [sum(row) for row in evaluation.confusion_matrix]:
             raise InputError("the two evaluations are not of the same images; evaluate both on the same data")
         shown = [("before: ", evaluation), ("calibrated: ", calibrated)]
     ax = open_axes(ax, width=_WIDTH * len(shown), height=4.4)
@@ -89,8 +89,8 @@ def _draw_diagram(place: Axes, evaluation: Evaluation, name: str, ink: str, size
 
 
 def _draw_gaps(panel: Axes, evaluation: Evaluation, ink: str) -> None:
-    width, told = 1 / len(evaluation.bins), False
-    for i, one in enumerate(evaluation.bins):
+    width, told = 1 / len(evaluation.reliability_bins), False
+    for i, one in enumerate(evaluation.reliability_bins):
         if one.accuracy is None or one.confidence is None:
             continue
         middle = (i + 0.5) * width
@@ -106,8 +106,8 @@ def _draw_gaps(panel: Axes, evaluation: Evaluation, ink: str) -> None:
 
 
 def _draw_counts(panel: Axes, evaluation: Evaluation, ink: str, size: float) -> None:
-    width, small = 1 / len(evaluation.bins), 0.62 * size
-    counts = [one.num_images for one in evaluation.bins]
+    width, small = 1 / len(evaluation.reliability_bins), 0.62 * size
+    counts = [one.num_images for one in evaluation.reliability_bins]
     for i, count in enumerate(counts):
         panel.bar((i + 0.5) * width, count, width=0.94 * width, color=GREY, linewidth=0)
         if count:

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cifarnet._checks import check_choice
 from cifarnet.errors import InputError
-from cifarnet.history import History
+from cifarnet.training.history import History
 from cifarnet.visualize.canvas import percent
 from cifarnet.visualize.lines import Chart
 

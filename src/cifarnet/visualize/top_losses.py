@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from cifarnet._checks import check_count
 from cifarnet.datasets import ImageDataset
 from cifarnet.errors import InputError
-from cifarnet.metrics import Evaluation, WorstPrediction
+from cifarnet.inference import Evaluation, TopLoss
 from cifarnet.visualize.canvas import BLUE, PLAIN, VERMILION, figure_of, ink_on, percent, show_image
 from cifarnet.visualize.cells import open_cells, shrink, title_of, write_title
 from cifarnet.visualize.confusion import check_evaluation
@@ -26,7 +26,7 @@ def plot_top_losses(
     columns: int = 4,
     ax: Axes | None = None,
 ) -> Figure:
-    """Draw the worst predictions, the highest loss first, beside what they were and what they were taken for.
+    """Draw the images with the highest losses, highest first, with true and predicted class.
 
     An evaluation keeps at most 25 of them. Of a network that is nearly always right some may be right, and merely
     unsure: those have a check mark and a solid blue frame, as in `plot_predictions`.
@@ -42,7 +42,7 @@ def plot_top_losses(
         The figure.
 
     Raises:
-        InputError: If the evaluation is of other images, or keeps no worst predictions.
+        InputError: If the evaluation is of other images, or keeps no top losses.
         SettingError: If a number is below 1.
 
     Example:
@@ -56,11 +56,11 @@ def plot_top_losses(
     check_count("columns", columns, "4 is the default")
     check_evaluation(evaluation)
     _check_same(evaluation, data)
-    worst = evaluation.worst[:num_images]
-    if not worst:
-        raise InputError("the evaluation keeps no worst predictions; evaluate the images once more")
-    ax, cells, scale = open_cells(ax, len(worst), columns, width=2.05, height=1.4)
-    for cell, one in zip(cells, worst, strict=True):
+    top_losses = evaluation.top_losses[:num_images]
+    if not top_losses:
+        raise InputError("the evaluation keeps no top losses; evaluate the images once more")
+    ax, cells, scale = open_cells(ax, len(top_losses), columns, width=2.05, height=1.4)
+    for cell, one in zip(cells, top_losses, strict=True):
         _draw_cell(cell, one, evaluation, data, scale)
     return figure_of(ax)
 
@@ -75,7 +75,7 @@ def _check_same(evaluation: Evaluation, data: object) -> None:
         )
     if evaluation.classes and evaluation.classes != data.classes:
         raise InputError("the evaluation has other class names than the data set; give the one that was evaluated")
-    for one in evaluation.worst:
+    for one in evaluation.top_losses:
         found = int(data.ids[one.index]), int(data.labels[one.index])
         if found != (one.id, one.label):
             raise InputError(
@@ -84,7 +84,7 @@ def _check_same(evaluation: Evaluation, data: object) -> None:
             )
 
 
-def _draw_cell(cell: Axes, one: WorstPrediction, evaluation: Evaluation, data: ImageDataset, scale: float) -> None:
+def _draw_cell(cell: Axes, one: TopLoss, evaluation: Evaluation, data: ImageDataset, scale: float) -> None:
     picture, side = cell.inset_axes((0, 0, 0.56, 1)), cell.inset_axes((0.6, 0, 0.4, 1))
     side.set_axis_off()
     label, true = (_name(evaluation, data, label) for label in (one.predicted, one.label))

@@ -13,7 +13,7 @@ import cifarnet
 from cifarnet._files import check_target, write_atomic
 from cifarnet.datasets import ImageDataset
 from cifarnet.errors import CifarnetError
-from cifarnet.metrics import Evaluation
+from cifarnet.inference import Evaluation
 from cifarnet.report.page import facts, looks, scores
 from cifarnet.report.page.markup import Markup, element, join
 from cifarnet.report.page.section import Judged, note

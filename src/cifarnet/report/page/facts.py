@@ -7,12 +7,12 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from cifarnet.engine import describe_machine
 from cifarnet.errors import InputError
-from cifarnet.history import MONITORS, EpochRecord
+from cifarnet.inference import describe_machine
 from cifarnet.report.page.markup import Markup, element, join, table
 from cifarnet.report.page.section import Judged, figure, note
 from cifarnet.report.page.wording import UNKNOWN, count, duration, number, percent, shown
+from cifarnet.training.history import EpochRecord
 
 __all__ = ["command", "environment", "history", "recipe", "schedule"]
 
@@ -140,7 +140,7 @@ def history(judged: Judged) -> Markup:
     if not records:
         raise InputError("no history of the run is at hand")
     monitor = judged.run.classifier.selected_by.get("monitor")
-    best = judged.run.history.best(monitor) if monitor in MONITORS else None
+    best = judged.run.history.best(monitor) if isinstance(monitor, str) and monitor.startswith("val_") else None
     every = -(-len(records) // _MAX_EPOCHS)
     kept = [one for i, one in enumerate(records) if i % every == 0 or one is best or i == len(records) - 1]
     splits = [split for split in ("val", "test") if any(getattr(one, f"{split}_loss") is not None for one in records)]

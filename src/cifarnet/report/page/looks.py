@@ -22,9 +22,9 @@ def top_losses(judged: Judged) -> Markup:
     from cifarnet.visualize import plot_top_losses
 
     scores = judged.evaluation
-    if not scores.worst:
+    if not scores.top_losses:
         raise InputError("there is no image that the network is wrong about")
-    first = scores.worst[0]
+    first = scores.top_losses[0]
     alt = (
         f"The test images with the highest loss. The highest, {number(first.loss, 2)}: image {first.index}, "
         f"{scores.class_name(first.label)}, taken for {scores.class_name(first.predicted)} with a probability of "
@@ -38,7 +38,7 @@ def top_losses(judged: Judged) -> Markup:
             percent(one.probability, 1),
             number(one.loss, 2),
         )
-        for one in scores.worst
+        for one in scores.top_losses
     ]
     head = ("test image", "class", "taken for", "probability", "log loss")
     listed = table(f"The {len(rows)} highest losses", head, rows, texts=(1, 2), id_="losses-table")

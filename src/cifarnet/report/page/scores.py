@@ -5,8 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from cifarnet.errors import InputError
-from cifarnet.history import MONITORS
-from cifarnet.metrics import Evaluation
+from cifarnet.inference import Evaluation
 from cifarnet.report.page.markup import Markup, element, join, name, table
 from cifarnet.report.page.section import Judged, figure, note
 from cifarnet.report.page.wording import UNKNOWN, count, duration, number, percent, shown
@@ -20,7 +19,7 @@ _MAX_CONFUSED = 15
 def result(judged: Judged) -> Markup:
     """The number, how sure it is, how it was chosen, and what does not agree."""
     scores, run = judged.evaluation, judged.run
-    low, high = scores.interval
+    low, high = scores.accuracy_interval
     facts = [
         ("Network", type(run.classifier.model).__name__),
         ("Parameters", count(sum(parameter.numel() for parameter in run.classifier.model.parameters()))),
@@ -29,12 +28,12 @@ def result(judged: Judged) -> Markup:
         ("Trained on", shown(run.fact("hardware") or run.environment.get("device") or UNKNOWN)),
         ("Calibration error", percent(scores.expected_calibration_error)),
     ]
-    if scores.k < len(scores.confusion):
+    if scores.k < len(scores.confusion_matrix):
         facts.insert(0, (f"Top-{scores.k} accuracy", percent(scores.top_k_accuracy)))
     augmented = run.fact("metrics", "test_accuracy_tta")
     if augmented is not None:
-        views = shown(run.fact("recipe", "tta") or "views of each image averaged")
-        facts.insert(0, (f"With test-time augmentation ({views}), as the run told", percent(augmented)))
+        tta = shown(run.fact("recipe", "tta") or UNKNOWN)
+        facts.insert(0, (f"With test-time augmentation ({tta}), as recorded by the run", percent(augmented)))
     parts = [
         element(
             "p",
@@ -56,7 +55,7 @@ def _how_chosen(judged: Judged) -> str:
     run = judged.run
     chosen, epochs = run.classifier.selected_by, len(run.history)
     monitor, epoch = chosen.get("monitor"), chosen.get("epoch")
-    if monitor not in (*MONITORS, "final"):
+    if not str(monitor).startswith("val_") and monitor != "final":
         return "How these weights were chosen is not recorded."
     of = f" of {epochs}" if epochs else ""
     if monitor == "final":
@@ -91,7 +90,11 @@ def curves(judged: Judged) -> Markup:
         if begin is not None and end is not None:
             alt += f", {'validation' if split == 'val' else split} accuracy from {percent(begin)} to {percent(end)}"
     monitor = judged.run.classifier.selected_by.get("monitor")
-    plot = partial(plot_training_curves, history, monitor=monitor if monitor in MONITORS else "val_accuracy")
+    plot = partial(
+        plot_training_curves,
+        history,
+        monitor=monitor if isinstance(monitor, str) and monitor.startswith("val_") else "val_accuracy",
+    )
     caption = (
         "Training values are measured while learning, with augmentation and dropout where the run has them, over the "
         "whole epoch; the others after it."
@@ -116,11 +119,11 @@ def _scores(scores: Evaluation) -> list[tuple[str, str]]:
         ("accuracy", percent(scores.accuracy)),
         ("images classified right", f"{count(scores.num_correct)} of {count(scores.num_images)}"),
         ("loss (cross-entropy)", number(scores.loss)),
-        ("log loss", number(scores.nll)),
+        ("log loss", number(scores.log_loss)),
         ("Brier score", number(scores.brier)),
         ("expected calibration error", percent(scores.expected_calibration_error)),
     ]
-    if scores.k < len(scores.confusion):
+    if scores.k < len(scores.confusion_matrix):
         rows.insert(1, (f"top-{scores.k} accuracy", percent(scores.top_k_accuracy)))
     return rows
 
@@ -128,7 +131,7 @@ def _scores(scores: Evaluation) -> list[tuple[str, str]]:
 def _class_table(scores: Evaluation) -> Markup:
     rows = []
     for i, one in enumerate(scores.per_class):
-        others = [0 if j == i else images for j, images in enumerate(scores.confusion[i])]
+        others = [0 if j == i else images for j, images in enumerate(scores.confusion_matrix[i])]
         most = max(others)
         rows.append(
             (
@@ -167,9 +170,14 @@ def confusion(judged: Judged) -> Markup:
     from cifarnet.visualize import plot_confusion_matrix
 
     scores = judged.evaluation
-    names = [scores.class_name(i) for i in range(len(scores.confusion))]
+    names = [scores.class_name(i) for i in range(len(scores.confusion_matrix))]
     pairs = sorted(
-        ((images, i, j) for i, row in enumerate(scores.confusion) for j, images in enumerate(row) if i != j and images),
+        (
+            (images, i, j)
+            for i, row in enumerate(scores.confusion_matrix)
+            for j, images in enumerate(row)
+            if i != j and images
+        ),
         key=lambda pair: (-pair[0], pair[1:]),
     )[:_MAX_CONFUSED]
     most = f"{names[pairs[0][1]]} taken for {names[pairs[0][2]]}, {count(pairs[0][0])} images" if pairs else "none"
@@ -181,7 +189,7 @@ def confusion(judged: Judged) -> Markup:
         )
     ]
     if pairs:
-        shares = [images / sum(scores.confusion[i]) for images, i, _ in pairs]
+        shares = [images / sum(scores.confusion_matrix[i]) for images, i, _ in pairs]
         rows = [
             (name(names[i]), name(names[j]), count(images), percent(share, 1))
             for (images, i, j), share in zip(pairs, shares, strict=True)
@@ -189,7 +197,7 @@ def confusion(judged: Judged) -> Markup:
         head = ("class", "taken for", "images", "of the class")
         parts.append(table("The most frequent confusions", head, rows, texts=(0, 1), id_="confused-table"))
     if len(names) <= _MAX_COUNTS:
-        counts = [(name(key), *map(count, row)) for key, row in zip(names, scores.confusion, strict=True)]
+        counts = [(name(key), *map(count, row)) for key, row in zip(names, scores.confusion_matrix, strict=True)]
         matrix = table(
             "Images of each true class (rows) by predicted class (columns)",
             ("true class", *map(name, names)),

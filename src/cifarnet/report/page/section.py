@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cifarnet.datasets import ImageDataset
-from cifarnet.metrics import Evaluation
+from cifarnet.inference import Evaluation
 from cifarnet.report.page.markup import Markup, element
 from cifarnet.report.run import Run
 

@@ -1,0 +1,112 @@
+"""Data that training and evaluation accept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+
+from cifarnet._types import Json
+from cifarnet.datasets import DatasetSplits, ImageDataset
+from cifarnet.errors import InputError
+from cifarnet.inference.iterable import IterableLoader
+from cifarnet.inference.loader import EVAL_BATCH_SIZE, Loader, TensorLoader
+
+__all__ = ["Data", "describe_data", "open_data", "open_evaluation_loader"]
+
+#: An `ImageDataset`, a map-style data set of (image, label), or an iterable of ``(images, labels)`` batches.
+Data = ImageDataset | Dataset[Any] | Iterable[tuple[Tensor, Tensor]]
+
+
+def open_data(data: Data, *, batch_size: int, shuffle: bool) -> ImageDataset | Iterable[tuple[Tensor, Tensor]]:
+    """Turn what a user passes into images in memory or an iterable of batches.
+
+    A `torch.utils.data.Subset`, a data set of torchvision and any other map-style data set of (image, label) is read
+    into memory once if its images are PIL images or uint8 tensors of one size. If they are floating tensors, a
+    ``DataLoader`` reads them anew in each epoch, because their transform may draw.
+
+    Args:
+        data: Data set or iterable.
+        batch_size: Images per batch of a ``DataLoader`` that is made here.
+        shuffle: Whether that ``DataLoader`` shuffles.
+
+    Returns:
+        An `ImageDataset`, or an iterable of batches.
+
+    Raises:
+        InputError: If ``data`` is a pair of data sets, is empty, or its images differ in size.
+    """
+    if isinstance(data, DatasetSplits):
+        raise InputError("Expected images, got DatasetSplits. Pass its .train or .test")
+    if isinstance(data, ImageDataset):
+        return data
+    if isinstance(data, Subset) and isinstance(data.dataset, ImageDataset):
+        return data.dataset.subset(list(data.indices))
+    is_map_style = isinstance(data, Dataset) and not isinstance(data, IterableDataset)
+    if not is_map_style or not hasattr(data, "__len__"):
+        return cast("Iterable[tuple[Tensor, Tensor]]", data)
+    items: Any = data
+    if not len(items):
+        raise InputError(f"The {type(data).__name__} is empty. Pass at least one image")
+    first = items[0]
+    if not (isinstance(first, tuple | list) and len(first) == 2):
+        raise InputError(f"The {type(data).__name__} returns {type(first).__name__} items. Return (image, label)")
+    if isinstance(first[0], Tensor) and first[0].is_floating_point():
+        return DataLoader(items, batch_size=batch_size, shuffle=shuffle)
+    return _read_into_memory(items)
+
+
+def _read_into_memory(data: Any) -> ImageDataset:
+    images, labels = [], []
+    for index in range(len(data)):
+        image, label = data[index]
+        images.append(_to_uint8(image, index))
+        labels.append(int(label))
+        if images[-1].shape != images[0].shape:
+            raise InputError(
+                f"Image {index} has shape {tuple(images[-1].shape)}, image 0 has {tuple(images[0].shape)}. Resize the "
+                "images to one size"
+            )
+    source = data
+    while isinstance(source, Subset):
+        source = source.dataset
+    names = getattr(source, "classes", None) or [str(index) for index in range(max(labels) + 1)]
+    return ImageDataset(
+        torch.stack(images), torch.tensor(labels), classes=tuple(map(str, names)), name=type(source).__name__
+    )
+
+
+def _to_uint8(image: Any, index: int) -> Tensor:
+    if isinstance(image, Image.Image):
+        pixels = np.array(image)
+        return torch.from_numpy(pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)).contiguous()
+    if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3:
+        return image
+    raise InputError(
+        f"Image {index} is a {type(image).__name__}. Return a PIL image, a uint8 tensor (C, H, W) or a floating tensor"
+    )
+
+
+def describe_data(data: Any) -> dict[str, Json] | None:
+    """Return name, size and fingerprint of images; ``None`` for an iterable of batches."""
+    if not isinstance(data, ImageDataset):
+        return None
+    return {"name": data.name, "num_images": len(data), "fingerprint": data.fingerprint}
+
+
+def open_evaluation_loader(data: Data, device: torch.device) -> Loader:
+    """Return the images in their own order, in batches of a fixed size.
+
+    Args:
+        data: Data set or iterable of batches.
+        device: Device that the images are moved to.
+    """
+    opened = open_data(data, batch_size=EVAL_BATCH_SIZE, shuffle=False)
+    if not isinstance(opened, ImageDataset):
+        return IterableLoader(opened, device=device)
+    return TensorLoader(opened.images, opened.labels, opened.ids, batch_size=EVAL_BATCH_SIZE, device=device, seed=0)

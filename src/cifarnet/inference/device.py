@@ -1,0 +1,184 @@
+"""Where a network runs and in which number format."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import safetensors
+import torch
+import torchvision
+from torch import Tensor
+
+from cifarnet._types import Images
+from cifarnet.errors import SettingError, did_you_mean
+
+__all__ = ["Precision", "describe_device", "describe_machine", "resolve_device", "resolve_precision"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The number format of a network's weights and of its arithmetic.
+
+    Args:
+        name: ``"float32"``, ``"bf16"`` or ``"float64"``.
+        device: Where the network runs.
+        weights: dtype of weights, optimizer state and loss.
+    """
+
+    name: str
+    device: torch.device
+    weights: torch.dtype
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Within it, convolutions and matrix products run in bfloat16 where the precision says so."""
+        if self.name == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def prepare(self, images: Images) -> Tensor:
+        """Images as the network's first layer likes them: its dtype, channels last in memory.
+
+        Args:
+            images: Floating, shape ``(N, C, H, W)``.
+        """
+        return images.to(dtype=self.weights, memory_format=torch.channels_last)
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """Turn a name into a device that is there.
+
+    Args:
+        device: ``"auto"`` (CUDA where there is one, else the CPU), or what `torch.device` takes. Of several processes
+            that train together, ``"auto"`` and ``"cuda"`` give each a GPU of its own.
+
+    Returns:
+        The device.
+
+    Raises:
+        SettingError: If torch does not know it, or this machine does not have it.
+
+    Example:
+        >>> resolve_device("cpu")
+        device(type='cpu')
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK") or 0)
+    is_one_of_several = os.environ.get("WORLD_SIZE", "1") != "1"
+    if str(device) in ("auto", "cuda") and is_one_of_several and torch.cuda.is_available():
+        if torch.cuda.device_count() == 1:  # CUDA_VISIBLE_DEVICES gives each its own; NCCL refuses to share one
+            return torch.device("cuda", 0)
+        if local_rank >= torch.cuda.device_count():
+            raise SettingError(
+                f"This machine has {torch.cuda.device_count()} GPUs, too few for process {local_rank + 1} on it. "
+                f"Use --nproc-per-node {torch.cuda.device_count()}"
+            )
+        return torch.device("cuda", local_rank)
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
+        reason = str(error).splitlines()[0].partition(". ")[0][:120]
+        hint = 'did you mean "cuda"?' if device == "gpu" else '"auto" takes what is there'
+        raise SettingError(f'device "{device}" cannot be used ({reason}); {hint}') from error
+    if resolved.type == "meta":
+        raise SettingError('device "meta" holds no numbers; "auto" takes what is there')
+    return resolved
+
+
+def resolve_precision(precision: str, device: torch.device) -> Precision:
+    """Turn a name into a precision that the device supports.
+
+    Args:
+        precision: ``"auto"`` (bf16 on CUDA and on CPUs where it is faster, else float32),
+            ``"float32"``, ``"bf16"`` (autocast, float32 weights) or ``"float64"``.
+        device: Where the network runs.
+
+    Returns:
+        The precision.
+
+    Raises:
+        SettingError: If the name is unknown.
+
+    Example:
+        >>> resolve_precision("float32", torch.device("cpu")).weights
+        torch.float32
+    """
+    options = ("auto", "bf16", "float32", "float64")
+    if precision not in options:
+        raise SettingError(f'precision "{precision}" is unknown; {did_you_mean(str(precision), options)}')
+    if precision == "auto":
+        precision = "bf16" if _is_bf16_faster(device) else "float32"
+    return Precision(precision, device, torch.float64 if precision == "float64" else torch.float32)
+
+
+def describe_device(device: torch.device) -> str:
+    """The hardware in words, for reports.
+
+    Args:
+        device: Any device of this machine.
+
+    Example:
+        >>> isinstance(describe_device(torch.device("cpu")), str)
+        True
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def describe_machine(precision: Precision) -> dict[str, Any]:
+    """What a measurement was made with, as plain values: hardware, number format, threads, versions.
+
+    Args:
+        precision: And, with it, the device.
+    """
+    return {
+        "hardware": describe_device(precision.device),
+        "device": precision.device.type,
+        "precision": precision.name,
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "torchvision": torchvision.__version__,
+            "numpy": numpy.__version__,
+            "safetensors": safetensors.__version__,
+        },
+    }
+
+
+def _is_bf16_faster(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # torch before 2.11 cannot tell what the processor has.
+    return device.type == "cpu" and _suits_bf16(getattr(torch.cpu, "get_capabilities", dict)(), _cpu_name())
+
+
+def _suits_bf16(capabilities: Mapping[str, Any], cpu_name: str) -> bool:
+    """Whether a processor is faster in bf16: an emulated one is not.
+
+    Neither is an Intel one whose matrix unit is out of sight, as in some virtual machines: with the vector
+    instructions alone the reference network takes a third longer there than in float32. With AMD's it is faster.
+    """
+    if capabilities.get("amx_bf16", False) or capabilities.get("arm_bf16", False):
+        return True
+    return bool(capabilities.get("avx512_bf16", False)) and "Intel" not in cpu_name
+
+
+def _cpu_name() -> str:
+    """The processor's own name on Linux, where the standard library knows only its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,197 @@
+"""CUDA graph of a training step, so that the host has next to nothing to do.
+
+Images are augmented in *windows* of many steps by a few large kernels. The step itself, `update`, is captured once per
+shape of its batch and replayed. It reads images, labels, learning rates and its index from buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from cifarnet import randomness
+from cifarnet._types import Images
+from cifarnet.inference.loader import Batch, Loader, TensorLoader
+from cifarnet.models import is_known
+from cifarnet.optim import Muon
+from cifarnet.training.step import preprocess_images, update
+
+if TYPE_CHECKING:
+    from cifarnet.training.trainer import Trainer
+
+__all__ = ["GraphedUpdate", "can_be_captured", "windows"]
+
+#: Images that are augmented at once. The pixel indices of a padded window stay below 2**31.
+WINDOW_IMAGES = 8192
+
+#: Records what a function does on the device, and returns a function that does it again.
+Capture = Callable[[Callable[[], None]], Callable[[], None]]
+
+#: Flags that make torch's optimizers read learning rates and count steps on the device.
+_FLAGS: dict[type[torch.optim.Optimizer], dict[str, bool]] = {
+    torch.optim.Adam: {"capturable": True, "fused": True, "foreach": False},
+    torch.optim.AdamW: {"capturable": True, "fused": True, "foreach": False},
+    torch.optim.SGD: {"fused": True, "foreach": False},
+    Muon: {},
+}
+
+
+def can_be_captured(trainer: Trainer) -> bool:
+    """Return whether a step reads nothing back from the device: networks, losses and optimizers that are known to."""
+    return (
+        trainer.device.type == "cuda"
+        and trainer.group.world_size == 1
+        and is_known(trainer.model)
+        and type(trainer.loss_fn) is nn.CrossEntropyLoss
+        and type(trainer.optimizer) in _FLAGS
+    )
+
+
+def windows(trainer: Trainer, loader: Loader) -> Iterator[Batch]:
+    """Yield the rest of the epoch as preprocessed batches, augmented many steps at a time.
+
+    Every draw is a hash of (seed, epoch, image), so the images do not depend on the window. Transforms that draw once
+    per batch, and batches of a user-supplied iterable, are yielded as they are.
+    """
+    state = trainer.state
+    if not isinstance(loader, TensorLoader) or not trainer.draws_per_image:
+        yield from loader.epoch(state.epoch, state.step)
+        return
+    size = loader.batch_size
+    order = loader.order(state.epoch)[state.step * size :]
+    if not len(order):
+        return
+    for window in torch.split(order, max(1, WINDOW_IMAGES // size) * size):
+        batch = loader.select(window)
+        with randomness.scope(trainer.seed, state.epoch, batch.ids):
+            images = preprocess_images(trainer, batch.images)
+        yield from map(Batch, *(torch.split(part, size) for part in (images, batch.labels, batch.ids)))
+
+
+class GraphedUpdate:
+    """`cifarnet.training.step.update`, captured per shape of the batch and replayed.
+
+    The first batch of a shape is trained eagerly, when kernels are loaded and the optimizer makes its state, the second
+    one is captured. A graph is captured again if what it read from the host has changed, such as a weight decay.
+
+    Args:
+        trainer: Trainer whose optimizer gets the flags that capturing needs.
+        capture: Replacement of a CUDA graph, for tests on a CPU.
+    """
+
+    def __init__(self, trainer: Trainer, capture: Capture | None = None) -> None:
+        self._capture = self._capture_cuda_graph if capture is None else capture
+        self._steps: dict[Any, _CapturedStep] = {}
+        self._pool: Any = None
+        device = trainer.device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._epoch = -1
+        self._lrs: list[Tensor] = []
+        for group in trainer.optimizer.param_groups:
+            group.update(_FLAGS[type(trainer.optimizer)])
+        for parameter, state in trainer.optimizer.state.items():
+            if "step" in state:
+                state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)
+
+    def __call__(self, trainer: Trainer, images: Images, labels: Tensor, step: int, num_images: int) -> None:
+        """Train on a batch, as `update` does."""
+        if trainer.state.epoch != self._epoch:
+            self._epoch = trainer.state.epoch
+            self._drop_outdated(trainer)
+        key = (images.shape, images.dtype, labels.shape, labels.dtype)
+        if key not in self._steps:
+            self._steps[key] = _CapturedStep(images, labels)
+        captured = self._steps[key]
+        captured.fill(images, labels, step)
+
+        rates = [group["lr"] for group in trainer.optimizer.param_groups]
+        self._set_learning_rates(trainer)
+
+        def function() -> None:
+            update(trainer, captured.images, captured.labels, captured.step, num_images)
+            trainer.optimizer.zero_grad()  # gradients would keep memory that belongs to the graph
+
+        with self._on_stream(trainer):
+            self._run(trainer, captured, function)
+        for group, rate in zip(trainer.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    @contextmanager
+    def _on_stream(self, trainer: Trainer) -> Iterator[None]:
+        """Work on the stream that is captured, in order with all other work on the device."""
+        if self._stream is None:
+            yield
+            return
+        caller = torch.cuda.current_stream(trainer.device)
+        self._stream.wait_stream(caller)
+        with torch.cuda.stream(self._stream):
+            yield
+        caller.wait_stream(self._stream)
+
+    def _set_learning_rates(self, trainer: Trainer) -> None:
+        """Put tensors that the graphs read in the place of the learning rates."""
+        for index, group in enumerate(trainer.optimizer.param_groups):
+            if index == len(self._lrs):
+                self._lrs.append(torch.zeros((), dtype=torch.float32, device=trainer.device))
+            self._lrs[index].fill_(float(group["lr"]))
+            group["lr"] = self._lrs[index]
+
+    def _drop_outdated(self, trainer: Trainer) -> None:
+        now = _read_from_host(trainer)
+        if any(step.read_from_host not in (None, now) for step in self._steps.values()):
+            self._steps.clear()
+            self._pool = None
+
+    def _run(self, trainer: Trainer, captured: _CapturedStep, function: Callable[[], None]) -> None:
+        if captured.replay is None and captured.has_run:
+            with randomness.kept_generators(trainer.device):  # the replay draws
+                captured.replay = self._capture(function)
+            captured.read_from_host = _read_from_host(trainer)
+        (captured.replay or function)()
+        captured.has_run = True
+
+    def _capture_cuda_graph(self, function: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        # A thread may be writing a checkpoint at the same time and wait for its copies.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            function()
+        return graph.replay
+
+
+class _CapturedStep:
+    """Buffers that a captured step reads, and its graph."""
+
+    def __init__(self, images: Images, labels: Tensor) -> None:
+        self.images = torch.empty_like(images, memory_format=torch.channels_last)
+        self.labels = torch.empty_like(labels)
+        self.step = torch.zeros((), dtype=torch.int64, device=labels.device)
+        self.has_run = False
+        self.replay: Callable[[], None] | None = None
+        self.read_from_host: Any = None
+
+    def fill(self, images: Images, labels: Tensor, step: int) -> None:
+        self.images.copy_(images)
+        self.labels.copy_(labels)
+        self.step.fill_(step)
+
+
+def _read_from_host(trainer: Trainer) -> Any:
+    """Return what a graph holds for good: addresses of tensors, and settings that are numbers of the host."""
+    optimizer, model = trainer.optimizer, trainer.model
+    tensors = [*model.parameters(), *model.buffers(), *trainer.state.metrics.tensors]
+    tensors += [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    return (
+        [tensor.data_ptr() for tensor in tensors],
+        [parameter.requires_grad for parameter in model.parameters()],
+        [
+            {key: value for key, value in group.items() if key not in ("params", "lr")}
+            for group in optimizer.param_groups
+        ],
+        [module.training for module in model.modules()],
+    )

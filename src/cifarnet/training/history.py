@@ -1,0 +1,332 @@
+"""What a run did, epoch by epoch, as plain data."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+from cifarnet._files import write_atomic
+from cifarnet._json import NON_FINITE, finite_json
+from cifarnet._types import Json
+from cifarnet.errors import InputError, SettingError, did_you_mean
+
+__all__ = ["EpochRecord", "History", "check_monitor", "finite_json", "is_better"]
+
+#: Standard columns of the metrics, in the order in which they are written.
+_STANDARD = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy")
+_COUNTS = ("epoch", "global_step")
+_TIMES = ("train_s", "eval_s", "images_per_s")
+_FIELDS = (*_COUNTS, "learning_rate", *_STANDARD, *_TIMES)
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch of training.
+
+    Args:
+        epoch: Number of completed epochs, from 1.
+        global_step: Number of completed optimizer steps.
+        learning_rate: Learning rate of the first parameter group at the last step of the epoch.
+        train_s: Seconds of training in this epoch, over all parts of a resumed run.
+        eval_s: Seconds of evaluation.
+        images_per_s: Training images per second of ``train_s``.
+        metrics: Values by name. ``train_loss`` and ``train_accuracy`` are measured during training, on augmented
+            images. ``val_loss``, ``val_accuracy``, ``test_loss`` and ``test_accuracy`` are there if such images are
+            evaluated, and so are the caller's own metrics, such as ``val_top5``. Accuracies are in ``[0, 1]``.
+    """
+
+    epoch: int
+    global_step: int
+    learning_rate: float
+    train_s: float
+    eval_s: float
+    images_per_s: float
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def train_loss(self) -> float:
+        """Mean loss per image in training mode, on augmented images."""
+        return self.metrics["train_loss"]
+
+    @property
+    def train_accuracy(self) -> float:
+        """Fraction of the training images that were predicted correctly, in training mode."""
+        return self.metrics["train_accuracy"]
+
+    @property
+    def val_loss(self) -> float | None:
+        """Mean loss per validation image; ``None`` without them."""
+        return self.metrics.get("val_loss")
+
+    @property
+    def val_accuracy(self) -> float | None:
+        """Accuracy on the validation images; ``None`` without them."""
+        return self.metrics.get("val_accuracy")
+
+    @property
+    def test_loss(self) -> float | None:
+        """Mean loss per test image; ``None`` without them. It selects nothing."""
+        return self.metrics.get("test_loss")
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """Accuracy on the test images; ``None`` without them. It selects nothing."""
+        return self.metrics.get("test_accuracy")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a flat dictionary of all values; the standard metrics that are missing are ``None``."""
+        standard = {name: self.metrics.get(name) for name in _STANDARD}
+        others = {name: value for name, value in self.metrics.items() if name not in _STANDARD}
+        counts = {name: getattr(self, name) for name in (*_COUNTS, "learning_rate")}
+        return {**counts, **standard, **{name: getattr(self, name) for name in _TIMES}, **others}
+
+    def __str__(self) -> str:
+        parts = [f"epoch {self.epoch}: train loss {self.train_loss:.4f}, accuracy {self.train_accuracy:.2%}"]
+        for split in ("val", "test"):
+            if f"{split}_loss" in self.metrics:
+                loss, accuracy = self.metrics[f"{split}_loss"], self.metrics[f"{split}_accuracy"]
+                parts.append(f"{split} loss {loss:.4f}, accuracy {accuracy:.2%}")
+        others = [f"{name} {value:.4f}" for name, value in self.metrics.items() if name not in _STANDARD]
+        parts += [", ".join(others)] if others else []
+        parts.append(f"{self.images_per_s:,.0f} images/s, {self.train_s + self.eval_s:.1f} s")
+        return "; ".join(parts)
+
+
+class History(Sequence[EpochRecord]):
+    """The records of a run in order, and their columns by name.
+
+    Args:
+        records: Those there are to begin with.
+
+    Example:
+        >>> history = History()
+        >>> history.append(EpochRecord(1, 10, 1e-3, 1.0, 0.1, 640.0, {"train_loss": 1.5, "train_accuracy": 0.4}))
+        >>> history["train_loss"]
+        [1.5]
+    """
+
+    def __init__(self, records: Iterable[EpochRecord] = ()) -> None:
+        self._records = list(records)
+
+    @overload
+    def __getitem__(self, index: int) -> EpochRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> History: ...
+    @overload
+    def __getitem__(self, index: str) -> list[float | None]: ...
+    def __getitem__(self, index: int | slice | str) -> EpochRecord | History | list[float | None]:
+        """Return one epoch, a part of the history, or a column by name.
+
+        Raises:
+            SettingError: If no epoch has a column of that name.
+        """
+        if isinstance(index, str):
+            return self._column(index)
+        return History(self._records[index]) if isinstance(index, slice) else self._records[index]
+
+    def _column(self, name: str) -> list[float | None]:
+        rows = [record.to_dict() for record in self._records]
+        known = dict.fromkeys((*_FIELDS, *(key for row in rows for key in row)))
+        if name not in known:
+            raise SettingError(f'there is no column "{name}"; {did_you_mean(name, known)}')
+        return [row.get(name) for row in rows]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[EpochRecord]:
+        return iter(self._records)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, History) and self._records == other._records
+
+    __hash__ = None  # type: ignore[assignment]  # it grows
+
+    def __repr__(self) -> str:
+        return f"<History of {len(self)} epochs>"
+
+    def append(self, record: EpochRecord) -> None:
+        """Add the next epoch.
+
+        Args:
+            record: Of that epoch.
+        """
+        self._records.append(record)
+
+    def best(self, monitor: str = "val_accuracy") -> EpochRecord | None:
+        """The epoch with the best validation; the earliest of equals.
+
+        Args:
+            monitor: Validation metric, such as ``"val_accuracy"`` or ``"val_loss"``.
+
+        Returns:
+            Its record; ``None`` where no epoch was validated.
+
+        Raises:
+            SettingError: If the run cannot be selected by ``monitor``.
+        """
+        check_monitor(monitor)
+        known = {"val_accuracy", "val_loss", *(name for record in self._records for name in record.metrics)}
+        if monitor not in known:
+            raise SettingError(f'no epoch has "{monitor}"; {did_you_mean(monitor, sorted(known))}')
+        best: EpochRecord | None = None
+        for record in self._records:
+            than = None if best is None else best.metrics.get(monitor)
+            if is_better(monitor, record.metrics.get(monitor), than):
+                best = record
+        return best
+
+    def to_list(self) -> list[Json]:
+        """Return a flat dictionary per epoch, for JSON."""
+        return [record.to_dict() for record in self._records]
+
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame`` with a row per epoch and the number of the epoch as its index.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("History.to_pandas needs pandas. Install it with: pip install pandas") from error
+        columns = dict.fromkeys((*_FIELDS, *(key for record in self._records for key in record.to_dict())))
+        return pd.DataFrame(self.to_list(), columns=list(columns)).set_index("epoch")
+
+    @classmethod
+    def from_list(cls, rows: Iterable[Mapping[str, Any]]) -> History:
+        """The inverse of `to_list`.
+
+        Args:
+            rows: A mapping an epoch.
+
+        Raises:
+            InputError: If a row lacks a field, has one too many, or a value of the wrong type.
+        """
+        return cls(_record(_without_words(row), f"epoch {number}") for number, row in enumerate(rows, 1))
+
+    def save_csv(self, path: str | Path) -> None:
+        """Write a header and a line per epoch, with all digits of the numbers.
+
+        Args:
+            path: File, replaced as a whole or left as it was.
+        """
+        text = io.StringIO(newline="")
+        rows = [record.to_dict() for record in self._records]
+        names = list(dict.fromkeys((*_FIELDS, *(key for row in rows for key in row))))
+        writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomic(Path(path), text.getvalue().encode())
+
+    @classmethod
+    def load_csv(cls, path: str | Path) -> History:
+        """Read what `save_csv`, pandas or a spreadsheet wrote. Columns that are unknown are kept.
+
+        Args:
+            path: File.
+
+        Raises:
+            InputError: If it is not such a file.
+            OSError: If it cannot be read.
+        """
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return cls(_record(_numbers(row, str(path)), f"{path}, line {line}") for line, row in enumerate(rows, 2))
+
+    def save_json(self, path: str | Path) -> None:
+        """Write a JSON list with an object an epoch; JSON has no NaN, so one is written as ``"nan"``.
+
+        Args:
+            path: Replaced whole, or left as it was.
+        """
+        write_atomic(Path(path), (json.dumps(finite_json(self.to_list()), indent=1) + "\n").encode())
+
+    @classmethod
+    def load_json(cls, path: str | Path) -> History:
+        """Read what `save_json` wrote.
+
+        Args:
+            path: The file.
+
+        Raises:
+            InputError: If it is not such a file.
+            OSError: If it cannot be read.
+        """
+        try:
+            rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path} is not JSON ({error}); give a file that save_json wrote") from error
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise InputError(f"{path} holds no list of epochs; give a file that save_json wrote")
+        return cls.from_list(rows)
+
+
+def check_monitor(monitor: str) -> None:
+    """Refuse to select a run by anything but a validation metric.
+
+    Args:
+        monitor: Name of a metric.
+
+    Raises:
+        SettingError: If its name does not begin with ``val_``.
+    """
+    if not monitor.startswith("val_"):
+        hint = did_you_mean(monitor, ("val_accuracy", "val_loss"))
+        raise SettingError(f'a run cannot be selected by "{monitor}"; {hint} The test set chooses nothing')
+
+
+def is_better(monitor: str, value: float | None, than: float | None) -> bool:
+    """Return whether a validation result improves on another; NaN never does.
+
+    Args:
+        monitor: Validation metric. Lower is better if its name ends with ``loss``, else higher.
+        value: New result.
+        than: Best result so far; ``None`` at first.
+
+    Raises:
+        SettingError: If a run cannot be selected by ``monitor``.
+
+    Example:
+        >>> is_better("val_loss", 0.4, than=0.5), is_better("val_accuracy", float("nan"), than=None)
+        (True, False)
+    """
+    check_monitor(monitor)
+    if value is None or math.isnan(value):
+        return False
+    if than is None:
+        return True
+    return value < than if monitor.endswith("loss") else value > than
+
+
+def _without_words(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: float(value) if value in NON_FINITE else value for key, value in row.items()}
+
+
+def _numbers(row: Mapping[str, Any], path: str) -> dict[str, Any]:
+    try:
+        # A column without a name is the index that pandas writes.
+        values = {name: float(text) for name, text in row.items() if name not in (None, "") and text not in (None, "")}
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: {error}; give a file that save_csv wrote") from error
+    return {name: int(value) if name in _COUNTS and value.is_integer() else value for name, value in values.items()}
+
+
+def _record(row: Mapping[str, Any], where: str) -> EpochRecord:
+    required = (*_COUNTS, "learning_rate", "train_loss", "train_accuracy", *_TIMES)
+    missing = [name for name in required if row.get(name) is None]
+    if missing:
+        raise InputError(f"{where} lacks {', '.join(missing)}. Use a history that save_csv or save_json wrote")
+    for name, value in row.items():
+        right = isinstance(value, int) if name in _COUNTS else isinstance(value, int | float | None)
+        if not right or isinstance(value, bool):
+            raise InputError(f"{where}: {name} is {value!r}, not a number. Remove the column or correct the value")
+    known = (*_COUNTS, "learning_rate", *_TIMES)
+    metrics = {str(name): value for name, value in row.items() if name not in known and value is not None}
+    return EpochRecord(**{name: row[name] for name in known}, metrics=metrics)

@@ -1,0 +1,104 @@
+"""Progress bar on a terminal or in a notebook, plain lines elsewhere; always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, NoReturn
+
+from tqdm.auto import tqdm
+
+from cifarnet.inference import describe_device
+from cifarnet.training.history import EpochRecord
+
+if TYPE_CHECKING:
+    from cifarnet.training.run_data import RunData
+    from cifarnet.training.state import TrainState
+    from cifarnet.training.trainer import Trainer
+
+__all__ = ["Progress"]
+
+#: Reading the running metrics synchronizes with the device, so the bar does it at most five times a second.
+_MIN_INTERVAL_S = 0.2
+
+
+class Progress:
+    """Context manager that shows the progress of a run.
+
+    Args:
+        trainer: Trainer of the run.
+        data: Length of the run.
+        enabled: Whether anything is shown. Rank 0 alone shows it.
+    """
+
+    def __init__(self, trainer: Trainer, data: RunData, *, enabled: bool) -> None:
+        self._trainer = trainer
+        self._enabled = enabled and trainer.group.rank == 0
+        self._max_epochs = data.max_epochs
+        self._num_steps = data.train.num_steps
+        self._shown_at = time.perf_counter()
+        self._bar: tqdm[NoReturn] | None = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def start(self, state: TrainState, patience: int | None) -> None:
+        """Show what is going to be trained, and open the bar."""
+        if self._enabled and (sys.stderr.isatty() or "ipykernel" in sys.modules):
+            num_steps = self._num_steps
+            self._bar = tqdm(
+                total=None if num_steps is None else self._max_epochs * num_steps,
+                initial=0 if num_steps is None else state.epoch * num_steps + state.step,
+                unit="step",
+                dynamic_ncols=True,
+                bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+            )
+        trainer, done = self._trainer, f"({state.epoch}/{self._max_epochs})"
+        if state.epoch >= self._max_epochs:
+            line = f"Run already finished {done}"
+        elif state.best.is_stale(patience):
+            line = (
+                f"Run already finished: the best {state.best.monitor} was {state.best.epochs_since} epochs ago {done}"
+            )
+        else:
+            graph = ", CUDA graph" if trainer.uses_cuda_graph else ""
+            processes = f", {trainer.group.world_size} processes" if trainer.group.world_size > 1 else ""
+            line = f"Training on {describe_device(trainer.device)}, {trainer.precision.name}{graph}{processes}"
+        self.show_line(line)
+
+    def show_step(self, state: TrainState) -> None:
+        """Move the bar, at most five times a second."""
+        now = time.perf_counter()
+        if self._bar is None or now - self._shown_at < _MIN_INTERVAL_S:
+            return
+        self._shown_at = now
+        totals = state.metrics.read()  # of this process
+        num_images = totals.num_images * self._trainer.group.world_size
+        rate = num_images / state.train_s if state.train_s > 0 else 0.0
+        self._bar.set_description_str(f"epoch {state.epoch + 1}/{self._max_epochs}", refresh=False)
+        self._bar.set_postfix_str(
+            f"{rate:,.0f} images/s, loss {totals.mean_loss:.4f}, accuracy {totals.accuracy:.2%}", refresh=False
+        )
+        self._bar.n = state.step if self._num_steps is None else state.epoch * self._num_steps + state.step
+        self._bar.refresh()
+
+    def show_epoch(self, record: EpochRecord) -> None:
+        """Leave a line about a completed epoch."""
+        if self._bar is not None and self._num_steps is not None:
+            self._bar.n = record.epoch * self._num_steps
+        self.show_line(f"{record} ({record.epoch}/{self._max_epochs})")
+
+    def show_line(self, line: str) -> None:
+        """Leave a line."""
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        elif self._enabled:
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()

@@ -1,0 +1,111 @@
+"""Ctrl-C and SIGTERM between two steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+from cifarnet.inference.loader import Batch, EvaluationLoader
+from cifarnet.training.distributed import ProcessGroup
+
+__all__ = ["GracefulShutdown", "StopRequestedError", "WatchedLoader"]
+
+
+class StopRequestedError(Exception):
+    """A signal that asked for the end of the run. It does not leave `cifarnet.training.loop`."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        #: Exception that training ends with: that of the signal, or the exit code that shells give it.
+        self.outcome: BaseException = KeyboardInterrupt() if signum == signal.SIGINT else SystemExit(128 + signum)
+
+
+class GracefulShutdown:
+    """Signal handlers that let the current step end; a second signal acts at once.
+
+    Handlers that the caller has installed are left alone. Outside the main thread, which receives the signals, this
+    class does nothing.
+
+    Args:
+        group: Processes that stop together.
+    """
+
+    def __init__(self, group: ProcessGroup) -> None:
+        self._group = group
+        self._requested: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> GracefulShutdown:
+        self._pid = os.getpid()
+        self._install()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+        if self._requested is not None and (error is None or isinstance(error, Exception)):
+            # The signal arrived after the last check, or the step failed. Raise it now so that it is not lost.
+            raise StopRequestedError(self._requested).outcome from error
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Give the caller's handlers back for the block: the body of the caller's loop."""
+        self._restore()
+        try:
+            yield
+        finally:
+            self._install()
+
+    def _install(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for signum, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+                if signal.getsignal(signum) is usual:
+                    self._before[signum] = signal.signal(signum, self._request)
+
+    def _request(self, signum: int, frame: FrameType | None) -> None:
+        is_forked = os.getpid() != self._pid  # a DataLoader worker inherits the handlers and has no step to end
+        if is_forked or self._requested is not None:
+            self._restore()
+            signal.raise_signal(signum)
+        self._requested = signum
+
+    def _restore(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for signum, handler in self._before.items():
+                signal.signal(signum, handler)
+            self._before.clear()
+
+    @property
+    def requested(self) -> StopRequestedError | None:
+        """Exception that `check` would raise, or ``None``."""
+        return None if self._requested is None else StopRequestedError(self._requested)
+
+    def check(self) -> None:
+        """Stop here if a signal has arrived in any process. All processes call this at the same place.
+
+        Raises:
+            StopRequestedError: If a signal has arrived.
+        """
+        [signum] = self._group.all_reduce_max(self._requested or 0)
+        if signum:
+            raise StopRequestedError(signum)
+
+
+class WatchedLoader:
+    """Batches of an evaluation, with a `GracefulShutdown.check` before each."""
+
+    def __init__(self, loader: EvaluationLoader, shutdown: GracefulShutdown) -> None:
+        self._loader = loader
+        self._shutdown = shutdown
+
+    def in_order(self) -> Iterator[Batch]:
+        """Yield every image once."""
+        for batch in self._loader.in_order():
+            self._shutdown.check()
+            yield batch

@@ -1,0 +1,137 @@
+"""One training step: augment, forward, backward, optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from cifarnet import randomness
+from cifarnet._types import Images, Labels, Logits
+from cifarnet.errors import SettingError
+from cifarnet.inference.loader import Batch
+
+if TYPE_CHECKING:
+    from cifarnet.training.trainer import Trainer
+
+__all__ = ["Update", "forward", "preprocess_batch", "preprocess_images", "set_learning_rates", "train_step", "update"]
+
+#: ``(trainer, images, labels, step, num_images)``: `update`, or a CUDA graph of it.
+Update = Callable[["Trainer", Images, Tensor, int, int], None]
+
+
+def train_step(trainer: Trainer, batch: Batch, *, step: int, multiplier: float | None, update: Update) -> None:
+    """Train on one batch.
+
+    Args:
+        trainer: Model, optimizer and settings; its state is at this step.
+        batch: Images of the whole batch, on the device. Every process passes the same one.
+        step: Index of the step in the epoch, from 0.
+        multiplier: Factor of the base learning rates; ``None`` leaves the learning rates alone.
+        update: `update`, or a CUDA graph of it.
+    """
+    state, group, device = trainer.state, trainer.group, trainer.device
+    randomness.seed_torch(randomness.step_seed(trainer.seed, state.epoch, step), device)
+    if multiplier is not None:
+        set_learning_rates(trainer.optimizer, [base * multiplier for base in state.base_lrs])
+    images, labels = preprocess_batch(trainer, batch, state.epoch)
+    if group.world_size > 1:  # each process draws its own dropout masks
+        randomness.seed_torch(randomness.step_seed(trainer.seed, state.epoch, step, 1 + group.rank), device)
+    update(trainer, images, labels, step, len(batch.labels))
+    if trainer.ema is not None:
+        trainer.ema.update()
+
+
+def preprocess_batch(trainer: Trainer, batch: Batch, epoch: int) -> tuple[Images, Tensor]:
+    """Augment, normalise and mix a batch, and keep the part of this process.
+
+    Floating images are not augmented or normalised.
+
+    Returns:
+        Images, shape ``(n, C, H, W)``, and labels ``(n,)`` or soft labels ``(n, K)``.
+
+    Raises:
+        SettingError: If ``batch_transform`` returns anything but images and soft labels.
+    """
+    part = trainer.group.local_slice(len(batch.labels))
+    # A transform that draws once per batch must see the whole batch, so that it draws as in one process.
+    first, then = (
+        (part, slice(None)) if trainer.draws_per_image and trainer.batch_transform is None else (slice(None), part)
+    )
+    images, labels, ids = batch.images[first], batch.labels[first], batch.ids[first]
+    with randomness.scope(trainer.seed, epoch, ids):
+        images, labels = _mix(trainer, preprocess_images(trainer, images), labels)
+    return images[then], labels[then]
+
+
+def preprocess_images(trainer: Trainer, images: Images) -> Images:
+    """Augment and normalise uint8 images; return floating ones unchanged."""
+    return images if images.is_floating_point() else trainer.transforms.train(images)
+
+
+def update(trainer: Trainer, images: Images, labels: Tensor, step: int | Tensor, num_images: int) -> None:
+    """Compute the gradient of a batch, in parts if gradients are accumulated, and let the optimizer step.
+
+    Args:
+        trainer: Model, optimizer and settings.
+        images: Images that the model takes, shape ``(n, C, H, W)``.
+        labels: Labels ``(n,)`` or soft labels ``(n, K)``.
+        step: Index of the step in the epoch; a tensor inside a CUDA graph.
+        num_images: Images of the whole batch, over all processes.
+    """
+    trainer.optimizer.zero_grad()
+    num_parts = min(trainer.accumulate_grad_batches, len(labels))
+    for index, (some, their_labels) in enumerate(_split(images, labels, num_parts), 1):
+        with _no_gradient_exchange(trainer.network) if index < num_parts else nullcontext():
+            loss, logits = forward(trainer, some, their_labels)
+            # DistributedDataParallel averages over processes, whose parts may differ by one image.
+            share = trainer.group.world_size * len(their_labels) / num_images
+            (loss if share == 1 else loss * share).backward()  # type: ignore[no-untyped-call]
+        trainer.state.metrics.add(loss, logits, their_labels, step)
+    if trainer.max_grad_norm is not None:
+        nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.max_grad_norm)
+    trainer.optimizer.step()
+
+
+def forward(trainer: Trainer, images: Images, labels: Tensor) -> tuple[Tensor, Logits]:
+    """Compute loss and logits, in the dtype of the weights because a bf16 loss has only 3 digits."""
+    with trainer.precision.autocast():
+        logits: Logits = trainer.network(trainer.precision.prepare(images))
+    logits = logits.to(trainer.precision.weights)
+    return trainer.loss_fn(logits, labels), logits
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, rates: list[float]) -> None:
+    """Set the learning rate of each group. A tensor stays a tensor, because a capturable optimizer reads it."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=False):
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def _mix(trainer: Trainer, images: Images, labels: Labels) -> tuple[Images, Tensor]:
+    if trainer.batch_transform is None:
+        return images, labels
+    images, soft_labels = trainer.batch_transform(images, labels)
+    if soft_labels.ndim != 2 or not soft_labels.is_floating_point():
+        raise SettingError(
+            f"batch_transform returned labels of shape {tuple(soft_labels.shape)} and {soft_labels.dtype}. It must "
+            "return soft labels (N, K). Use torchvision.transforms.v2.MixUp(num_classes=K), for example"
+        )
+    return images, soft_labels.to(trainer.precision.weights)
+
+
+def _split(images: Images, labels: Tensor, num_parts: int) -> Iterator[tuple[Images, Tensor]]:
+    if num_parts == 1:
+        yield images, labels
+    else:
+        yield from zip(images.tensor_split(num_parts), labels.tensor_split(num_parts), strict=True)
+
+
+def _no_gradient_exchange(network: nn.Module) -> AbstractContextManager[object]:
+    no_sync: Callable[[], AbstractContextManager[object]] = getattr(network, "no_sync", nullcontext)
+    return no_sync()

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import io
+import re
+import sys
+import types
+from collections.abc import Callable
+from contextlib import redirect_stderr
+
+import pytest
+import torch
+
+from cifarnet import DatasetSplits, Trainer
+from cifarnet.inference.running import MetricTotals, RunningMetrics
+from cifarnet.training import progress
+
+MakeTrainer = Callable[..., Trainer]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def fit(trainer: Trainer, data: DatasetSplits, **settings: object) -> None:
+    trainer.fit(data.train, data.test, max_epochs=2, **settings)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def terminal() -> Terminal:
+    """For `contextlib.redirect_stderr`: pytest puts its own stderr back after the fixtures."""
+    return Terminal()
+
+
+def test_a_terminal_gets_one_bar_and_a_line_an_epoch(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_MIN_INTERVAL_S", 0.0)
+    with redirect_stderr(terminal):
+        fit(make_trainer(), synthetic)
+    shown = terminal.getvalue()
+    states = [line for line in re.split(r"[\r\n]", shown) if "images/s, loss" in line and "%|" in line]
+    assert len(states) >= 8
+    # Share done, time left, epoch, speed, loss and accuracy so far.
+    pattern = r"epoch 2/2 +\d+%\|.*\| \d\d:\d\d<[\d:?]+, [\d,]+ images/s, loss \d\.\d{4}, accuracy \d+\.\d\d%"
+    assert re.search(pattern, states[-1]), states[-1]
+    assert len(re.findall(r"epoch \d: train loss", shown)) == 2
+
+
+def test_the_bar_reads_the_device_at_most_five_times_a_second(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped clock: no step is old enough to be shown."""
+    reads: list[int] = []
+    read = RunningMetrics.read
+
+    def count(sums: RunningMetrics) -> MetricTotals:
+        reads.append(1)
+        return read(sums)
+
+    monkeypatch.setattr(RunningMetrics, "read", count)
+    clock = types.SimpleNamespace(perf_counter=lambda: 100.0)
+    monkeypatch.setattr(progress, "time", clock)
+    with redirect_stderr(terminal):
+        fit(make_trainer(), synthetic)
+    in_fit = len(reads)
+    reads.clear()
+    fit(make_trainer(), synthetic, progress_bar=False)
+    assert in_fit == len(reads)
+
+
+def test_a_resumed_run_shows_what_is_left_of_the_whole(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_MIN_INTERVAL_S", 0.0)
+    trainer = make_trainer()
+    trainer.fit(synthetic.train, max_epochs=1, progress_bar=False)
+    with redirect_stderr(terminal):
+        trainer.fit(synthetic.train, max_epochs=2)
+    shown = terminal.getvalue()
+    assert " 60%|" in shown  # one step into the second of two epochs of five steps
+    assert " 10%|" not in shown
+
+
+def test_without_a_terminal_there_is_a_plain_line_an_epoch(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(make_trainer(), synthetic)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert [line[:8] for line in lines] == ["Training", "epoch 1:", "epoch 2:"]
+    assert re.fullmatch(r"Training on .+, \d+ threads?, (float32|bf16)", lines[0])
+    assert lines[2].endswith("(2/2)")
+    assert "\r" not in captured.err
+
+
+def test_progress_false_is_silent(make_trainer: MakeTrainer, synthetic: DatasetSplits, terminal: Terminal) -> None:
+    with redirect_stderr(terminal):
+        fit(make_trainer(), synthetic, progress_bar=False)
+    assert terminal.getvalue() == ""
+
+
+def test_a_notebook_gets_the_bar_without_a_terminal(
+    make_trainer: MakeTrainer,
+    synthetic: DatasetSplits,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    fit(make_trainer(), synthetic)
+    assert "%|" in capsys.readouterr().err
+
+
+def test_an_iterable_without_length_gets_a_bar_without_an_end(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_MIN_INTERVAL_S", 0.0)
+
+    class Endless:
+        def __iter__(self) -> object:
+            return iter([(synthetic.train.images[:50], synthetic.train.labels[:50])] * 3)
+
+    with redirect_stderr(terminal):
+        make_trainer().fit(Endless(), max_epochs=2)  # type: ignore[arg-type]
+    assert "images/s, loss" in terminal.getvalue()
+
+
+def test_the_bar_is_closed_when_training_fails(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, terminal: Terminal
+) -> None:
+    def loss_fn(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with redirect_stderr(terminal), pytest.raises(KeyboardInterrupt):
+        fit(make_trainer(loss_fn=loss_fn), synthetic)
+    assert terminal.getvalue().endswith("\n")
