@@ -195,6 +195,16 @@ class TestGraphs:
         list(trainer.epochs(synthetic.train, max_epochs=4))
         assert len(captures) == 2  # whole batches, and the last one of an epoch
 
+    def test_a_second_call_continues_without_a_warning(
+        self, captures: list[object], make_trainer: MakeTrainer, synthetic: DatasetSplits
+    ) -> None:
+        trainer, whole = make_trainer(backend="cuda-graph"), make_trainer(backend="cuda-graph")
+        for max_epochs in (1, 3):
+            trainer.fit(synthetic.train, max_epochs=max_epochs, progress_bar=False)
+        whole.fit(synthetic.train, max_epochs=3, progress_bar=False)
+        assert trainer.resume_differences == []
+        assert [r.train_loss for r in trainer.history] == [r.train_loss for r in whole.history]
+
     def test_what_changes_between_epochs_changes_in_graphs(
         self, captures: list[object], make_trainer: MakeTrainer, synthetic: DatasetSplits
     ) -> None:

@@ -29,7 +29,7 @@ from cifarnet import ImageDataset, Trainer, randomness
 from cifarnet.inference.loader import TensorLoader
 from cifarnet.recipes import build_trainer, get_recipe
 from cifarnet.training import loop
-from cifarnet.training.cuda_graph import WINDOW_IMAGES, GraphedUpdate
+from cifarnet.training.cuda_graph import WINDOW_IMAGES, GraphedUpdate, prepare_optimizer
 from cifarnet.training.step import forward, preprocess_images
 
 Run = Callable[[], object]
@@ -414,7 +414,7 @@ class Steps:
         count = 1 if self.is_dry else 4
         trainer = self.build()
         if not self.is_dry:
-            GraphedUpdate(trainer)  # sets the flags of the optimizer that capturing needs
+            prepare_optimizer(trainer.optimizer)
         device = self.device
         optimizer, model = trainer.optimizer, trainer.model
         model.train()

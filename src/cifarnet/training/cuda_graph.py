@@ -23,7 +23,7 @@ from cifarnet.training.step import preprocess_images, update
 if TYPE_CHECKING:
     from cifarnet.training.trainer import Trainer
 
-__all__ = ["GraphedUpdate", "can_be_captured", "windows"]
+__all__ = ["GraphedUpdate", "can_be_captured", "prepare_optimizer", "windows"]
 
 #: Images that are augmented at once. The pixel indices of a padded window stay below 2**31.
 WINDOW_IMAGES = 8192
@@ -49,6 +49,15 @@ def can_be_captured(trainer: Trainer) -> bool:
         and type(trainer.loss_fn) is nn.CrossEntropyLoss
         and type(trainer.optimizer) in _FLAGS
     )
+
+
+def prepare_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimizer read learning rates and count steps on the device."""
+    for group in optimizer.param_groups:
+        group.update(_FLAGS.get(type(optimizer), {}))
+    for parameter, state in optimizer.state.items():
+        if "step" in state:
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)
 
 
 def windows(trainer: Trainer, loader: Loader) -> Iterator[Batch]:
@@ -79,7 +88,7 @@ class GraphedUpdate:
     one is captured. A graph is captured again if what it read from the host has changed, such as a weight decay.
 
     Args:
-        trainer: Trainer whose optimizer gets the flags that capturing needs.
+        trainer: Trainer whose optimizer `prepare_optimizer` has prepared.
         capture: Replacement of a CUDA graph, for tests on a CPU.
     """
 
@@ -91,11 +100,6 @@ class GraphedUpdate:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._epoch = -1
         self._lrs: list[Tensor] = []
-        for group in trainer.optimizer.param_groups:
-            group.update(_FLAGS[type(trainer.optimizer)])
-        for parameter, state in trainer.optimizer.state.items():
-            if "step" in state:
-                state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)
 
     def __call__(self, trainer: Trainer, images: Images, labels: Tensor, step: int, num_images: int) -> None:
         """Train on a batch, as `update` does."""

@@ -22,7 +22,7 @@ from cifarnet.inference.data import Data, open_data, open_evaluation_loader
 from cifarnet.inference.evaluate import check_model_fits, evaluate
 from cifarnet.inference.loader import EVAL_BATCH_SIZE
 from cifarnet.optim import ExponentialMovingAverage, Schedule, use_fused
-from cifarnet.training.cuda_graph import can_be_captured
+from cifarnet.training.cuda_graph import can_be_captured, prepare_optimizer
 from cifarnet.training.distributed import ProcessGroup
 from cifarnet.training.history import EpochRecord, History, check_monitor
 from cifarnet.training.loop import Metric, run_epochs
@@ -375,6 +375,8 @@ class Trainer:
         if not self.global_step:
             follow_weights(optimizer)  # the constructor moved the weights
         use_fused(optimizer)
+        if self.uses_cuda_graph:
+            prepare_optimizer(optimizer)
         self.state.base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
         self.num_logits = None
         self.group.join(self.device)
