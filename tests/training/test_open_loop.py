@@ -156,6 +156,25 @@ class TestLearningRates:
         assert resumed.history["learning_rate"] == [1e-3, 1e-4, 1e-4, 1e-4]
         assert resumed.resume_differences == []
 
+    def test_settings_that_the_body_changes_resume_twice(
+        self, make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+    ) -> None:
+        for max_epochs in (1, 2, 3):
+            trainer = make_trainer()
+            for _ in trainer.epochs(synthetic.train, max_epochs=max_epochs, checkpointer=tmp_path, resume=True):
+                trainer.optimizer.param_groups[0]["weight_decay"] = 0.01 * max_epochs
+                trainer.optimizer.param_groups[0]["betas"] = (0.8, 0.99)
+        assert len(trainer.history) == 3
+
+    def test_a_trainer_resumes_itself_after_its_rate_was_lowered(
+        self, make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+    ) -> None:
+        trainer = make_trainer()
+        for max_epochs in (1, 2):
+            for _ in trainer.epochs(synthetic.train, max_epochs=max_epochs, checkpointer=tmp_path, resume=True):
+                trainer.optimizer.param_groups[0]["lr"] /= 4
+        assert trainer.history["learning_rate"] == [1e-3, 1e-3 / 4]
+
     def test_a_scheduler_of_torch_works_in_the_body(self, make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
         trainer = make_trainer(lr=0.5)
         scheduler = ReduceLROnPlateau(trainer.optimizer, patience=0, factor=0.1)

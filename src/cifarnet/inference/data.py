@@ -83,7 +83,7 @@ def _read_into_memory(data: Any) -> ImageDataset:
 
 def _to_uint8(image: Any, index: int) -> Tensor:
     if isinstance(image, Image.Image):
-        pixels = np.array(image)
+        pixels = np.array(image.convert("RGB") if image.mode == "P" else image)
         return torch.from_numpy(pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)).contiguous()
     if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3:
         return image

@@ -318,7 +318,8 @@ def _read_best_weights(trainer: Trainer, checkpointer: Checkpointer | None) -> b
     is_same = found == best.selected_by(last_epoch=0)
     if not is_same and not (later.monitor == best.monitor and is_better(best.monitor, later.value, best.value)):
         return False
-    best.weights, best.epoch, best.value = weights, later.epoch, later.value
+    best.weights = {name: tensor.to(trainer.device) for name, tensor in weights.items()}
+    best.epoch, best.value = later.epoch, later.value
     return True
 
 

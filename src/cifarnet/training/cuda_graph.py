@@ -119,10 +119,12 @@ class GraphedUpdate:
             update(trainer, captured.images, captured.labels, captured.step, num_images)
             trainer.optimizer.zero_grad()  # gradients would keep memory that belongs to the graph
 
-        with self._on_stream(trainer):
-            self._run(trainer, captured, function)
-        for group, rate in zip(trainer.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        try:
+            with self._on_stream(trainer):
+                self._run(trainer, captured, function)
+        finally:
+            for group, rate in zip(trainer.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
 
     @contextmanager
     def _on_stream(self, trainer: Trainer) -> Iterator[None]:

@@ -82,7 +82,7 @@ class RunIdentity:
             )
         now = _settings(self._trainer, None)
         known = ("seed", "model", "optimizer", "preprocess", "ema_decay")
-        _refuse({key: settings.get(key) for key in known}, now)
+        _refuse(self._without_own_rates({key: settings.get(key) for key in known}), now)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Become the run that ``state`` describes, with its base learning rates if there is a schedule."""
@@ -108,7 +108,16 @@ class RunIdentity:
         Raises:
             ResumeMismatchError: Naming each setting that differs.
         """
-        _refuse(state["settings"], _settings(self._trainer, data))
+        _refuse(self._without_own_rates(state["settings"]), _settings(self._trainer, data))
+
+    def _without_own_rates(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Leave out learning rates that the caller of a trainer that has trained may have set since."""
+        if self._trainer.lr_schedule is not None or not self._trainer.global_step:
+            return dict(settings)
+        groups = [
+            {key: value for key, value in group.items() if key != "lr"} for group in settings["optimizer"]["groups"]
+        ]
+        return {**settings, "optimizer": {**settings["optimizer"], "groups": groups}}
 
     def start(self, data: RunData, *, is_resumed: bool) -> None:
         """Start or continue the run with these data.
@@ -126,11 +135,9 @@ class RunIdentity:
         trainer, step = self._trainer, self._trainer.state.global_step
         settings, environment = _settings(trainer, data), _environment(trainer, data)
         if self._settings and step:
-            # Between two calls, the optimizer and the trainer belong to the caller. The data must stay the same.
-            compared = (
-                self._settings if is_resumed else {key: self._settings[key] for key in _DATA if key in self._settings}
-            )
-            _refuse(compared, settings)
+            # Between two calls, the optimizer and the trainer belong to the caller. The data must stay the same. What
+            # was read from a file was compared by `check`, before the optimizer took its values over.
+            _refuse({key: self._settings[key] for key in _DATA if key in self._settings}, settings)
             unknown = sorted(set(_incomparable(settings))) if is_resumed else []
             if is_resumed and trainer.group.world_size > 2:  # DistributedDataParallel regroups gradients after it
                 unknown.append("the first step sums the gradients of the processes in another order")
@@ -139,6 +146,8 @@ class RunIdentity:
                 self.differences += [f"{difference}, from step {step}" for difference in new]
                 if trainer.group.rank == 0:
                     _warn(new)
+        if is_resumed and self._settings:  # the body of the loop may have changed the optimizer of the run since
+            settings["optimizer"] = self._settings["optimizer"]
         self._settings, self._environment = settings, environment
 
 

@@ -83,7 +83,8 @@ def update(trainer: Trainer, images: Images, labels: Tensor, step: int | Tensor,
         num_images: Images of the whole batch, over all processes.
     """
     trainer.optimizer.zero_grad()
-    num_parts = min(trainer.accumulate_grad_batches, len(labels))
+    # Equal in all processes, whose batch norms exchange statistics in each part.
+    num_parts = min(trainer.accumulate_grad_batches, num_images // trainer.group.world_size)
     for index, (some, their_labels) in enumerate(_split(images, labels, num_parts), 1):
         with _no_gradient_exchange(trainer.network) if index < num_parts else nullcontext():
             loss, logits = forward(trainer, some, their_labels)
