@@ -316,7 +316,9 @@ def read_step(run: Path) -> int:
 def test_a_lost_process_ends_the_others_with_an_explanation(tmp_path: Path, how: str, code: int) -> None:
     processes = start("lose", tmp_path / "run", how, 4, world_size=3)
     *others, lost = finish(processes)
-    assert [process.returncode for process in processes] == [1, 1, code]
+    assert processes[-1].returncode == code
+    # gloo may abort a process at its end, after the error was printed, if an exchange was under way.
+    assert all(process.returncode in (1, -signal.SIGABRT) for process in processes[:-1])
     for error in others:
         assert "RankLostError: Another process of this training has ended" in error
     assert "Last good checkpoint: " in others[0]
