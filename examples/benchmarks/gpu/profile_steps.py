@@ -445,7 +445,8 @@ class Steps:
         compute = loss_and_logits
         if chosen.get("compiled"):
             torch._dynamo.reset()
-            compute = torch.compile(loss_and_logits, dynamic=False)
+            backend = "aot_eager" if self.is_dry else "inductor"  # Inductor's first compilation takes 10 s on a CPU
+            compute = torch.compile(loss_and_logits, dynamic=False, backend=backend)
 
         def run() -> None:
             for _ in range(count):

@@ -8,7 +8,7 @@ which=$1 seconds=$2
 shift 2
 work=${GPU_WORK:-${TMPDIR:-/tmp}/gpu} out=${OUT:-gpu-out}
 mkdir -p "$work/packed" "$work/project" "$out"
-out=$(cd "$out" && pwd)
+work=$(cd "$work" && pwd) out=$(cd "$out" && pwd)
 [ -d "$half/packed" ] && cp -u "$half"/packed/* "$work/packed/"
 [ -d "$half/extra" ] && mkdir -p "$work/extra" && cp -r "$half"/extra/. "$work/extra/"
 source=$half/project
