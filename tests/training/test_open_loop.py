@@ -214,6 +214,38 @@ class TestLearningRates:
                 optimizer.add_param_group({"params": [model.get_parameter("conv1.weight")], "lr": 0.01})
         assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.01]
 
+    @pytest.mark.parametrize("schedule", [None, cosine()])
+    @pytest.mark.parametrize("stop", [1, 2])  # right after the group was added, and an epoch later
+    def test_a_run_with_an_added_group_resumes(
+        self, make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, schedule: Any, stop: int
+    ) -> None:
+        def make(*, has_both: bool) -> Trainer:
+            donor = make_trainer()
+            head, body = (donor.model.get_parameter(name) for name in ("fc2.weight", "conv1.weight"))
+            optimizer = torch.optim.Adam([head], lr=0.01)
+            if has_both:
+                optimizer.add_param_group({"params": [body], "lr": 0.001})
+            return Trainer(
+                donor.model, optimizer, transforms=donor.transforms, lr_schedule=schedule, device="cpu", ema_decay=0.9
+            )
+
+        def train(trainer: Trainer, directory: str, last: int) -> None:
+            for record in trainer.epochs(synthetic.train, max_epochs=3, checkpointer=tmp_path / directory, resume=True):
+                if record.epoch == 1:
+                    body = trainer.model.get_parameter("conv1.weight")
+                    trainer.optimizer.add_param_group({"params": [body], "lr": 0.001})
+                if record.epoch == last:
+                    break
+
+        train(make(has_both=False), "unbroken", 3)
+        train(make(has_both=False), "stopped", stop)
+        resumed = make(has_both=True)
+        assert all(group["fused"] is None for group in resumed.optimizer.param_groups)
+        train(resumed, "stopped", 3)
+        assert all(group["fused"] for group in resumed.optimizer.param_groups)
+        assert resumed.resume_differences == []
+        assert_equal_runs(tmp_path / "unbroken", tmp_path / "stopped")
+
     def test_building_a_trainer_writes_nothing_into_the_optimizer(self) -> None:
         model = CifarCNN(image_size=16, widths=(4, 8), hidden=8)
         optimizer = torch.optim.Adam(model.parameters())

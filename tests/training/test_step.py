@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -222,6 +223,52 @@ class TestGraphs:
 
         assert train("cuda-graph") == pytest.approx(train("eager"), abs=1e-6)
         assert len(captures) > 2
+
+    def test_a_loss_or_a_group_that_changes_between_epochs_changes_in_graphs(
+        self, captures: list[object], make_trainer: MakeTrainer, synthetic: DatasetSplits
+    ) -> None:
+        def train(backend: str) -> list[float]:
+            donor = make_trainer(dropout=0.0)
+            head, body = (donor.model.get_parameter(name) for name in ("fc2.weight", "conv1.weight"))
+            loss = torch.nn.CrossEntropyLoss()
+            trainer = Trainer(
+                donor.model,
+                torch.optim.Adam([head], lr=0.01),
+                transforms=donor.transforms,
+                loss_fn=loss,
+                max_grad_norm=10.0,
+                device="cpu",
+                precision="float64",
+            )
+            trainer.cuda_graph = backend == "cuda-graph"
+            losses = []
+            for record in trainer.epochs(synthetic.train, max_epochs=10):
+                losses.append(record.train_loss)
+                if record.epoch in (1, 3):  # the small last batch was trained eagerly, and is captured
+                    loss.label_smoothing = record.epoch / 10
+                if record.epoch == 5:
+                    trainer.optimizer.add_param_group({"params": [body], "lr": 0.001})
+                if record.epoch == 7:
+                    trainer.max_grad_norm = 1e-3
+            return losses
+
+        assert train("cuda-graph") == pytest.approx(train("eager"), abs=1e-6)
+
+    def test_a_state_that_is_loaded_in_the_body_is_used_by_graphs(
+        self, captures: list[object], make_trainer: MakeTrainer, synthetic: DatasetSplits
+    ) -> None:
+        def train(backend: str) -> list[float]:
+            trainer = make_trainer(backend=backend, precision="float64", dropout=0.0)
+            losses, saved = [], None
+            for record in trainer.epochs(synthetic.train, max_epochs=6):
+                losses.append(record.train_loss)
+                if saved is None and record.epoch == 3:
+                    saved = copy.deepcopy(trainer.state_dict())
+                elif saved is not None and len(losses) == 4:  # the epoch that was just trained is trained again
+                    trainer.load_state_dict(saved)
+            return losses
+
+        assert train("cuda-graph") == pytest.approx(train("eager"), abs=1e-6)
 
     def test_batches_of_an_iterable_are_captured_too(
         self, captures: list[object], make_trainer: MakeTrainer, synthetic: DatasetSplits

@@ -98,14 +98,10 @@ class GraphedUpdate:
         self._pool: Any = None
         device = trainer.device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._epoch = -1
         self._lrs: list[Tensor] = []
 
     def __call__(self, trainer: Trainer, images: Images, labels: Tensor, step: int, num_images: int) -> None:
         """Train on a batch, as `update` does."""
-        if trainer.state.epoch != self._epoch:
-            self._epoch = trainer.state.epoch
-            self._drop_outdated(trainer)
         key = (images.shape, images.dtype, labels.shape, labels.dtype)
         if key not in self._steps:
             self._steps[key] = _CapturedStep(images, labels)
@@ -146,19 +142,24 @@ class GraphedUpdate:
             self._lrs[index].fill_(float(group["lr"]))
             group["lr"] = self._lrs[index]
 
-    def _drop_outdated(self, trainer: Trainer) -> None:
+    def drop_outdated(self, trainer: Trainer) -> None:
+        """Forget all graphs if the caller has changed something that they hold, between two epochs."""
         now = _read_from_host(trainer)
         if any(step.read_from_host not in (None, now) for step in self._steps.values()):
             self._steps.clear()
             self._pool = None
 
     def _run(self, trainer: Trainer, captured: _CapturedStep, function: Callable[[], None]) -> None:
-        if captured.replay is None and captured.has_run:
+        if captured.replay is not None:
+            captured.replay()
+            return
+        if captured.read_from_host is None:  # the first batch of this shape
+            function()
+        else:
             with randomness.kept_generators(trainer.device):  # the replay draws
                 captured.replay = self._capture(function)
-            captured.read_from_host = _read_from_host(trainer)
-        (captured.replay or function)()
-        captured.has_run = True
+            captured.replay()
+        captured.read_from_host = _read_from_host(trainer)
 
     def _capture_cuda_graph(self, function: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
@@ -177,7 +178,6 @@ class _CapturedStep:
         self.images = torch.empty_like(images, memory_format=torch.channels_last)
         self.labels = torch.empty_like(labels)
         self.step = torch.zeros((), dtype=torch.int64, device=labels.device)
-        self.has_run = False
         self.replay: Callable[[], None] | None = None
         self.read_from_host: Any = None
 
@@ -190,7 +190,9 @@ class _CapturedStep:
 def _read_from_host(trainer: Trainer) -> Any:
     """Return what a graph holds for good: addresses of tensors, and settings that are numbers of the host."""
     optimizer, model = trainer.optimizer, trainer.model
-    tensors = [*model.parameters(), *model.buffers(), *trainer.state.metrics.tensors]
+    modules = [*model.modules(), trainer.loss_fn] if isinstance(trainer.loss_fn, nn.Module) else [*model.modules()]
+    tensors = [tensor for module in modules for tensor in (*module.parameters(False), *module.buffers(False))]
+    tensors += trainer.state.metrics.tensors
     tensors += [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     return (
         [tensor.data_ptr() for tensor in tensors],
@@ -199,5 +201,10 @@ def _read_from_host(trainer: Trainer) -> Any:
             {key: value for key, value in group.items() if key not in ("params", "lr")}
             for group in optimizer.param_groups
         ],
-        [module.training for module in model.modules()],
+        # Training mode, momentum of a batch norm, rate of dropout, label smoothing and the like.
+        [
+            {key: value for key, value in vars(module).items() if isinstance(value, bool | int | float | str | None)}
+            for module in modules
+        ],
+        (trainer.max_grad_norm, trainer.accumulate_grad_batches),
     )

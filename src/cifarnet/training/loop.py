@@ -24,7 +24,7 @@ from cifarnet.training.progress import Progress
 from cifarnet.training.run_data import RunData, check_batch
 from cifarnet.training.signals import GracefulShutdown, StopRequestedError, WatchedLoader
 from cifarnet.training.state import check_finite
-from cifarnet.training.step import Update, train_step, update
+from cifarnet.training.step import train_step, update
 
 if TYPE_CHECKING:
     from cifarnet.training.trainer import Trainer
@@ -67,12 +67,12 @@ def run_epochs(
             }
         )
         restore_run(trainer, data, saver, checkpointer, resume=resume, init_from=init_from, monitor=monitor)
-        update_weights = GraphedUpdate(trainer) if trainer.uses_cuda_graph else update
+        graph = GraphedUpdate(trainer) if trainer.uses_cuda_graph else None
         bar.start(state, patience)
         try:
             while state.epoch < data.max_epochs and not state.best.is_stale(patience):
                 with _training(trainer, data):
-                    _train_epoch(trainer, data, saver, shutdown, bar, update_weights)
+                    _train_epoch(trainer, data, saver, shutdown, bar, graph)
                     record = _finish_epoch(trainer, data, shutdown, metrics)
                 is_best = data.val is not None and state.best.update(record, state.evaluated_weights)
                 saver.after_epoch(is_best=is_best)
@@ -124,21 +124,24 @@ def _train_epoch(
     saver: CheckpointSaver,
     shutdown: GracefulShutdown,
     bar: Progress,
-    update_weights: Update,
+    graph: GraphedUpdate | None,
 ) -> None:
     """Train from the current step to the end of the epoch."""
     state = trainer.state
     started = time.perf_counter() - state.train_s
     trainer.wrap_network()
     trainer.set_training_mode()
-    new_groups = trainer.optimizer.param_groups[len(state.base_lrs) :]  # the caller may add some between epochs
-    state.base_lrs += [float(group["lr"]) for group in new_groups]
+    if len(trainer.optimizer.param_groups) > len(state.base_lrs):  # the caller may add some between epochs
+        trainer.prepare_optimizer()
+        trainer.identity.add_groups()
+    if graph is not None:
+        graph.drop_outdated(trainer)
     randomness.seed_torch(randomness.step_seed(trainer.seed, state.epoch, -1), trainer.device)  # for a sampler
-    batches = windows(trainer, data.train) if trainer.uses_cuda_graph else data.train.epoch(state.epoch, state.step)
+    batches = data.train.epoch(state.epoch, state.step) if graph is None else windows(trainer, data.train)
     for batch in batches:
         check_batch(trainer, data, batch)
         multiplier = data.multiplier(state.epoch, state.step)
-        train_step(trainer, batch, step=state.step, multiplier=multiplier, update=update_weights)
+        train_step(trainer, batch, step=state.step, multiplier=multiplier, update=graph or update)
         state.complete_step(time.perf_counter() - started)
         bar.show_step(state)
         saver.after_step()

@@ -63,9 +63,22 @@ class RunIdentity:
     def state_dict(self) -> dict[str, Any]:
         """Return plain values."""
         return {
-            "settings": _settings(self._trainer, None) if self._settings is None else self._settings,
+            "settings": self._settings_with_new_groups(),
             "environment": {**self._environment, "differences": self.differences},
         }
+
+    def add_groups(self) -> None:
+        """Make the parameter groups that the optimizer was given since the start part of the run."""
+        self._settings = self._settings_with_new_groups()
+        self._environment["optimizer"] = _optimizer_flags(self._trainer)
+
+    def _settings_with_new_groups(self) -> dict[str, Any]:
+        now = _settings(self._trainer, None)
+        if self._settings is None:
+            return now
+        optimizer = self._settings["optimizer"]
+        groups = [*optimizer["groups"], *now["optimizer"]["groups"][len(optimizer["groups"]) :]]
+        return {**self._settings, "optimizer": {**optimizer, "groups": groups}}
 
     def check_loadable(self, state: Mapping[str, Any]) -> None:
         """Refuse the state of another kind of run; its data and batch size are not compared.
@@ -141,7 +154,9 @@ class RunIdentity:
             unknown = sorted(set(_incomparable(settings))) if is_resumed else []
             if is_resumed and trainer.group.world_size > 2:  # DistributedDataParallel regroups gradients after it
                 unknown.append("the first step sums the gradients of the processes in another order")
-            new = [*_differences(self._environment, environment), *unknown]
+            known = len(self._environment.get("optimizer", ()))  # groups that a step has been made with
+            now = {**environment, "optimizer": environment["optimizer"][:known]}
+            new = [*_differences(self._environment, now), *unknown]
             if new:
                 self.differences += [f"{difference}, from step {step}" for difference in new]
                 if trainer.group.rank == 0:
@@ -254,7 +269,8 @@ def _settings(trainer: Trainer, data: RunData | None) -> dict[str, Any]:
         for group in trainer.optimizer.param_groups
     ]
     live = [float(group["lr"]) for group in trainer.optimizer.param_groups]
-    for group, rate in zip(groups, trainer.state.base_lrs or live, strict=False):
+    base_lrs = trainer.state.base_lrs
+    for group, rate in zip(groups, [*base_lrs, *live[len(base_lrs) :]], strict=True):
         group["lr"] = rate
     transforms = trainer.transforms
     settings: dict[str, Any] = {
@@ -303,15 +319,17 @@ def _environment(trainer: Trainer, data: RunData) -> dict[str, Any]:
         "deterministic": trainer.deterministic,
         "device": trainer.device.type,
         "max_epochs": f"{data.max_epochs} epochs" if trainer.lr_schedule is not None else None,
-        "optimizer": [
-            {key: group.get(key) for key in OPTIMIZER_FLAGS if key in group} for group in trainer.optimizer.param_groups
-        ],
+        "optimizer": _optimizer_flags(trainer),
         "precision": trainer.precision.name,
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "torchvision": str(torchvision.__version__),
         "world_size": trainer.group.world_size,
     }
+
+
+def _optimizer_flags(trainer: Trainer) -> list[dict[str, Any]]:
+    return [{key: group[key] for key in OPTIMIZER_FLAGS if key in group} for group in trainer.optimizer.param_groups]
 
 
 def upgrade_from_format_1(state: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -368,16 +368,22 @@ class Trainer:
             self.network = self.group.wrap(self.model, self.device)
             self._exchanged = trained
 
+    def prepare_optimizer(self) -> None:
+        """Choose the kernels of the optimizer, and note the base learning rates of its new parameter groups."""
+        use_fused(self.optimizer)
+        if self.uses_cuda_graph:
+            prepare_optimizer(self.optimizer)
+        base_lrs = self.state.base_lrs
+        base_lrs += [float(group["lr"]) for group in self.optimizer.param_groups[len(base_lrs) :]]
+
     @contextmanager
     def prepared_for_run(self) -> Iterator[None]:
         """Prepare the optimizer and the processes for a run; give the base learning rates back at its end."""
         optimizer = self.optimizer
         if not self.global_step:
             follow_weights(optimizer)  # the constructor moved the weights
-        use_fused(optimizer)
-        if self.uses_cuda_graph:
-            prepare_optimizer(optimizer)
-        self.state.base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
+        self.state.base_lrs = []
+        self.prepare_optimizer()
         self.num_logits = None
         self.group.join(self.device)
         if self.model.training:
