@@ -186,7 +186,7 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     run = GraphedUpdate._run
 
     def note(self: GraphedUpdate, trainer: Trainer, captured: Any, function: Callable[[], None]) -> None:
-        seen.append(captured.has_run)
+        seen.append(captured.read_from_host is not None)
         run(self, trainer, captured, function)
 
     monkeypatch.setattr(GraphedUpdate, "_run", note)
