@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from cifarnet.checkpoint import Checkpointer, load_optimizer, load_weights
-from cifarnet.checkpoint.restore import unwrapped_state_dict
+from cifarnet.checkpoint.restore import follow_weights, unwrapped_state_dict
 from cifarnet.errors import CheckpointMismatchError
 
 
@@ -338,6 +338,19 @@ def test_states_of_unknown_parameters_and_empty_states_are_refused() -> None:
         load_optimizer(optimizer, {**optimizer.state_dict(), "state": {7: {}}})
     with pytest.raises(CheckpointMismatchError, match="0 parameter groups in the file"):
         load_optimizer(optimizer, {})
+
+
+def test_a_state_of_all_parameters_follows_them() -> None:
+    optimizer = stepped(Adam(params((2, 3))))
+    optimizer.state["shared"] = {"scale": torch.ones(2, 3), "count": 3}  # type: ignore[index]
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.data = parameter.data.double()
+    follow_weights(optimizer)
+    [parameter] = optimizer.param_groups[0]["params"]
+    assert optimizer.state[parameter]["exp_avg"].dtype == torch.float64
+    assert optimizer.state["shared"]["count"] == 3  # type: ignore[index]
+    assert torch.equal(optimizer.state["shared"]["scale"], torch.ones(2, 3))  # type: ignore[index]
 
 
 def test_the_learning_rate_of_the_file_is_taken(tmp_path: Path) -> None:

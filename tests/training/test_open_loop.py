@@ -282,13 +282,15 @@ class TestWeights:
 
 
 class Shampoo(torch.optim.Optimizer):
-    """Matrix factors, nested state, numbers and ``None``: nothing that has the shape of a parameter."""
+    """Matrix factors, nested state, numbers, ``None`` and a state of all parameters: nothing of a parameter's shape."""
 
     def __init__(self, params: Any, lr: float = 0.01) -> None:
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        shared = self.state["shared"]  # type: ignore[index]  # torch saves such a key as it is
+        shared["scale"] = shared.get("scale", torch.ones(())) * 0.9
         for group in self.param_groups:
             for parameter in group["params"]:
                 state, grad = self.state[parameter], parameter.grad.flatten(1) if parameter.ndim > 1 else None
@@ -303,7 +305,9 @@ class Shampoo(torch.optim.Optimizer):
                 state["blocks"] = (grad.abs().flatten()[:64] * 1e3).clamp(0, 255).to(torch.uint8)
                 state["scales"] = [grad.abs().max().double()]
                 direction = torch.linalg.solve(left, grad) + 1e-3 * float(state["blocks"].sum())
-                parameter.sub_(group["lr"] * direction.view_as(parameter) * float(state["scales"][0]))
+                parameter.sub_(
+                    group["lr"] * float(shared["scale"]) * direction.view_as(parameter) * float(state["scales"][0])
+                )
 
 
 def test_an_optimizer_with_states_of_any_shape_resumes(synthetic: DatasetSplits, tmp_path: Path) -> None:

@@ -149,15 +149,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
     params = dict(zip(indices, chain.from_iterable(group["params"] for group in live_groups), strict=True))
     _refuse(_state_differences(saved, params), what, remedy)
 
-    placed = {
-        i: {key: _placed(value, params[i], str(key)) for key, value in entries.items()} for i, entries in saved.items()
-    }
+    # An optimizer may keep a state of all parameters under a key of its own. It goes to the device of the first one.
+    first = next(iter(params.values()))
+    placed = {key: _placed(value, params.get(key, first), str(key)) for key, value in saved.items()}
     settings = [_on_device_of(live, group) for group, live in zip(groups, live_groups, strict=True)]
     optimizer.load_state_dict({"state": placed, "param_groups": settings})
-    for i, entries in placed.items():
-        for key, value in entries.items():
+    for i, param in params.items():
+        for key, value in placed.get(i, {}).items():
             if key != "step":  # torch casts every other state to the dtype of the parameter
-                optimizer.state[params[i]][key] = value
+                optimizer.state[param][key] = value
 
 
 def follow_weights(optimizer: torch.optim.Optimizer) -> None:
@@ -173,6 +173,8 @@ def follow_weights(optimizer: torch.optim.Optimizer) -> None:
             key: value.to(params[index].dtype) if _is_moment(value, params[index]) else value
             for key, value in entries.items()
         }
+        if isinstance(index, int)
+        else entries
         for index, entries in state["state"].items()
     }
     if cast:
@@ -201,6 +203,8 @@ def _group_differences(saved: Sequence[Mapping[str, Any]], own: Sequence[Mapping
 
 def _state_differences(saved: Mapping[Any, Mapping[str, Any]], params: Mapping[Any, Tensor]) -> Iterator[str]:
     for index, entries in saved.items():
+        if not isinstance(index, int):
+            continue
         if index not in params:
             yield f"parameter {index} is only in the file"
             continue
