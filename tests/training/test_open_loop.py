@@ -270,6 +270,33 @@ class TestWeights:
         hook.remove()
         assert equal({**seen[1], **{k: v for k, v in start.items() if "num_batches" in k}}, start)
 
+    def test_the_average_follows_weights_that_the_caller_changed(
+        self, make_trainer: MakeTrainer, synthetic: DatasetSplits
+    ) -> None:
+        trainer = make_trainer(lr=1e-6, ema_decay=0.999)  # the weights stay nearly where they are
+        start = copies(trainer.model)
+        trainer.fit(synthetic.train, max_epochs=3, progress_bar=False)
+        half = {name: tensor / 2 if tensor.is_floating_point() else tensor for name, tensor in start.items()}
+        trainer.model.load_state_dict(half)
+        trainer.fit(synthetic.train, max_epochs=4, progress_bar=False)
+        for name in ("conv1.weight", "fc2.weight"):
+            torch.testing.assert_close(trainer.model.state_dict()[name], half[name], rtol=0, atol=1e-4)
+
+    @pytest.mark.parametrize("last", [1, 5])
+    def test_a_best_epoch_of_weights_that_the_caller_replaced_does_not_come_back(
+        self, make_trainer: MakeTrainer, synthetic: DatasetSplits, last: int
+    ) -> None:
+        train, val = synthetic.train.split(0.3, seed=0)
+        trainer = make_trainer(lr=0.03)
+        trainer.fit(train, val, max_epochs=last, progress_bar=False)
+        assert (trainer.best.epoch == last) == (last == 1)  # the model holds what training reached, or other weights
+        for parameter in trainer.model.parameters():
+            nn.init.zeros_(parameter)
+        trainer.optimizer.param_groups[0]["lr"] = 0.0
+        trainer.fit(train, val, max_epochs=last + 1, progress_bar=False)
+        assert trainer.best.epoch == last + 1
+        assert not any(parameter.any() for parameter in trainer.model.parameters())
+
     def test_an_untouched_model_continues_from_the_last_epoch(
         self, make_trainer: MakeTrainer, synthetic: DatasetSplits
     ) -> None:

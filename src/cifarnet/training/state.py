@@ -195,19 +195,22 @@ class TrainState:
 
     def put_best_weights(self) -> None:
         """Load the best weights into the model, and keep the last ones aside."""
+        last = {name: tensor.clone() for name, tensor in unwrapped_state_dict(self.model).items()}
         best = self.best.weights
         if best is None or self.best.epoch == self.epoch:
-            if self._ema is None:
-                return  # the model holds them
-            best = self.evaluated_weights
-        self._last_weights = {name: tensor.clone() for name, tensor in unwrapped_state_dict(self.model).items()}
-        self._best_in_model = best
+            best = last if self._ema is None else self.evaluated_weights
+        self._last_weights, self._best_in_model = last, best
         load_weights(self.model, best, source="the best epoch")
 
     def put_last_weights(self) -> None:
         """Load the weights that training reached, unless the caller has changed the model since."""
-        if self._last_weights is not None and not self._is_changed():
-            load_weights(self.model, self._last_weights, source="the last epoch")
+        if self._last_weights is not None:
+            if not self._is_changed():
+                load_weights(self.model, self._last_weights, source="the last epoch")
+            else:  # average and selection begin anew, or they would bring the former weights back
+                self.best = BestEpoch(self.best.monitor)
+                if self._ema is not None:
+                    self._ema.num_updates = 0
         self._last_weights = None
 
     def _is_changed(self) -> bool:
