@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ def assert_equal_runs(one: Path, other: Path) -> None:
         for key in a:
             assert a[key].dtype == b[key].dtype
             assert torch.equal(a[key], b[key]), f"{name}: {key}"
+
+
+def second_epoch_is_best() -> dict[str, Any]:
+    """Return arguments of `Trainer.fit` that select the second epoch on any processor."""
+    values = itertools.chain([0.0, 1.0], itertools.count(-1.0, -1.0))
+    return {"metrics": {"rank": lambda logits, labels: next(values)}, "monitor": "val_rank"}
 
 
 def interrupt_at(trainer: Trainer, step: int) -> None:
