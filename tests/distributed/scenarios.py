@@ -189,6 +189,26 @@ def early_stopping(directory: Path) -> Result:
     return {"num_epochs": len(trainer.history)}
 
 
+def ended_by_one(directory: Path) -> Result:
+    """Leave the body of the loop in one process only, by ``break`` and by an exception."""
+    data, result = make_data(), {}
+    for how in ("break", "exception"):
+        trainer, run = make_trainer(), directory / f"ended by {how}"
+        try:
+            for record in trainer.epochs(data.train, max_epochs=4, batch_size=BATCH_SIZE, checkpointer=run):
+                if record.epoch == 2 and is_last_process():
+                    if how == "break":
+                        break
+                    raise LookupError
+        except LookupError:
+            pass
+        ProcessGroup.current().wait()
+        state = Checkpointer(run).read_last()
+        assert state is not None
+        result[how] = {"num_epochs": len(trainer.history), "saved_epochs": state["position"]["epoch"]}
+    return result
+
+
 # Scenarios that are stopped or fail ----------------------------------------------------------------------------------
 
 
@@ -424,6 +444,7 @@ SCENARIOS: tuple[Callable[[Path], Result], ...] = (
     other_weights_per_process,
     dropout,
     early_stopping,
+    ended_by_one,
     uninterrupted,
     stopped,
     data_loader_saved,

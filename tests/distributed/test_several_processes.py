@@ -170,6 +170,13 @@ def test_early_stopping_ends_all_processes_at_one_epoch(results: Results, world_
     assert [rank["early_stopping"]["num_epochs"] for rank in results[world_size]] == [3] * world_size
 
 
+@several
+def test_one_process_ends_the_loop_of_all(results: Results, world_size: int) -> None:
+    for rank in (*results[1], *results[world_size]):
+        for how in ("break", "exception"):
+            assert rank["ended_by_one"][how] == {"num_epochs": 2, "saved_epochs": 2}
+
+
 # Stop and resume -----------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import signal
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from cifarnet import (
     Transforms,
     build_transforms,
 )
-from cifarnet.errors import CheckpointWarning, InputError, ResumeMismatchError, SettingError
+from cifarnet.errors import CheckpointSaveError, CheckpointWarning, InputError, ResumeMismatchError, SettingError
 from cifarnet.inference import top_k_accuracy
 from cifarnet.inference.data import open_data
 from cifarnet.optim import cosine
@@ -78,6 +79,18 @@ class TestLoop:
         straight = make_trainer(lr=0.05)
         straight.fit(synthetic.train, synthetic.test, max_epochs=6, progress_bar=False)
         assert [r.metrics for r in resumed.history] == [r.metrics for r in straight.history]
+
+    def test_a_closed_loop_raises_the_error_of_its_save(
+        self, make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+    ) -> None:
+        class Failing(Checkpointer):
+            def save_state(self, state: Any) -> Path:
+                raise CheckpointSaveError("No space left")
+
+        records = make_trainer().epochs(synthetic.train, max_epochs=9, checkpointer=Failing(tmp_path, save_every_s=1e9))
+        next(records)
+        with pytest.raises(CheckpointSaveError, match="No space left"), contextlib.closing(records):
+            pass
 
     def test_an_error_in_the_body_saves_too(
         self, make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path

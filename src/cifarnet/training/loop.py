@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ def run_epochs(
     patience: int | None,
     metrics: Mapping[str, Metric],
     bar: Progress,
-) -> Iterator[EpochRecord]:
+) -> Generator[EpochRecord, None, None]:
     """Train to the end of the run, and yield the record of each epoch; see `Trainer.epochs`."""
     state, group = trainer.state, trainer.group
     with (
@@ -76,10 +76,13 @@ def run_epochs(
                     record = _finish_epoch(trainer, data, shutdown, metrics)
                 is_best = data.val is not None and state.best.update(record, state.evaluated_weights)
                 saver.after_epoch(is_best=is_best)
+                is_closed = False
                 try:
                     with shutdown.suspended():
                         yield record
-                except GeneratorExit:  # `break` in the loop of the caller
+                except GeneratorExit:  # `break` or an error in the loop body of the caller
+                    is_closed = True
+                if group.all_reduce_max(is_closed) == [True]:  # one process ends the loop of all
                     break
                 shutdown.check()
         except StopRequestedError as request:

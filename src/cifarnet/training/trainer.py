@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -245,14 +245,17 @@ class Trainer:
         monitor: str = "val_accuracy",
         patience: int | None = None,
         metrics: Mapping[str, Metric] | None = None,
-    ) -> Iterator[EpochRecord]:
+    ) -> Generator[EpochRecord, None, None]:
         """Train one epoch per iteration: `fit` without the bar, whose loop body is yours.
 
-        ``break`` ends training as the last epoch would: the run is saved, and the model holds the best weights. In the
-        body, the model holds the current weights, and torch's random state is your own.
+        ``break`` ends training as the last epoch would: the run is saved, and the model holds the best weights. So does
+        an exception in the body. In the body, the model holds the current weights, and torch's random state is your
+        own. Python only prints an error of the save that ``break`` causes. To get it raised, write
+        ``with contextlib.closing(trainer.epochs(...)) as records`` around the loop.
 
         Calling it again with more epochs continues from the last epoch, unless you have changed the weights of the
-        model since. Started by torchrun, every process calls it with the same arguments.
+        model since. Started by torchrun, every process calls it with the same arguments, and ``break`` in one of them
+        ends the loop in all.
 
         Args:
             train: Training images: an `ImageDataset`, a map-style data set of (image, label), or an iterable of
@@ -274,7 +277,7 @@ class Trainer:
                 and test images and recorded as ``val_top5`` and ``test_top5``.
 
         Returns:
-            Iterator over the record of each epoch.
+            Generator of the record of each epoch.
 
         Raises:
             SettingError: If a value is outside its range, or the processes have different settings.
