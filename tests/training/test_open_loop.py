@@ -119,6 +119,19 @@ class TestLoop:
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+class Penalised(nn.Module):
+    """Cross-entropy with a penalty on a weight of the model."""
+
+    def __init__(self, model: nn.Module, weight: Tensor, alpha: float) -> None:
+        super().__init__()
+        self.model = model
+        self.weights = [weight]
+        self.alpha = alpha
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits, labels) + self.alpha * self.weights[0].square().sum()
+
+
 class TestMetrics:
     def test_metrics_of_the_caller_are_recorded_saved_and_selected_by(
         self, make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
@@ -546,6 +559,39 @@ class TestSameRun:
 
         assert "contains itself" in str(describe_value(Loop()))
         assert describe_value(object()) == {"incomparable": "a object"}
+
+    def test_a_loss_that_holds_the_model_resumes(
+        self, make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+    ) -> None:
+        def trainer_with_loss(alpha: float) -> Trainer:
+            donor = make_trainer()
+            nn.init.normal_(donor.model.get_parameter("fc2.weight"), std=alpha)  # a resume begins with other weights
+            loss = Penalised(donor.model, donor.model.get_parameter("fc2.weight"), alpha)
+            return Trainer(donor.model, donor.optimizer, transforms=donor.transforms, loss_fn=loss, device="cpu")
+
+        settings: dict[str, Any] = {"checkpointer": tmp_path, "resume": True, "progress_bar": False}
+        trainer_with_loss(0.1).fit(synthetic.train, max_epochs=1, **settings)
+        torch.manual_seed(1)
+        trainer = trainer_with_loss(0.1)
+        trainer.fit(synthetic.train, max_epochs=2, **settings)
+        assert trainer.resume_differences == []
+        with pytest.raises(ResumeMismatchError, match=r"loss_fn\.alpha 0\.1 in the run, 0\.2 now"):
+            trainer_with_loss(0.2).fit(synthetic.train, max_epochs=3, **settings)
+
+    def test_a_loss_that_is_a_method_is_named(
+        self, make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+    ) -> None:
+        def trainer_with_method() -> Trainer:
+            donor = make_trainer()
+            loss = Penalised(donor.model, donor.model.get_parameter("fc2.weight"), 0.1)
+            return Trainer(
+                donor.model, donor.optimizer, transforms=donor.transforms, loss_fn=loss.forward, device="cpu"
+            )
+
+        settings: dict[str, Any] = {"checkpointer": tmp_path, "resume": True, "progress_bar": False}
+        trainer_with_method().fit(synthetic.train, max_epochs=1, **settings)
+        with pytest.warns(CheckpointWarning, match="loss_fn is a method of a Penalised, which cannot be compared"):
+            trainer_with_method().fit(synthetic.train, max_epochs=2, **settings)
 
 
 class TestFused:

@@ -166,13 +166,14 @@ class RunIdentity:
         self._settings, self._environment = settings, environment
 
 
-def describe_value(value: Any, *, depth: int = 0) -> Any:
+def describe_value(value: Any, *, model: nn.Module | None = None, depth: int = 0) -> Any:
     """Describe a setting by plain values that are equal if and only if the setting is.
 
     A function or class is described by its name, an object by its class and its fields, a tensor by a hash.
 
     Args:
         value: Setting, such as a loss or a transform.
+        model: Model that is trained. Its parts change, so that a setting which holds them is described without them.
         depth: Depth of ``value`` in the setting.
 
     Returns:
@@ -187,7 +188,9 @@ def describe_value(value: Any, *, depth: int = 0) -> Any:
     """
     if depth > _MAX_DEPTH:
         return {_INCOMPARABLE: f"a {type(value).__name__} that contains itself"}
-    inside = functools.partial(describe_value, depth=depth + 1)
+    inside = functools.partial(describe_value, model=model, depth=depth + 1)
+    if model is not None and isinstance(value, nn.Module | Tensor) and _is_part_of(model, value):
+        return {"global": "the model"}
     if isinstance(value, Enum):
         return {"class": _name(type(value)), "value": value.name}
     if value is None or isinstance(value, bool | int | float | str):
@@ -201,6 +204,8 @@ def describe_value(value: Any, *, depth: int = 0) -> Any:
     if isinstance(value, functools.partial):
         return {"partial": inside(value.func), "args": inside(value.args), "keywords": inside(value.keywords)}
     if isinstance(value, types.MethodType):
+        if not isinstance(value.__self__, type):  # the state of an object may change in every step
+            return {_INCOMPARABLE: f"a method of a {type(value.__self__).__name__}"}
         return {"method": value.__name__, "self": inside(value.__self__)}
     if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):
         return _name_of_global(value)
@@ -212,6 +217,11 @@ def describe_value(value: Any, *, depth: int = 0) -> Any:
     if found is None:
         return {_INCOMPARABLE: f"a {type(value).__name__}"}
     return {"class": _name(type(value)), "fields": {key: inside(entry) for key, entry in found.items()}}
+
+
+def _is_part_of(model: nn.Module, value: nn.Module | Tensor) -> bool:
+    parts = model.modules() if isinstance(value, nn.Module) else (*model.parameters(), *model.buffers())
+    return any(part is value for part in parts)
 
 
 def _fields(value: Any) -> dict[str, Any] | None:
@@ -272,20 +282,20 @@ def _settings(trainer: Trainer, data: RunData | None) -> dict[str, Any]:
     base_lrs = trainer.state.base_lrs
     for group, rate in zip(groups, [*base_lrs, *live[len(base_lrs) :]], strict=True):
         group["lr"] = rate
-    transforms = trainer.transforms
+    transforms, describe = trainer.transforms, functools.partial(describe_value, model=trainer.model)
     settings: dict[str, Any] = {
         "seed": trainer.seed,
         "model": describe_model(trainer.model),
         "optimizer": {"name": type(trainer.optimizer).__name__, "groups": groups},
         "preprocess": asdict(transforms.preprocess),
-        "augment": describe_value(transforms.augment),
-        "resize": describe_value(transforms.resize),
-        "batch_transform": describe_value(trainer.batch_transform),
-        "loss_fn": describe_value(trainer.loss_fn),
-        "max_grad_norm": describe_value(trainer.max_grad_norm),
+        "augment": describe(transforms.augment),
+        "resize": describe(transforms.resize),
+        "batch_transform": describe(trainer.batch_transform),
+        "loss_fn": describe(trainer.loss_fn),
+        "max_grad_norm": describe(trainer.max_grad_norm),
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "ema_decay": None if trainer.ema is None else describe_value(trainer.ema.decay),
-        "lr_schedule": describe_value(trainer.lr_schedule),
+        "lr_schedule": describe(trainer.lr_schedule),
     }
     if data is not None:
         settings["batch_size"] = data.batch_size
