@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def test_train_writes_a_run_that_evaluate_finds_again(run: Run, tmp_path: Path) 
         "training_curves.png",
     ]
     assert report["recipe"]["max_epochs"] == 2
-    assert report["data"]["val"]["num_images"] == 50
+    assert report["data"]["val"]["num_images"] + report["data"]["train"]["num_images"] == 200
     assert report["command"].startswith("cifarnet train --data synthetic --epochs 2")
     history = History.load_csv(tmp_path / "runs/a/history.csv")
     assert history == History.from_list(report["history"])
@@ -299,6 +300,7 @@ def test_a_missing_data_set_is_told_with_its_remedies(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("cifarnet.datasets.cifar10.download_addresses", lambda: ("http://127.0.0.1:9/x.tar.gz",))
+    (tmp_path / "data").mkdir()
     code, _, err = run("train", "--data", str(tmp_path / "data"))
     assert code == 1
     for remedy in ("--data", "CIFARNET_DATA", "cifar-10-binary.tar.gz", "synthetic"):
@@ -309,8 +311,26 @@ def test_a_missing_data_set_is_told_with_its_remedies(
 def test_a_misspelt_synthetic_is_told_and_not_downloaded_to(run: Run, tmp_path: Path) -> None:
     code, _, err = run("train", "--data", "syntetic")
     assert code == 2
-    assert 'did you mean "synthetic"?' in err
+    assert 'there is no such folder. Did you mean "synthetic"?' in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_named_folder_that_does_not_exist_is_not_replaced_by_cifar10(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    code, _, err = run("train", "--data", "phtos")
+    assert code == 2
+    assert 'phtos: there is no such folder. Did you mean "photos"?' in err
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_the_home_directory_is_expanded(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    options = ("train", "--data", "synthetic", "--epochs", "1", "--recipe", "basic")
+    assert run(*options, "--out=~/run")[0] == 0
+    assert run("evaluate", "~/run", "--data=synthetic")[0] == 0
+    assert run("export", "~/run", "--format=torch", "--out=~/a.pt2")[0] == 0
+    assert not (tmp_path / "~").exists()
+    assert {path.name for path in (tmp_path / "home").iterdir()} == {"run", "a.pt2"}
 
 
 def test_a_folder_of_something_else_is_not_downloaded_to(run: Run, tmp_path: Path) -> None:
@@ -345,6 +365,13 @@ def test_an_image_folder_trains_a_network_for_its_classes(run: Run, tmp_path: Pa
     code, _, err = run("train", "--data", "photos", "--epochs", "1", "--out", "runs/photos")
     assert code == 0, err
     assert Classifier.load("runs/photos").classes == ("class-0", "class-1", "class-2")
+    shutil.copytree(tmp_path / "photos" / "test", tmp_path / "photos" / "val")
+    code, out, err = run("train", "--data", "photos", "--epochs", "1", "--out", "runs/val", "--json")
+    assert code == 0, err
+    assert json.loads(out)["selected_by"]["monitor"] == "val_accuracy"
+    code, _, err = run("train", "--data", "photos", "--val-fraction", "0.1", "--out", "runs/both")
+    assert code == 2
+    assert "photos has a val/ folder, which chooses the best epoch. Leave --val-fraction out" in err
 
 
 def test_ctrl_c_ends_with_a_line_and_the_shells_code(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -564,7 +591,7 @@ def test_evaluate_takes_the_runs_own_data_and_never_downloads_others(run: Run, t
     folder.rename(tmp_path / "elsewhere")
     code, _, err = run("evaluate", "a")
     assert code == 1
-    assert "a tells class-0, class-1, ... apart; name images of these with --data" in err
+    assert "a was trained on class-0, class-1, ... . Name images of these classes with --data" in err
 
 
 def test_demo_goes_the_whole_way_and_says_so(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

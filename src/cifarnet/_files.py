@@ -11,12 +11,24 @@ from pathlib import Path
 
 from cifarnet.errors import SettingError
 
-__all__ = ["TEMPORARY_SUFFIX", "check_target", "probe_write", "remove_unfinished", "write_atomic"]
+__all__ = ["TEMPORARY_SUFFIX", "check_target", "probe_write", "remove_unfinished", "to_path", "write_atomic"]
 
 #: How the names of unfinished files end, so that a sweep can tell them from everything else.
 TEMPORARY_SUFFIX = ".tmp"
 
 _RANDOM_BYTES = 8
+
+
+def to_path(path: str | os.PathLike[str]) -> Path:
+    """Expand ``~`` in a path of the user. A user without a home directory keeps it.
+
+    Example:
+        >>> to_path("runs/a")
+        PosixPath('runs/a')
+    """
+    with contextlib.suppress(RuntimeError):
+        return Path(path).expanduser()
+    return Path(path)
 
 
 def check_target(path: str | Path, suffix: str, *, name: str = "model") -> Path:
@@ -31,7 +43,7 @@ def check_target(path: str | Path, suffix: str, *, name: str = "model") -> Path:
         OSError: If the folder cannot be written to.
         SettingError: If the name ends otherwise, or there is no such folder.
     """
-    target = Path(path)
+    target = to_path(path)
     if target.is_dir():
         raise SettingError(f"{target} is a folder; {target / f'{name}{suffix}'} would be a file in it")
     if target.suffix != suffix:

@@ -158,11 +158,43 @@ def test_a_file_without_read_permission_is_a_typed_error(tmp_path: Path) -> None
 
 def test_data_that_is_nowhere_names_the_places_and_the_remedies(tmp_path: Path, no_data_elsewhere: Path) -> None:
     with pytest.raises(DatasetNotFoundError) as caught:
-        load_cifar10(tmp_path / "absent", download=False)
+        load_cifar10(download=False)
     message = str(caught.value)
-    assert f"CIFAR-10 is not in {tmp_path / 'absent'} or {no_data_elsewhere}" in message
+    assert f"CIFAR-10 is not in {no_data_elsewhere}" in message
     for remedy in ("--data DIR", "set CIFARNET_DATA", f"put {BINARY.archive} in {no_data_elsewhere}", "synthetic"):
         assert remedy in message
+
+
+def test_a_named_place_is_the_only_place(tmp_path: Path, no_data_elsewhere: Path) -> None:
+    write_blank_cifar10(no_data_elsewhere)
+    assert find_cifar10() is not None
+    other = tmp_path / "cifar-100-python"
+    for _ in ("absent", "empty"):
+        with pytest.raises(DatasetNotFoundError, match=re.escape(f"CIFAR-10 is not in {other}")):
+            load_cifar10(other, download=False)
+        assert find_cifar10(other) is None
+        other.mkdir(exist_ok=True)
+    (other / "train").write_bytes(b"another data set")
+    with pytest.raises(DatasetNotFoundError, match=r"does not hold CIFAR-10\. Name the folder that does, a new folder"):
+        load_cifar10(other, download=True)
+
+
+def test_a_user_without_a_home_directory_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def expanduser(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", expanduser)  # a user id without an entry in /etc/passwd
+    for name in ("XDG_CACHE_HOME", "CIFARNET_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(DatasetNotFoundError, match="CIFAR-10 is not in"):
+        load_cifar10(tmp_path, download=False)
+    find_cifar10()
+
+
+def test_the_home_directory_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_blank_cifar10(tmp_path / "data")
+    assert find_cifar10("~/data") == tmp_path / "data" / BINARY.folder
 
 
 def test_an_archive_that_was_named_but_is_absent_is_not_replaced_by_another(tmp_path: Path) -> None:
@@ -196,7 +228,7 @@ def test_cifarnet_data_and_the_cache_are_looked_at_in_turn(
     tmp_path: Path, no_data_elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached = write_blank_cifar10(no_data_elsewhere)
-    data = load_cifar10(str(tmp_path / "absent"), download=False)
+    data = load_cifar10(download=False)
     assert (len(data.train), len(data.test)) == (50_000, 10_000)
     assert data.train.class_counts["airplane"] == 50_000
     assert data.train.name == "CIFAR-10, loose files (not checked against the official archive)"

@@ -127,8 +127,35 @@ def test_one_class_only_is_refused(tmp_path: Path) -> None:
 
 def test_a_test_class_that_was_not_trained_on_is_refused(flowers: Path) -> None:
     write_picture(flowers / "test" / "lily" / "a.png", 1)
-    with pytest.raises(DatasetFormatError, match=r"class 'lily' is not in .*train \(daisy, rose, tulip\); rename"):
+    with pytest.raises(DatasetFormatError, match=r"class 'lily' is not in .*train \(daisy, rose, tulip\)\. Rename"):
         load_image_folder(flowers)
+
+
+def test_a_val_folder_is_the_validation_set(flowers: Path) -> None:
+    assert load_image_folder(flowers).val is None
+    for name in ("daisy", "rose"):
+        write_picture(flowers / "val" / name / "a.png", 1)
+    val = load_image_folder(flowers).val
+    assert val is not None
+    assert val.class_counts == {"daisy": 1, "rose": 1, "tulip": 0}
+    write_picture(flowers / "val" / "lily" / "a.png", 1)
+    with pytest.raises(DatasetFormatError, match=r"/val: class 'lily' is not in .*train"):
+        load_image_folder(flowers)
+
+
+def test_names_in_another_unicode_form_are_one_class(flowers: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    write_picture(flowers / "train" / composed / "a.png", 1)
+    write_picture(flowers / "train" / decomposed / "b.png", 2)
+    write_picture(flowers / "test" / decomposed / "a.png", 1)
+    data = load_image_folder(flowers)
+    assert data.train.classes == data.test.classes == (composed, "daisy", "rose", "tulip")
+    assert data.train.class_counts[composed] == 2
+
+
+def test_the_home_directory_is_expanded(flowers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(flowers.parent))
+    assert len(load_image_folder(f"~/{flowers.name}").train) > 0
 
 
 @pytest.mark.parametrize(("size", "error"), [(1, SettingError), (-3, SettingError), (8.5, SettingTypeError)])

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from cifarnet._files import to_path
 from cifarnet.checkpoint.codec import flatten
 from cifarnet.checkpoint.format import encode
 from cifarnet.checkpoint.layout import REMEDY
@@ -81,7 +82,7 @@ class Checkpointer:
     ) -> None:
         if not save_every_s >= 0:
             raise SettingError(f"save_every_s must be 0 or more seconds, got {save_every_s}. The default is 30")
-        self.directory = Path(directory).expanduser()
+        self.directory = to_path(directory)
         self.save_every_s = save_every_s
         self.metadata = _validate_metadata({} if metadata is None else metadata)
         self.best_path = self.directory / "best.safetensors"

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
+from cifarnet._files import to_path
 from cifarnet._types import Json
 from cifarnet.checkpoint.codec import unflatten
 from cifarnet.checkpoint.format import Checkpoint, load_tensors, parse_metadata
@@ -43,7 +44,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         UnsafeCheckpointError: If it is a pickle in any of its wrappings.
         CheckpointError: If it cannot be read, or is no regular file.
     """
-    path = Path(path)
+    path = to_path(path)
     try:
         # Without O_NONBLOCK, opening a named pipe waits for a writer for ever.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -96,7 +97,7 @@ def load_best(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointVersionError: If a newer cifarnet wrote it.
         UnsafeCheckpointError: If it is a pickle in any of its wrappings.
     """
-    path = Path(path)
+    path = to_path(path)
     file = path / "best.safetensors" if os.path.isdir(path) else path
     checkpoint = _read_kind(file, "best")
     return checkpoint.tensors, _unflatten({}, checkpoint.values, file)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import cifarnet
 from cifarnet._choices import EXPORT_FORMATS, RECIPE_NAMES, TTA_NAMES
+from cifarnet._files import to_path
 from cifarnet.cli import examples
 
 __all__ = ["BENCHMARKS", "build_parser"]
@@ -100,7 +100,7 @@ def _add_evaluate(subparsers: Any) -> None:
 def _add_predict(subparsers: Any) -> None:
     predict = _add_command(subparsers, "predict", "tell what pictures show", examples.PREDICT, "commands:predict")
     _add_run(predict)
-    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="a picture: PNG, JPEG, WebP, ...")
+    predict.add_argument("images", type=to_path, nargs="+", metavar="IMAGE", help="a picture: PNG, JPEG, WebP, ...")
     predict.add_argument("--top", type=int, metavar="K", help="name at most K classes (default: 5; all with --json)")
     _add_tta(predict)
     _add_device(predict)
@@ -111,7 +111,9 @@ def _add_export(subparsers: Any) -> None:
     parser = _add_command(subparsers, "export", summary, examples.EXPORT, "export:export")
     _add_run(parser)
     parser.add_argument("--format", default="onnx", metavar="F", help=f"{' or '.join(EXPORT_FORMATS)} (default: onnx)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: model.onnx or model.pt2 beside the weights")
+    parser.add_argument(
+        "--out", type=to_path, metavar="FILE", help="default: model.onnx or model.pt2 beside the weights"
+    )
 
 
 def _add_report(subparsers: Any) -> None:
@@ -119,7 +121,7 @@ def _add_report(subparsers: Any) -> None:
     parser = _add_command(subparsers, "report", summary, examples.REPORT, "report:report")
     _add_run(parser)
     _add_data(parser)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: report.html beside the weights")
+    parser.add_argument("--out", type=to_path, metavar="FILE", help="default: report.html beside the weights")
     _add_device(parser)
 
 
@@ -207,7 +209,7 @@ def _add_command(subparsers: Any, name: str, summary: str, epilog: str, function
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, metavar="RUN", help="a run's directory, or a best.safetensors")
+    parser.add_argument("path", type=to_path, metavar="RUN", help="a run's directory, or a best.safetensors")
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -255,9 +257,9 @@ def _add_rounds(parser: argparse.ArgumentParser, of_what: str) -> None:
 
 def _add_script(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--script", type=Path, metavar="FILE", help="a script to compare with, such as examples/plain_pytorch.py"
+        "--script", type=to_path, metavar="FILE", help="a script to compare with, such as examples/plain_pytorch.py"
     )
 
 
 def _add_out(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"the run's directory (default: {default})")
+    parser.add_argument("--out", type=to_path, metavar="DIR", help=f"the run's directory (default: {default})")

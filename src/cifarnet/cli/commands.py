@@ -54,7 +54,9 @@ def train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
     group.join(device)
     with group.first_of_each_machine():  # downloads
         data = load_data(args.data, tell=not group.rank)
-    train, val = data.train, None
+    train, val = data.train, data.val
+    if args.val_fraction is not None and val is not None:
+        raise SettingError(f"{args.data} has a val/ folder, which chooses the best epoch. Leave --val-fraction out")
     if args.val_fraction is not None:
         train, val = train.split(args.val_fraction, seed=SPLIT_SEED)
     trainer = build_trainer(

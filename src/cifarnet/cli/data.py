@@ -1,4 +1,4 @@
-"""What ``--data`` names."""
+"""Data that ``--data`` names."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from difflib import get_close_matches
 from pathlib import Path
 
+from cifarnet._files import to_path
 from cifarnet.classifier import Classifier
 from cifarnet.datasets import (
     CIFAR10_CLASSES,
@@ -23,51 +24,59 @@ __all__ = ["load_data", "source_of"]
 
 
 def source_of(run: Path, classifier: Classifier) -> str | None:
-    """Where a run's own data are: what ``--data`` was, as its report says.
+    """Return the ``--data`` that a run was trained with, from its report.
 
     Args:
-        run: Its directory, or its best checkpoint.
-        classifier: What it trained.
+        run: Directory of the run, or its best checkpoint.
+        classifier: Classifier of the run.
 
     Raises:
-        InputError: If nothing is known of them but that they are not CIFAR-10.
+        InputError: If the data are unknown and not CIFAR-10.
     """
     report = (run if run.is_dir() else run.parent) / "report.json"
-    told = load_report(report).get("data") if report.exists() else None
-    source = told.get("source") if isinstance(told, dict) else None
-    if isinstance(source, str) and (source == "synthetic" or Path(source).exists()):
+    data = load_report(report).get("data") if report.exists() else None
+    source = data.get("source") if isinstance(data, dict) else None
+    if isinstance(source, str) and (source == "synthetic" or to_path(source).exists()):
         return source
     if classifier.classes == SYNTHETIC_CLASSES:
         return "synthetic"
     if classifier.classes and classifier.classes != CIFAR10_CLASSES:
         raise InputError(
-            f"{run} tells {', '.join(classifier.classes[:3])}, ... apart; name images of these with --data"
+            f"{run} was trained on {', '.join(classifier.classes[:3])}, ... . Name images of these classes with --data"
         )
     return None
 
 
 def load_data(source: str | None, *, size: int = 32, tell: bool = True) -> DatasetSplits:
-    """Load it; a folder that holds something else is not taken for a place to download to.
+    """Load the data that ``--data`` names. A named place is the only place.
 
     Args:
-        source: A folder, ``"synthetic"``, or ``None`` for CIFAR-10 wherever it is.
-        size: Of photos and of images that are drawn: the network's, in pixels.
-        tell: Say on stderr where CIFAR-10 is.
+        source: Folder or archive, ``"synthetic"``, or ``None`` for CIFAR-10 in ``$CIFARNET_DATA`` or the cache.
+        size: Height and width of photos and synthetic images in pixels.
+        tell: Whether to write on stderr where CIFAR-10 is.
+
+    Raises:
+        SettingError: If there is no such folder.
+        DatasetError: If the folder holds other data, or a file is damaged.
     """
     if source == "synthetic":
         return make_synthetic(size=size)
-    if source is not None and not Path(source).exists() and get_close_matches(source, ["synthetic"]):
-        raise SettingError(f'--data {source}: there is no such folder; did you mean "synthetic"?')
-    if source is not None and (Path(source) / "train").is_dir():
-        return load_image_folder(source, size=size)
+    if source is not None:
+        path = to_path(source)
+        if not path.exists():
+            siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+            near = get_close_matches(path.name, [*siblings, "synthetic"], n=1)
+            hint = f'Did you mean "{near[0]}"?' if near else "Make the folder to download CIFAR-10 into it."
+            raise SettingError(f"--data {source}: there is no such folder. {hint} Without --data, the cache is used")
+        if (path / "train").is_dir():
+            return load_image_folder(path, size=size)
+        if path.is_dir() and any(path.iterdir()) and find_cifar10(path) is None:
+            raise DatasetNotFoundError(
+                f"--data {source}: the folder holds neither CIFAR-10 nor train/CLASS/ and test/CLASS/. Name the "
+                'folder that does, an empty folder to download CIFAR-10 into, or "synthetic"'
+            )
     found = find_cifar10(source)
-    elsewhere = source is not None and (found is None or not found.resolve().is_relative_to(Path(source).resolve()))
-    if source is not None and elsewhere and Path(source).is_dir() and any(Path(source).iterdir()):
-        raise DatasetNotFoundError(
-            f"--data {source}: the folder holds neither CIFAR-10 nor train/CLASS/ and test/CLASS/; name the folder "
-            'that does, a new one to download CIFAR-10 to, or "synthetic"'
-        )
     if tell:
-        where = "CIFAR-10 is not here; downloading 170 MB" if found is None else f"CIFAR-10 from {found}"
+        where = "Downloading CIFAR-10 (170 MB)" if found is None else f"CIFAR-10 from {found}"
         print(where, file=sys.stderr)
     return load_cifar10(source)

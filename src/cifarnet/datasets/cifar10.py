@@ -1,12 +1,14 @@
-"""Finds CIFAR-10 on this machine, or gets it."""
+"""Search for CIFAR-10 on this machine, and its download."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from cifarnet._files import to_path
 from cifarnet.datasets.archives import read_archive
 from cifarnet.datasets.dataset import DatasetSplits
 from cifarnet.datasets.download import download_addresses, download_archive
@@ -30,18 +32,20 @@ _UNKNOWN_COPY: Final = "CIFAR-10, loose files (not checked against the official 
 
 
 def load_cifar10(root: str | Path | None = None, *, download: bool = True, progress_bar: bool = True) -> DatasetSplits:
-    """Load CIFAR-10 from where it is, or download it.
+    """Load CIFAR-10 from a folder, or download it.
 
-    Looks in ``root``, ``$CIFARNET_DATA`` and the cache (``$XDG_CACHE_HOME/cifarnet`` or ``~/.cache/cifarnet``),
-    in each for ``cifar-10-batches-bin/``, ``cifar-10-batches-py/``, ``cifar-10-binary.tar.gz`` and
-    ``cifar-10-python.tar.gz``. What is found first is used, and must be whole; archives are checked against
-    their published SHA-256 and never unpacked, pickled batches are read and never executed.
+    If ``root`` is given, it is the only place. Otherwise the places are ``$CIFARNET_DATA`` and then the cache
+    (``$XDG_CACHE_HOME/cifarnet`` or ``~/.cache/cifarnet``). Each may hold ``cifar-10-batches-bin/``,
+    ``cifar-10-batches-py/``, ``cifar-10-binary.tar.gz`` or ``cifar-10-python.tar.gz``. The first copy that is found
+    is used and must be complete. Archives are checked against their published SHA-256 and never unpacked. Pickled
+    batches are read and never executed.
 
-    Otherwise ``cifar-10-binary.tar.gz`` (170 MB) is downloaded into ``root`` if given, else ``$CIFARNET_DATA`` if
-    set, else the cache. ``$CIFARNET_MIRROR`` may hold one more address, which is asked first.
+    If there is no copy, ``cifar-10-binary.tar.gz`` (170 MB) is downloaded into the first place. The environment
+    variable ``CIFARNET_MIRROR`` may hold one more address, which is tried first.
 
     Args:
-        root: A folder that holds one of the four, the unpacked folder itself, or an archive.
+        root: Folder that holds one of the four, the unpacked folder itself, or an archive. A download needs a folder
+            that is new or empty.
         download: Whether to download what is found nowhere.
         progress_bar: Whether a download shows a bar on stderr.
 
@@ -50,7 +54,8 @@ def load_cifar10(root: str | Path | None = None, *, download: bool = True, progr
         says whether the copy is the published one.
 
     Raises:
-        DatasetNotFoundError: If it is nowhere and may not be downloaded, or a file of it is missing.
+        DatasetNotFoundError: If there is no copy and ``download`` is ``False``, if ``root`` holds other files, or if a
+            file of the copy is missing.
         DatasetFormatError: If a file is damaged.
         DatasetIntegrityError: If an archive is not the published one.
         DatasetDownloadError: If no address gave it.
@@ -60,19 +65,26 @@ def load_cifar10(root: str | Path | None = None, *, download: bool = True, progr
         >>> data.train  # doctest: +SKIP
         ImageDataset('CIFAR-10', 50,000 images of 3x32x32, 10 classes)
     """
+    places = _places(root)
+    folder = places[0]
+    if root is not None and _find(places, _LAYOUTS) is None and folder.is_dir() and any(folder.iterdir()):
+        raise DatasetNotFoundError(
+            f"{folder} does not hold CIFAR-10. Name the folder that does, a new folder to download it into, or no "
+            "folder to use the cache"
+        )
     return load_from(
-        _places(root), layouts=_LAYOUTS, addresses=download_addresses() if download else (), progress_bar=progress_bar
+        places, layouts=_LAYOUTS, addresses=download_addresses() if download else (), progress_bar=progress_bar
     )
 
 
 def find_cifar10(root: str | Path | None = None) -> Path | None:
-    """Say what `load_cifar10` would read, without reading it.
+    """Return the path that `load_cifar10` would read, without reading it.
 
     Args:
         root: As in `load_cifar10`.
 
     Returns:
-        The folder or archive, or None if there is none and it would be downloaded.
+        The folder or archive; ``None`` if there is no copy.
 
     Raises:
         DatasetNotFoundError: If ``root`` names an archive that is not there.
@@ -117,9 +129,12 @@ def load_from(
 
 
 def _places(root: str | Path | None) -> list[Path]:
-    given = [root, os.environ.get("CIFARNET_DATA")]
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return [Path(place).expanduser() for place in (*given, Path(cache) / "cifarnet") if place]
+    if root:
+        return [to_path(root)]
+    cache = os.environ.get("XDG_CACHE_HOME") or to_path("~/.cache")
+    if str(cache).startswith("~"):  # a user id without a home directory, as in some containers
+        cache = tempfile.gettempdir()
+    return [to_path(place) for place in (os.environ.get("CIFARNET_DATA"), Path(cache) / "cifarnet") if place]
 
 
 def _find(places: Sequence[Path], layouts: Sequence[Layout]) -> tuple[Path, Layout] | None:

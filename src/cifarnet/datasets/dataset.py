@@ -1,14 +1,13 @@
-"""`ImageDataset`: labelled uint8 images in memory, and how to hold some of them out.
+"""Labelled uint8 images in memory, and their split into training and validation images.
 
-CIFAR-10 is 184 MB as uint8, so all of it lives in one tensor, and a batch is one copy by index. It is still a plain
-``torch.utils.data.Dataset``.
+CIFAR-10 is 184 MB as uint8, so it fits into one tensor, and a batch is one copy by index. `ImageDataset` is still a
+plain ``torch.utils.data.Dataset``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from cifarnet._types import Images, Labels
 from cifarnet.errors import InputError, SettingError, SettingTypeError
 from cifarnet.randomness import draw, scope
 
-__all__ = ["DatasetSplits", "ImageDataset", "check_split"]
+__all__ = ["DatasetSplits", "ImageDataset", "check_classes", "check_split"]
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
@@ -66,7 +65,9 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     ) -> None:
         ids = torch.arange(len(labels)) if ids is None else ids
         _check_images(images)
-        _check_classes(classes)
+        check_classes(classes)
+        if len(classes) < 2:
+            raise InputError(f"A classifier needs at least two classes, got {list(classes)!r}. Add images of another")
         _check_labels(labels, len(images), len(classes))
         _check_ids(ids, len(images))
         self.images: Final[Images] = images.contiguous()
@@ -79,7 +80,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return len(self.labels)
 
     def __getitem__(self, index: SupportsIndex) -> tuple[Tensor, int]:
-        """One image, uint8 ``(C, H, W)``, and its label; negative indices count from the end.
+        """Return a copy of one image, uint8 ``(C, H, W)``, and its label. Negative indices count from the end.
 
         Raises:
             IndexError: If there is no such image.
@@ -92,7 +93,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         i = operator.index(index)
         if not -len(self) <= i < len(self):
             raise IndexError(f"index {i} of {len(self)} images; indices go from 0 to {len(self) - 1}")
-        return self.images[i], int(self.labels[i])
+        return self.images[i].clone(), int(self.labels[i])  # a transform may write into its input
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         return (self[i] for i in range(len(self)))
@@ -115,6 +116,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         digest.update(self.images.numpy().data)
         digest.update(self.labels.numpy().astype("<i8", copy=False).data)  # one byte order on every machine
         return digest.hexdigest()
+
+    @cached_property
+    def image_hashes(self) -> Tensor:
+        """Hash of the pixels of each image, int64, shape ``(N,)``. Images with equal pixels have equal hashes."""
+        return _hash_images(self.images)
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageDataset:
         """Copy some of the images, in the order given; they keep their ids and the name.
@@ -147,91 +153,98 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         )
 
     def split(self, val_fraction: float, *, seed: int) -> tuple[ImageDataset, ImageDataset]:
-        """Hold out a stratified share of the images for validation.
+        """Split into training and validation images.
 
-        Which images are held out is a function of the seed and their ids alone: not of their order here, of
-        torch's generator, or of the platform. Each class gives its share by largest remainder, and keeps at
-        least one image for training. Both parts keep the order that the images have here.
+        The pixels of an image and the seed decide on which side it is. If you add or remove images, the others stay on
+        their side, so that a longer training never learns from images that were used for validation before. Equal
+        images are on one side. Both parts keep the order of the images.
+
+        The share of each class is ``val_fraction`` on average: 5,000 of 50,000 images, give or take 67 (one standard
+        deviation). A class that would have no training image keeps one. A class that should have at least one
+        validation image has one.
 
         Args:
-            val_fraction: The share held out, in ``(0, 1)``.
-            seed: Which of the many such splits.
+            val_fraction: Expected share of validation images, in ``(0, 1)``.
+            seed: Seed of the split.
 
         Returns:
-            The training part and the validation part.
+            Training images and validation images.
 
         Raises:
-            SettingError: If ``val_fraction`` is outside ``(0, 1)``, or so small that nothing is held out.
+            SettingError: If ``val_fraction`` is outside ``(0, 1)``, or a part is empty.
 
         Example:
-            >>> data = ImageDataset(torch.zeros(40, 3, 8, 8, dtype=torch.uint8), torch.arange(40) % 2, ("a", "b"))
-            >>> train, val = data.split(0.1, seed=0)
-            >>> train.class_counts, val.class_counts
-            ({'a': 18, 'b': 18}, {'a': 2, 'b': 2})
+            >>> from cifarnet import make_synthetic
+            >>> train, val = make_synthetic(num_train=1000).train.split(0.1, seed=0)
+            >>> len(train) + len(val), 70 < len(val) < 130
+            (1000, True)
         """
         check_split(val_fraction, seed)
-        counts = torch.bincount(self.labels, minlength=len(self.classes)).tolist()
-        held_counts = _held_out_counts(counts, val_fraction)
-        if not sum(held_counts):
+        hashes = self.image_hashes
+        with scope(seed, 0, hashes ^ (hashes >> 32)):  # a draw reads 32 bits
+            draws = draw("split", num_images=len(self))[:, 0]
+        is_val = draws < val_fraction
+        for label, count in enumerate(self.class_counts.values()):
+            of_class = (self.labels == label).nonzero()[:, 0]
+            if not count:
+                continue
+            if count * val_fraction >= 1 and not is_val[of_class].any():
+                is_val[of_class[draws[of_class].argmin()]] = True
+            if is_val[of_class].all():
+                is_val[of_class[draws[of_class].argmax()]] = False
+        if not is_val.any():
             raise SettingError(
-                f"val_fraction {val_fraction} of {len(self)} images holds none out; give a larger one or more "
-                "images (every class keeps at least one image for training)"
+                f"val_fraction {val_fraction} of {len(self)} images gives no validation image. Use a larger one or "
+                "more images, because every class keeps one image for training"
             )
-        held_out = torch.zeros(len(self), dtype=torch.bool)
-        order = self._split_order(seed)
-        for label, count in enumerate(held_counts):
-            held_out[order[self.labels[order] == label][:count]] = True
-        return self.subset((~held_out).nonzero()[:, 0]), self.subset(held_out.nonzero()[:, 0])
-
-    def _split_order(self, seed: int) -> Tensor:
-        """Positions sorted by a hash of (seed, id)."""
-        with scope(seed, 0, self.ids):
-            high, low = (draw("split", num_images=len(self), columns=2) * 2**24).to(torch.int64).unbind(1)
-        # One draw has 24 bits, which collide among 50,000 images; two of them practically never do.
-        return torch.argsort((high << 24) | low, stable=True)
+        return self.subset((~is_val).nonzero()[:, 0]), self.subset(is_val.nonzero()[:, 0])
 
 
 @dataclass(frozen=True)
 class DatasetSplits:
-    """The two parts in which a data set is published.
+    """The parts in which a data set is published.
 
     Args:
-        train: Images to train and validate on.
-        test: Images that choose nothing.
+        train: Training images.
+        test: Test images, which choose nothing.
+        val: Validation images, which choose the best epoch; ``None`` if the data set has none.
     """
 
     train: ImageDataset
     test: ImageDataset
+    val: ImageDataset | None = None
 
 
-def _held_out_counts(counts: list[int], val_fraction: float) -> list[int]:
-    """How many images of each class are held out: largest remainder, one image a class kept for training."""
-    quotas = [count * val_fraction for count in counts]
-    limits = [max(count - 1, 0) for count in counts]
-    held = [min(math.floor(quota), limit) for quota, limit in zip(quotas, limits, strict=True)]
-    wanted = min(math.floor(sum(counts) * val_fraction + 0.5), sum(limits))
-    while sum(held) < wanted:
-        with_room = [k for k in range(len(counts)) if held[k] < limits[k]]
-        held[max(with_room, key=lambda k: quotas[k] - held[k])] += 1
-    return held
+def _hash_images(images: Images) -> Tensor:
+    """Return 64 bits per image, int64, shape ``(N,)``. 60,000 images of CIFAR-10 take 0.15 s on two CPU cores."""
+    rows = images.flatten(1)
+    rows = torch.nn.functional.pad(rows, (0, -rows.shape[1] % 8))
+    words = rows.view(torch.int64)  # (N, W)
+    keys = torch.from_numpy(np.random.Philox(0).random_raw(2 * words.shape[1]).view(np.int64)).view(2, -1)
+    hashes = []
+    for some in torch.split(words, 2000):
+        mixed = some ^ keys[0]
+        mixed = (mixed ^ (mixed >> 32)) * (keys[1] | 1)
+        hashes.append((mixed ^ (mixed >> 29)).sum(dim=1))
+    return torch.cat(hashes)
 
 
 def check_split(val_fraction: float, seed: int) -> None:
-    """Refuse what `ImageDataset.split` would refuse of any data.
+    """Check the arguments of `ImageDataset.split`.
 
     Args:
-        val_fraction: Share that shall be held out, in ``(0, 1)``.
-        seed: An int of 0 or more.
+        val_fraction: Expected share of validation images.
+        seed: Seed of the split.
 
     Raises:
-        SettingError: If ``val_fraction`` is outside ``(0, 1)``, or the seed is no whole number.
+        SettingError: If ``val_fraction`` is outside ``(0, 1)``, or the seed is not a whole number.
     """
     for name, value, kinds in (("val_fraction", val_fraction, (int, float)), ("seed", seed, (int,))):
         if isinstance(value, bool) or not isinstance(value, kinds):
             raise SettingTypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
     if not 0 < val_fraction < 1:
         raise SettingError(
-            f"val_fraction must be in (0, 1), got {val_fraction}; 0.1 gives the usual 45,000/5,000 split"
+            f"val_fraction must be in (0, 1), got {val_fraction}. 0.1 gives about 45,000 and 5,000 images of CIFAR-10"
         )
 
 
@@ -247,14 +260,26 @@ def _check_images(images: Images) -> None:
         raise InputError(f"expected images in main memory, got device {images.device}; use images.cpu()")
 
 
-def _check_classes(classes: Sequence[str]) -> None:
-    if not all(isinstance(name, str) for name in classes):
-        raise InputError(f"expected class names as strings, got {list(classes)!r}")
-    if len(classes) < 2:
-        raise InputError(f"expected at least two classes to tell apart, got {list(classes)!r}")
+def check_classes(classes: object) -> None:
+    """Refuse anything but a sequence of distinct, non-empty class names.
+
+    Args:
+        classes: Class names in the order of the labels.
+
+    Raises:
+        InputError: If they are a string, a set or another collection without an order, or a name is missing or used
+            twice.
+    """
+    if not isinstance(classes, Sequence) or isinstance(classes, str | bytes):
+        raise InputError(
+            f"classes must be a list or tuple of names in the order of the labels, got {type(classes).__name__}. "
+            'Use ["cat", "dog"], for example'
+        )
+    if not all(isinstance(name, str) and name.strip() for name in classes):
+        raise InputError(f"Class names must be non-empty strings, got {list(classes)!r}. Name every class")
     if len(set(classes)) < len(classes):
         twice = sorted({name for name in classes if list(classes).count(name) > 1})
-        raise InputError(f"expected each class name once, got {twice!r} more than once")
+        raise InputError(f"Class names must be distinct, got {twice!r} more than once. Rename one of them")
 
 
 def _check_labels(labels: Labels, num_images: int, num_classes: int) -> None:

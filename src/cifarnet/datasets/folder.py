@@ -1,14 +1,16 @@
-"""Reads pictures that are sorted into folders by class."""
+"""Pictures that are sorted into folders by class."""
 
 from __future__ import annotations
 
 import os
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from cifarnet._files import to_path
 from cifarnet.datasets.dataset import DatasetSplits, ImageDataset
 from cifarnet.errors import DatasetFormatError, DatasetNotFoundError, InputError
 from cifarnet.images import check_size, decode_image, resize_images
@@ -17,23 +19,24 @@ __all__ = ["load_image_folder"]
 
 
 def load_image_folder(root: str | Path, *, size: int = 32) -> DatasetSplits:
-    """Load pictures from ``root/train/<class>/*`` and ``root/test/<class>/*``.
+    """Load pictures from ``root/train/<class>/*``, ``root/test/<class>/*`` and, if it exists, ``root/val/<class>/*``.
 
-    Anything that Pillow reads will do. Each picture is decoded by `decode_image`, cropped to its central square
-    and resized to ``size``. Names that begin with a dot are ignored.
+    The pictures may have any format that Pillow reads. Each one is decoded by `decode_image`, cropped to its central
+    square and resized to ``size``. Names that begin with a dot are ignored. Two names that differ in their Unicode
+    normalisation only, as macOS and Linux write them, are one class.
 
     Args:
-        root: The folder that holds ``train`` and ``test``.
-        size: Height and width in pixels that every image gets, at least 2.
+        root: Folder that holds ``train`` and ``test``, and perhaps ``val``.
+        size: Height and width of every image in pixels, at least 2.
 
     Returns:
-        uint8 RGB images, named ``images in <root>``. The classes are the folders of ``train`` in the order of
-        their names; an image's id is its place in the sorted list of its part's paths.
+        uint8 RGB images, named ``images in <root>``. The classes are the folders of ``train`` in the order of their
+        names, in normalisation form C. The id of an image is its index in the sorted list of the paths of its part.
 
     Raises:
         DatasetNotFoundError: If ``root``, ``train`` or ``test`` is missing, or a folder has no pictures.
-        DatasetFormatError: If there are fewer than two classes, ``test`` has a class that ``train`` lacks, or a
-            file is out of place or no picture.
+        DatasetFormatError: If there are fewer than two classes, ``test`` or ``val`` has a class that ``train`` lacks,
+            or a file is out of place or no picture.
         SettingError: If ``size`` is not a whole number of at least 2.
 
     Example:
@@ -42,34 +45,36 @@ def load_image_folder(root: str | Path, *, size: int = 32) -> DatasetSplits:
         ('daisy', 'rose', 'tulip')
     """
     check_size(size)
-    root = Path(root).expanduser()
-    listed = {part: _list_part(root / part) for part in ("train", "test")}
+    root = to_path(root)
+    parts = ("train", "test", "val") if (root / "val").is_dir() else ("train", "test")
+    listed = {part: _list_part(root / part) for part in parts}
     classes = tuple(listed["train"])
     if len(classes) < 2:
         raise DatasetFormatError(
             f"{root / 'train'}: one class only ({classes[0]!r}); expected a folder for each of two or more classes"
         )
-    unknown = sorted(set(listed["test"]) - set(classes))
-    if unknown:
-        raise DatasetFormatError(
-            f"{root / 'test'}: class {unknown[0]!r} is not in {root / 'train'} ({', '.join(classes)}); "
-            "rename the folder, or give pictures to train on"
-        )
-    train, test = (_load_part(listed[part], classes, size, f"images in {root}") for part in ("train", "test"))
-    return DatasetSplits(train, test)
+    for part in parts[1:]:
+        unknown = sorted(set(listed[part]) - set(classes))
+        if unknown:
+            raise DatasetFormatError(
+                f"{root / part}: class {unknown[0]!r} is not in {root / 'train'} ({', '.join(classes)}). Rename the "
+                "folder, or add training pictures"
+            )
+    return DatasetSplits(*(_load_part(listed[part], classes, size, f"images in {root}") for part in parts))
 
 
 def _list_part(folder: Path) -> dict[str, list[Path]]:
-    """The picture files of each class, everything in the order of names."""
+    """Return the picture files of each class in the order of names."""
     if not folder.is_dir():
         raise DatasetNotFoundError(
             f"{folder}: no such folder; expected train/<class>/* and test/<class>/* under {folder.parent}"
         )
-    listed = {}
+    listed: dict[str, list[Path]] = {}
     for class_folder in _visible(folder):
         if not class_folder.is_dir():
             raise DatasetFormatError(f"{class_folder}: a file outside a class folder; move it into its class")
-        listed[class_folder.name] = files = _visible(class_folder)
+        files = _visible(class_folder)
+        listed.setdefault(unicodedata.normalize("NFC", class_folder.name), []).extend(files)
         if not files:
             raise DatasetNotFoundError(f"{class_folder}: no pictures; put some there or remove the folder")
         for path in files:
@@ -81,7 +86,9 @@ def _list_part(folder: Path) -> dict[str, list[Path]]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
+    """Return files and folders in the order of their normalised names."""
+    paths = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(paths, key=lambda path: unicodedata.normalize("NFC", path.name))
 
 
 def _load_part(listed: dict[str, list[Path]], classes: tuple[str, ...], size: int, name: str) -> ImageDataset:

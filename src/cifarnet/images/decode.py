@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from cifarnet._files import to_path
 from cifarnet.errors import InputError
 
 __all__ = ["ImageSource", "decode_image"]
@@ -43,7 +44,7 @@ def decode_image(source: ImageSource) -> Tensor:
         return _decode(source, "the picture")
     if not isinstance(source, str | Path):
         raise InputError(f"expected a path or a Pillow image, got {type(source).__name__}")
-    path = Path(source)
+    path = to_path(source)
     if not os.path.isfile(path):  # unlike Path.is_file, no error for a name too long or a folder that is closed
         what = "is a folder" if os.path.isdir(path) else "no such file"
         raise InputError(f"{path}: {what}; expected a picture that Pillow reads (PNG, JPEG, WebP, ...)")

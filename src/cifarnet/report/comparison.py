@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from cifarnet._files import to_path
 from cifarnet.errors import InputError
 from cifarnet.models import build_model, count_flops
 from cifarnet.recipes import get_recipe
@@ -45,7 +46,7 @@ def read_reports(directory: str | Path) -> list[dict[str, Any]]:
         InputError: If there are none, a seed is there twice, they are of different recipes, data, machines or versions,
             or one was changed when it was resumed.
     """
-    directory = Path(directory)
+    directory = to_path(directory)
     paths = [*directory.glob("seed-*.json"), *directory.glob("seed-*/report.json")]
     reports = sorted((load_report(path) for path in paths), key=lambda report: int(report["seed"]))
     if not reports:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cifarnet._files import write_atomic
+from cifarnet._files import to_path, write_atomic
 from cifarnet.datasets import ImageDataset
 from cifarnet.errors import InputError
 from cifarnet.inference import Evaluation, describe_machine
@@ -134,7 +134,7 @@ def save_report(report: Mapping[str, Any], path: str | Path) -> None:
         report: From `build_report`.
         path: Usually ``runs/NAME/report.json``.
     """
-    write_atomic(Path(path), (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+    write_atomic(to_path(path), (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
 
 
 def load_report(path: str | Path) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def load_report(path: str | Path) -> dict[str, Any]:
         OSError: If it cannot be read.
     """
     try:
-        report = json.loads(Path(path).read_text(encoding="utf-8"))
+        report = json.loads(to_path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # the latter where it nests too deep
         raise InputError(f"{path} is not JSON ({error}); give a report.json") from error
     if not isinstance(report, dict) or report.get("format") != 1:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cifarnet._files import to_path
 from cifarnet.checkpoint import Checkpointer
 from cifarnet.classifier import Classifier
 from cifarnet.errors import CheckpointError, InputError, SettingError
@@ -72,7 +73,7 @@ def load_run(path: str | Path, *, model: nn.Module | None = None, device: str | 
         InputError: If there is a ``report.json`` that is none.
         SettingError: If there is no such device.
     """
-    path = Path(path)
+    path = to_path(path)
     classifier = Classifier.load(path, model=model, device=device)
     directory = path if path.is_dir() else path.parent
     remarks: list[str] = []

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
-from cifarnet._files import write_atomic
+from cifarnet._files import to_path, write_atomic
 from cifarnet._json import NON_FINITE, finite_json
 from cifarnet._types import Json
 from cifarnet.errors import InputError, SettingError, did_you_mean
@@ -223,7 +223,7 @@ class History(Sequence[EpochRecord]):
         writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_atomic(Path(path), text.getvalue().encode())
+        write_atomic(to_path(path), text.getvalue().encode())
 
     @classmethod
     def load_csv(cls, path: str | Path) -> History:
@@ -236,7 +236,7 @@ class History(Sequence[EpochRecord]):
             InputError: If it is not such a file.
             OSError: If it cannot be read.
         """
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+        with to_path(path).open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
         return cls(_record(_numbers(row, str(path)), f"{path}, line {line}") for line, row in enumerate(rows, 2))
 
@@ -246,7 +246,7 @@ class History(Sequence[EpochRecord]):
         Args:
             path: Replaced whole, or left as it was.
         """
-        write_atomic(Path(path), (json.dumps(finite_json(self.to_list()), indent=1) + "\n").encode())
+        write_atomic(to_path(path), (json.dumps(finite_json(self.to_list()), indent=1) + "\n").encode())
 
     @classmethod
     def load_json(cls, path: str | Path) -> History:
@@ -260,7 +260,7 @@ class History(Sequence[EpochRecord]):
             OSError: If it cannot be read.
         """
         try:
-            rows = json.loads(Path(path).read_text(encoding="utf-8"))
+            rows = json.loads(to_path(path).read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{path} is not JSON ({error}); give a file that save_json wrote") from error
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
