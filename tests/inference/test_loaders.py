@@ -8,9 +8,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from cifarnet import CifarCNN, DatasetSplits, Preprocess
+from cifarnet._hardware import _is_cpu_suitable, is_bf16_faster
 from cifarnet.errors import InputError, ResumeMismatchError, SettingError
 from cifarnet.inference import describe_device, resolve_device, resolve_precision
-from cifarnet.inference.device import _is_bf16_faster, _suits_bf16
 from cifarnet.inference.evaluate import evaluate
 from cifarnet.inference.iterable import IterableLoader
 from cifarnet.inference.loader import TensorLoader
@@ -165,12 +165,12 @@ def test_the_mode_is_put_back_when_evaluation_fails() -> None:
     ],
 )
 def test_bf16_suits_processors_that_are_faster_in_it(capabilities: dict[str, bool], cpu_name: str, suits: bool) -> None:
-    assert _suits_bf16(capabilities, cpu_name) == suits
+    assert _is_cpu_suitable(capabilities, cpu_name) == suits
 
 
 def test_bf16_is_taken_where_it_is_faster() -> None:
-    assert resolve_precision("auto", CPU).name == ("bf16" if _is_bf16_faster(CPU) else "float32")
-    assert not _is_bf16_faster(torch.device("meta"))
+    assert resolve_precision("auto", CPU).name == ("bf16" if is_bf16_faster(CPU) else "float32")
+    assert not is_bf16_faster(torch.device("meta"))
     with resolve_precision("bf16", CPU).autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     with resolve_precision("float32", CPU).autocast():

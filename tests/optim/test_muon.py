@@ -67,10 +67,24 @@ def test_on_matrices_it_is_torchs_muon(
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("is_faster", [True, False])
+def test_auto_computes_in_bfloat16_where_that_is_faster(is_faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cifarnet.optim.updates.is_bf16_faster", lambda device: is_faster)
+    moved = {}
+    for ns_dtype in ("auto", "bfloat16", "float32"):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(8, 8)
+        layer.weight.grad = torch.randn(8, 8)
+        Muon([layer.weight], lr=0.1, ns_dtype=ns_dtype).step()
+        moved[ns_dtype] = layer.weight.detach().clone()
+    assert torch.equal(moved["auto"], moved["bfloat16"]) == is_faster
+    assert torch.equal(moved["auto"], moved["float32"]) != is_faster
+
+
 def test_in_bfloat16_it_is_torchs_muon_but_for_the_last_bits() -> None:
     start = parameters(SHAPES, torch.float32)
     moved = {}
-    for name, ns_dtype in (("bfloat16", "auto"), ("float32", "float32")):
+    for name, ns_dtype in (("bfloat16", "bfloat16"), ("float32", "float32")):
         ours = parameters(SHAPES, torch.float32)
         run(Muon(ours, lr=0.1, ns_dtype=ns_dtype), ours)
         moved[name] = torch.cat([(p - s).flatten() for p, s in zip(ours, start, strict=True)])

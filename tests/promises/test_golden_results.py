@@ -37,7 +37,7 @@ CASES = [(name, precision) for name in (*RECIPES, "everything") for precision in
 NUM_STEPS = 20  # per epoch, of two
 #: Relative tolerance of losses on a machine that was not recorded. bf16 has 8 bits, and the large learning rates of
 #: fast94 amplify the last one.
-TOLERANCE = {"float32": 0.02, "bf16": 0.1}
+TOLERANCE = {"float32": 0.05, "bf16": 0.1}
 
 
 def build_everything(precision: str) -> Trainer:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -16,6 +14,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from cifarnet._hardware import cpu_name, is_bf16_faster
 from cifarnet._types import Images
 from cifarnet.errors import SettingError, did_you_mean
 
@@ -115,7 +114,7 @@ def resolve_precision(precision: str, device: torch.device) -> Precision:
     if precision not in options:
         raise SettingError(f'precision "{precision}" is unknown; {did_you_mean(str(precision), options)}')
     if precision == "auto":
-        precision = "bf16" if _is_bf16_faster(device) else "float32"
+        precision = "bf16" if is_bf16_faster(device) else "float32"
     return Precision(precision, device, torch.float64 if precision == "float64" else torch.float32)
 
 
@@ -132,7 +131,7 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{_cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def describe_machine(precision: Precision) -> dict[str, Any]:
@@ -154,31 +153,3 @@ def describe_machine(precision: Precision) -> dict[str, Any]:
             "safetensors": safetensors.__version__,
         },
     }
-
-
-def _is_bf16_faster(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # torch before 2.11 cannot tell what the processor has.
-    return device.type == "cpu" and _suits_bf16(getattr(torch.cpu, "get_capabilities", dict)(), _cpu_name())
-
-
-def _suits_bf16(capabilities: Mapping[str, Any], cpu_name: str) -> bool:
-    """Whether a processor is faster in bf16: an emulated one is not.
-
-    Neither is an Intel one whose matrix unit is out of sight, as in some virtual machines: with the vector
-    instructions alone the reference network takes a third longer there than in float32. With AMD's it is faster.
-    """
-    if capabilities.get("amx_bf16", False) or capabilities.get("arm_bf16", False):
-        return True
-    return bool(capabilities.get("avx512_bf16", False)) and "Intel" not in cpu_name
-
-
-def _cpu_name() -> str:
-    """The processor's own name on Linux, where the standard library knows only its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

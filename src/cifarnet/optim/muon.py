@@ -48,8 +48,8 @@ class Muon(torch.optim.Optimizer):
         momentum: In ``[0, 1)``.
         nesterov: Whether to look a step ahead.
         ns_steps: Of `newton_schulz`; the fast runs take 3.
-        ns_dtype: Of its products: ``"auto"`` is float64 for float64 weights, else bfloat16; ``"float32"`` suits a
-            processor without bfloat16 arithmetic.
+        ns_dtype: Number format of the products in `newton_schulz`: ``"bfloat16"``, ``"float32"``, ``"float64"`` or
+            ``"auto"``, which is bfloat16 if the device computes it faster than the format of the weights.
         weight_decay: Decoupled from the gradient, as the formula says.
         adjust_lr_fn: Scales the step of an ``(A, B)`` matrix, with torch's names: ``"original"`` by
             ``sqrt(max(1, A / B))``, ``"spectral_unclamped"`` by ``sqrt(A / B)``, ``"match_rms_adamw"`` by

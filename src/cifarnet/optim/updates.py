@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from cifarnet._hardware import is_bf16_faster
 from cifarnet.optim.orthogonal import newton_schulz
 
 __all__ = ["ADJUSTMENTS", "NS_DTYPES", "UPDATES"]
@@ -40,8 +41,8 @@ def _muon(params: list[Tensor], states: list[dict[str, Tensor]], group: dict[str
         torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
     for (shape, dtype, _), places in _alike(params).items():
         matrices = torch.stack([updates[i].flatten(1) for i in places])  # (B, R, C)
-        enough = torch.float64 if dtype == torch.float64 else torch.bfloat16
-        ns_dtype = NS_DTYPES.get(group["ns_dtype"], enough)
+        fastest = torch.bfloat16 if dtype != torch.float64 and is_bf16_faster(matrices.device) else dtype
+        ns_dtype = NS_DTYPES.get(group["ns_dtype"], fastest)
         orthogonal = newton_schulz(matrices, num_steps=group["ns_steps"], dtype=ns_dtype).to(dtype)
         steps = orthogonal * (lr * _adjustment(group["adjust_lr_fn"], *shape))
         for i, step in zip(places, steps, strict=True):
