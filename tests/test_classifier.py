@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -312,7 +313,7 @@ def test_what_a_classifier_is_can_be_read(classifier: Classifier) -> None:
         (CifarCNN(2), Preprocess(64), ("cat", "dog"), r"CifarCNN cannot take the images of .* prepared to 64 pixels"),
         (CifarCNN(2, in_channels=1), Preprocess(), ("cat", "dog"), "cannot take the images"),
         (nn.Flatten(0), Preprocess(), ("cat", "dog"), r"logits of shape \(3072,\)"),
-        (nn.MaxPool2d(2, return_indices=True), Preprocess(), ("cat", "dog"), "or gives no tensor"),
+        (nn.MaxPool2d(2, return_indices=True), Preprocess(), ("cat", "dog"), "The model returns a tuple"),
         (nn.AdaptiveAvgPool2d(1), Preprocess(), (), r"logits of shape \(1, 3, 1, 1\) .* any classes"),
     ],
 )
@@ -349,3 +350,19 @@ def test_a_network_for_other_classes_is_refused_with_the_first_five_differences(
             Classifier.load(trained[1], model, device="cpu")
         assert 1 <= str(caught.value).count(" in the model") <= 5
         assert "built with CifarCNN(num_classes=10, image_size=16, widths=(8, 16), hidden=32)" in str(caught.value)
+
+
+@pytest.mark.parametrize("classes", [{"cat", "dog"}, "ab", ("cat", "cat"), ("cat", "")])
+def test_class_names_without_an_order_are_refused(classes: Any) -> None:
+    with pytest.raises(InputError, match=r"classes must be a list or tuple|must be distinct|must be non-empty"):
+        Classifier(CifarCNN(2), Preprocess(), classes, device="cpu")
+
+
+def test_bytes_and_open_files_are_predicted(classifier: Classifier, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (20, 20), "red").save(path)
+    expected = classifier.predict(path)
+    assert classifier.predict(path.read_bytes()) == expected
+    with path.open("rb") as file:
+        assert classifier.predict(file) == expected
+    assert [prediction.label for prediction in classifier.predict([path.read_bytes(), path])] == [expected.label] * 2

@@ -661,3 +661,9 @@ def test_numbers_that_json_does_not_have_are_words(run: Run, monkeypatch: pytest
     code, out, _ = run("info", "--json")
     assert code == 0
     assert json.loads(out, parse_constant=pytest.fail)["hardware"] == "inf"
+
+
+def test_lines_that_say_what_is_next_can_be_pasted(run: Run) -> None:
+    code, out, err = run("train", "--data", "synthetic", "--recipe", "basic", "--epochs", "1", "--out", "my runs/a")
+    assert code == 0, err
+    assert "next: cifarnet predict 'my runs/a' IMAGE" in out

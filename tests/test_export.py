@@ -114,11 +114,11 @@ def test_every_network_gives_the_librarys_probabilities_for_any_number_of_images
         expected = library(classifier, images[:count])
         given = probabilities_of(exported.path, images[:count])
         assert given.dtype == torch.float32
-        assert (given.double() - expected).abs().max() < 1e-5
+        assert (given.double() - expected).abs().max() < 3e-5  # 1.2e-5 on a processor without AVX-512
     assert (library(classifier, images).amax(dim=1) > 0.5).any()  # of ten nearly equal ones 1e-4 would be no claim
     if network != "Own":  # onnxruntime's group norm needs an image
         assert probabilities_of(exported.path, images[:0]).shape == (0, 10)
-    assert 0 < exported.difference == exported.difference_from_run < 1e-5
+    assert 0 < exported.difference == exported.difference_from_run < 3e-5
     assert exported.num_images == 72
     assert exported.num_bytes == exported.path.stat().st_size
     assert [file.name for file in tmp_path.iterdir()] == [name]

@@ -96,7 +96,7 @@ def test_bad_sources_are_refused_naming_the_file(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(InputError, match=r"text.png: not a picture that Pillow reads \(UnidentifiedImageError"):
         decode_image(tmp_path / "text.png")
-    with pytest.raises(InputError, match="expected a path or a Pillow image, got ndarray"):
+    with pytest.raises(InputError, match="expected a path, a file, bytes or a Pillow image, got ndarray"):
         decode_image(RGB)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="the picture: floating-point pixels have no agreed range"):
         decode_image(Image.new("F", (2, 2)))
@@ -194,3 +194,25 @@ class TestResize:
     def test_a_size_that_is_none_is_refused(self, size: Any, error: type[Exception]) -> None:
         with pytest.raises(error, match="size must be"):
             resize_images(torch.zeros(3, 4, 4, dtype=torch.uint8), size)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_16_bit_grey_is_scaled_by_its_range(format: str) -> None:
+    content = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(content, format)
+    for image in (Image.open(content), Image.fromarray(np.full((4, 4), 40_000, np.int32))):
+        assert image.mode in ("I;16", "I")
+        assert set(decode_image(image).flatten().tolist()) == {156}  # 40,000 / 257
+
+
+def test_bytes_and_open_files_are_pictures(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (5, 4), (1, 2, 3)).save(path)
+    expected = decode_image(path)
+    assert torch.equal(decode_image(path.read_bytes()), expected)
+    assert torch.equal(decode_image(io.BytesIO(path.read_bytes())), expected)
+    with path.open("rb") as file:
+        assert torch.equal(decode_image(file), expected)
+    for broken in (b"no picture", io.BytesIO(b"")):
+        with pytest.raises(InputError, match="the picture: not a picture that Pillow reads"):
+            decode_image(broken)

@@ -62,6 +62,7 @@ def make_everything_small(patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.setitem(mpl.rcParams, "figure.dpi", 30)
     patch.setenv("CIFARNET_DATA", "/nowhere")
     patch.chdir(folder)
+    (folder / "DIR").mkdir(exist_ok=True)
 
 
 def is_run(block: Block) -> bool:

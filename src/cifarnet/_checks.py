@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 from cifarnet.errors import SettingError, SettingTypeError, did_you_mean
 
@@ -22,7 +23,7 @@ def check_count(key: str, value: object, remedy: str, *, least: int = 1) -> None
         SettingTypeError: If it is no whole number.
         SettingError: If it is too small.
     """
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, Integral) or isinstance(value, bool):  # numpy's whole numbers are Integral
         raise SettingTypeError(f"{key} must be a whole number, got {value!r}; {remedy}")
     if value < least:
         raise SettingError(f"{key} must be at least {least}, got {value}; {remedy}")

@@ -53,7 +53,7 @@ def map_shapes(classifier: Classifier) -> dict[str, tuple[int, int, int]]:
         for name, module in layers.items():
             hooks.callback(module.register_forward_hook(_noting_shapes(name, calls)).remove)
         channels, size = len(classifier.preprocess.mean), classifier.preprocess.size
-        _score(classifier, torch.zeros(1, channels, size, size, dtype=torch.uint8))
+        _score(classifier, torch.zeros(1, channels, size, size, dtype=torch.uint8, device="cpu"))
     names = [name for name, _ in calls]
     return {
         name: (shape[1], shape[2], shape[3])

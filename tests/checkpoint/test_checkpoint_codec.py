@@ -119,12 +119,6 @@ Point = namedtuple("Point", "x")
 @pytest.mark.parametrize(
     "value",
     [
-        np.float64(0.1),
-        np.float32(0.1),
-        np.int64(1),
-        np.bool_(True),
-        np.str_("a"),
-        np.zeros(2),
         Colour.RED,
         Point(1),
         torch.Size([1]),
@@ -152,10 +146,26 @@ def test_what_would_not_come_back_is_refused_by_path(value: object) -> None:
 
 
 def test_a_refusal_says_what_to_do() -> None:
-    with pytest.raises(SettingTypeError, match=r"lr is a numpy.float64; .* Convert it \(float\(x\)"):
-        flatten({"lr": np.float64(0.1)})
+    with pytest.raises(SettingTypeError, match=r"lr is a complex; .* Convert it \(float\(x\)"):
+        flatten({"lr": 1j})
     with pytest.raises(SettingTypeError, match="the state is a set"):
         flatten(set())
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (np.float64(0.1), 0.1),
+        (np.int64(1), 1),
+        (np.bool_(True), True),
+        (np.str_("a"), "a"),
+        (np.array([0.9, 0.99]), [0.9, 0.99]),
+        ((np.float32(0.5), np.int8(3)), (0.5, 3)),
+    ],
+)
+def test_numbers_of_numpy_become_plain_values(value: object, plain: object) -> None:
+    tensors, values = flatten({"value": value})
+    assert unflatten(tensors, json.loads(json.dumps(values))) == {"value": plain}
 
 
 def test_a_list_that_contains_itself_is_refused() -> None:

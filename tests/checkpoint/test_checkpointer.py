@@ -102,7 +102,7 @@ def test_a_file_gets_the_mode_of_the_umask(checkpointer: Checkpointer) -> None:
 def test_a_state_that_is_no_dictionary_is_refused(checkpointer: Checkpointer) -> None:
     run = Run()
     run.state = [1]  # type: ignore[assignment]
-    with pytest.raises(SettingTypeError, match="must give a dict, got list"):
+    with pytest.raises(SettingTypeError, match="must return a dict, got list"):
         checkpointer.save(run)
     assert not checkpointer.directory.exists()
 

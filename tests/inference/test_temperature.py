@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from scored import answers, scored
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ def test_the_temperature_is_the_one_that_a_search_finds(given_: Answers) -> None
     assert found == pytest.approx(expected, rel=1e-3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(given_=answers(least=20), factor=st.sampled_from([0.1, 0.5, 2.0, 10.0]), shift=st.floats(-100, 100))
 def test_scaled_logits_have_a_scaled_temperature_and_shifted_ones_the_same(
     given_: Answers, factor: float, shift: float

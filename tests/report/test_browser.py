@@ -14,6 +14,8 @@ import pytest
 from hostile import Made
 from PIL import Image
 
+pytestmark = pytest.mark.filterwarnings("ignore:No installed font has:UserWarning")
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 #: Asks the page for what a reader would notice, and hands it to the document around it.

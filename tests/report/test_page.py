@@ -27,6 +27,8 @@ from cifarnet.report.page.assembly import _judge
 from cifarnet.report.page.markup import Markup, element
 from cifarnet.report.page.wording import count, duration, number, percent, shown
 
+pytestmark = pytest.mark.filterwarnings("ignore:No installed font has:UserWarning")
+
 SECTIONS = (
     "result", "curves", "evaluation", "classes", "confusion", "calibration", "losses", "predictions", "grad-cam",
     "filters", "maps", "network", "schedule", "recipe", "environment", "command", "history",
@@ -98,9 +100,9 @@ def test_the_numbers_are_those_of_the_evaluation(made: Made) -> None:
     assert f"{100 * evaluation.accuracy:.2f} % of 100 test images are classified right" in result
     assert f"interval {low} to {high} (Wilson)" in result
     chosen = made.run.classifier.selected_by
-    assert (
-        f"epoch {chosen['epoch']} of 3, the best in val_accuracy ({100 * chosen['value']:.2f} %) on 60 images" in result
-    )
+    number = made.run.fact("data", "val", "num_images")
+    best = f"the best in val_accuracy ({100 * chosen['value']:.2f} %) on {number} images"
+    assert f"epoch {chosen['epoch']} of 3, {best}" in result
     text = made.read.sections["evaluation"].replace("\N{NO-BREAK SPACE}", " ")
     for one in evaluation.per_class:
         name = one.name.replace("\x07", "\\x07")

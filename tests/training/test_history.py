@@ -47,6 +47,27 @@ def test_csv_and_json_keep_every_digit(tmp_path: Path, rows: list[EpochRecord]) 
     assert History.from_list(history.to_list()) == history  # type: ignore[arg-type]
 
 
+def test_a_csv_that_pandas_wrote_is_read(tmp_path: Path) -> None:
+    history = History([record(1), record(2)])
+    for frame in (history.to_pandas(), history.to_pandas().reset_index()):
+        frame.to_csv(tmp_path / "history.csv")
+        assert History.load_csv(tmp_path / "history.csv") == history
+    history.to_pandas().astype(float).to_csv(tmp_path / "history.csv")
+    assert History.load_csv(tmp_path / "history.csv") == history
+
+
+def test_a_csv_that_a_spreadsheet_wrote_is_read(tmp_path: Path) -> None:
+    history = History([record(1), record(2)])
+    history.save_csv(tmp_path / "history.csv")
+    text = (tmp_path / "history.csv").read_text()
+    empty = "," * text.partition("\n")[0].count(",") + "\n"
+    english = "\ufeff" + (text + empty).replace("\n", "\r\n")
+    german = "\ufeff" + (text + empty).replace(",", ";").replace(".", ",").replace("\n", "\r\n")
+    for written in (english, german):
+        (tmp_path / "sheet.csv").write_bytes(written.encode())
+        assert History.load_csv(tmp_path / "sheet.csv") == history
+
+
 def test_csv_is_what_a_spreadsheet_expects(tmp_path: Path) -> None:
     History([record(1), record(2)]).save_csv(tmp_path / "history.csv")
     with (tmp_path / "history.csv").open(newline="") as file:

@@ -421,6 +421,7 @@ def triple(images: Tensor) -> Tensor:
     return images
 
 
+@pytest.mark.filterwarnings("ignore:.* draws once per batch:UserWarning")
 class TestSameRun:
     """Two runs are the same run if their settings have equal values."""
 
@@ -495,7 +496,7 @@ class TestSameRun:
         checkpointer.save_state(state)
         with pytest.warns(CheckpointWarning, match=r"torch .* in the run, 99\.0 now") as caught:
             make_trainer(transforms=transforms).fit(synthetic.train, max_epochs=2, **settings)
-        assert len(caught) == 1
+        assert sum(issubclass(one.category, CheckpointWarning) for one in caught) == 1
 
     def test_renamed_data_of_equal_content_resume(
         self, make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
@@ -663,7 +664,8 @@ class TestData:
         )
         pictures = Subset(Pictures(synthetic.train, "pil"), range(100))
         trainer = make_trainer()
-        trainer.fit(pictures, pictures, max_epochs=1, checkpointer=tmp_path, progress_bar=False)
+        others = Subset(Pictures(synthetic.train, "pil"), range(100, 200))
+        trainer.fit(pictures, others, max_epochs=1, checkpointer=tmp_path, progress_bar=False)
         assert trainer.history[0].train_loss == own[0].train_loss
         assert Classifier.load(tmp_path, device="cpu").classes == Pictures.classes
         assert trainer.evaluate(pictures).num_images == 100

@@ -276,7 +276,7 @@ def test_more_epochs_stretch_the_schedule_and_warn_of_it(
         ({"lr": 0.5}, r"optimizer.groups\[0\].lr 0.001 in the run, 0.5 now"),
         ({"num_classes": 11}, "model.arguments.num_classes 10 in the run, 11 now"),
         ({"dropout": 0.25}, "model.arguments.dropout 0.5 in the run, 0.25 now"),
-        ({"transforms": build_transforms(size=16, mean=(0, 0, 0))}, r"preprocess.mean\[0\] 0.4914 in the run, 0 now"),
+        ({"transforms": build_transforms(size=16, mean=(0, 0, 0))}, r"preprocess.mean\[0\] 0.4914 in the run, 0.0 now"),
         ({"batch_size": 32}, "batch_size 64 in the run, 32 now"),
         ({"transforms": build_transforms(size=16)}, r"augment.transforms .* in the run"),
         ({"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.1)}, r"loss_fn.label_smoothing 0\.0 in the run, 0\.1 now"),

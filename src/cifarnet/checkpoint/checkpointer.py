@@ -173,11 +173,7 @@ class Checkpointer:
             SettingTypeError: If it is no dictionary, or holds what cannot be saved.
             CheckpointSaveError: If the file cannot be written. The old one is intact then.
         """
-        if not isinstance(state, Mapping):
-            raise SettingTypeError(f"state_dict() must give a dict, got {type(state).__name__}")
-        tensors, values = flatten(state)
-        content = encode(tensors, values, kind="last")
-        write_checkpoint(self.last_path, content, previous=self._keep_as())
+        write_checkpoint(self.last_path, encode_state(state), previous=self._keep_as())
         self.last_is_sound = True
         return self.last_path
 
@@ -275,6 +271,18 @@ class Checkpointer:
     def read_best(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Read `best_path`, as `load_best` does."""
         return load_best(self.best_path)
+
+
+def encode_state(state: Mapping[str, Any]) -> bytes:
+    """Return the bytes that `Checkpointer.save_state` writes.
+
+    Raises:
+        SettingTypeError: If it is no dictionary, or holds what cannot be saved.
+    """
+    if not isinstance(state, Mapping):
+        raise SettingTypeError(f"state_dict() must return a dict, got {type(state).__name__}")
+    tensors, values = flatten(state)
+    return encode(tensors, values, kind="last")
 
 
 def _validate_metadata(metadata: object) -> dict[str, Any]:

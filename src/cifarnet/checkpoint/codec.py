@@ -19,6 +19,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from cifarnet._types import Json
@@ -45,7 +46,8 @@ def flatten(state: object) -> tuple[dict[str, Tensor], Json]:
     later one gets a suffix ``~2``. Nothing is copied: the tensors are the state's own.
 
     Args:
-        state: Dictionaries (keys str or int), lists and tuples of None, bool, int, float, str and tensors.
+        state: Dictionaries (keys str or int), lists and tuples of None, bool, int, float, str and tensors. Numbers
+            and arrays of numpy become plain numbers and lists.
 
     Returns:
         The tensors by name, and the rest for `unflatten`.
@@ -64,13 +66,15 @@ def flatten(state: object) -> tuple[dict[str, Tensor], Json]:
 def _flatten(value: object, path: tuple[str, ...], tensors: dict[str, Tensor]) -> Json:
     if len(path) > MAX_DEPTH:
         raise SettingTypeError(f"{_at(path[:8])}/... nests deeper than {MAX_DEPTH} levels; does it contain itself?")
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()  # a plain number, or a list of them
     if isinstance(value, Tensor):
         name = _unused_name("/".join(path), tensors)
         tensors[name] = value
         return {"$tensor": name}
     if isinstance(value, Mapping):
         return _flatten_mapping(value, path, tensors)
-    # Exact types from here on: a numpy.float64 is a float, a named tuple a tuple, but neither would come back.
+    # Exact types from here on: a named tuple is a tuple, but would not come back as one.
     if type(value) is list or type(value) is tuple:
         items = [_flatten(item, (*path, str(index)), tensors) for index, item in enumerate(value)]
         return items if type(value) is list else {"$tuple": items}

@@ -244,7 +244,7 @@ def _on_device_of(live: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str
 def _like(live: Any, value: Any) -> Any:
     """A learning rate as the optimizer's own is kept: a tensor where it lies, or a float."""
     if isinstance(live, Tensor):
-        return torch.as_tensor(value, dtype=live.dtype).to(live.device, copy=True)
+        return torch.as_tensor(value, dtype=live.dtype, device="cpu").to(live.device, copy=True)
     return float(value)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, overload
@@ -17,8 +17,8 @@ from cifarnet.checkpoint.restore import unwrapped_state_dict
 from cifarnet.classifier.metadata import build_from_metadata, constructor_call, parse_metadata
 from cifarnet.classifier.prediction import Prediction
 from cifarnet.datasets import ImageDataset
+from cifarnet.datasets.dataset import check_classes
 from cifarnet.errors import (
-    CheckpointCorruptError,
     CheckpointMismatchError,
     InputError,
     NonFiniteLogitsError,
@@ -36,7 +36,7 @@ from cifarnet.inference import (
     resolve_precision,
 )
 from cifarnet.inference.data import Data, open_evaluation_loader
-from cifarnet.inference.evaluate import check_model_fits, evaluate, evaluate_loss
+from cifarnet.inference.evaluate import check_model_fits, check_preprocess, evaluate, evaluate_loss
 from cifarnet.inference.loader import EVAL_BATCH_SIZE, Batch
 from cifarnet.models import describe_model, evaluation_mode, unwrapped
 from cifarnet.transforms import TTA, Preprocess
@@ -50,7 +50,8 @@ class Classifier:
 
     Args:
         model: Images ``(N, C, H, W)`` to logits ``(N, K)``; moved to the device in place.
-        preprocess: What the network needs.
+        preprocess: Preprocessing that the network needs. ``None`` if it is unknown: floating images are evaluated, and
+            uint8 images and files are refused.
         classes: The ``K`` class names in the order of the logits; none where nobody knew them.
         device: ``"auto"`` (CUDA where there is one, else the CPU) or what `torch.device` takes.
         precision: ``"auto"``, ``"bf16"``, ``"float32"`` or ``"float64"``; see `Trainer`.
@@ -60,7 +61,6 @@ class Classifier:
 
     Attributes:
         model: The network, on its device, in evaluation mode.
-        preprocess: As above.
         classes: As above, a tuple.
         device: A `torch.device`.
         precision: A `Precision`: its name, and the number format of the weights.
@@ -69,6 +69,7 @@ class Classifier:
         temperature: As above, or what `calibrate` has found.
 
     Raises:
+        InputError: If ``classes`` are no sequence of distinct, non-empty names.
         SettingError: If the network cannot take what ``preprocess`` makes, or has another number of classes, or the
             temperature is outside `TEMPERATURE_RANGE`.
     """
@@ -76,8 +77,8 @@ class Classifier:
     def __init__(
         self,
         model: nn.Module,
-        preprocess: Preprocess,
-        classes: Iterable[str],
+        preprocess: Preprocess | None,
+        classes: Sequence[str],
         *,
         device: str | torch.device = "auto",
         precision: str = "auto",
@@ -89,26 +90,41 @@ class Classifier:
         self.device = resolve_device(device)
         self.precision: Precision = resolve_precision(precision, self.device)
         self.model = model.to(self.device, self.precision.weights).to(memory_format=torch.channels_last).eval()
-        self.preprocess = preprocess
+        self._preprocess = preprocess
+        check_classes(classes)
         self.classes = tuple(classes)
         self.selected_by = dict(selected_by or {})
         self.metadata = dict(metadata or {})
         self.temperature = float(temperature)
         self._data: dict[str, Any] | None = None  # what the file says of the training images
-        channels, size = len(preprocess.mean), preprocess.size
-        check_model_fits(
-            self.model,
-            torch.zeros(1, channels, size, size, dtype=torch.uint8),
-            len(self.classes) or None,
-            "the classifier",
-            preprocess=preprocess,
-            precision=self.precision,
-        )
+        if preprocess is not None:
+            check_model_fits(
+                self.model,
+                torch.zeros(1, len(preprocess.mean), preprocess.size, preprocess.size, dtype=torch.uint8, device="cpu"),
+                len(self.classes) or None,
+                "the classifier",
+                preprocess=preprocess,
+                precision=self.precision,
+            )
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Preprocessing that the network needs. It may be set.
+
+        Raises:
+            InputError: If the network was trained on floating batches and their preprocessing was not passed.
+        """
+        return check_preprocess(self._preprocess)
+
+    @preprocess.setter
+    def preprocess(self, preprocess: Preprocess) -> None:
+        self._preprocess = preprocess
 
     def __repr__(self) -> str:
-        size = self.preprocess.size
+        known = self._preprocess
+        size = "unknown preprocessing" if known is None else f"{known.size}x{known.size} pixels"
         return (
-            f"<Classifier: {type(unwrapped(self.model)).__name__}, {_some(self.classes)}, {size}x{size} pixels, "
+            f"<Classifier: {type(unwrapped(self.model)).__name__}, {_some(self.classes)}, {size}, "
             f"{self.precision.name} on {self.device}>"
         )
 
@@ -118,6 +134,7 @@ class Classifier:
         path: str | Path,
         model: nn.Module | None = None,
         *,
+        preprocess: Preprocess | None = None,
         device: str | torch.device = "auto",
         precision: str | None = None,
     ) -> Classifier:
@@ -126,6 +143,8 @@ class Classifier:
         Args:
             path: A run's directory, or a ``best.safetensors``.
             model: The network to load them into; needed only for one that is not the library's.
+            preprocess: Preprocessing of a run on floating batches, whose file has none; ``None`` takes that of the
+                file.
             device: See the class.
             precision: ``None`` takes that of the run, so that its numbers come out again.
 
@@ -145,10 +164,7 @@ class Classifier:
             resolve_precision(precision, resolved)  # both before anything is read
         weights, values = load_best(path)
         described = parse_metadata(values, name=str(path))
-        try:
-            preprocess = Preprocess(described.size, described.mean, described.std)
-        except SettingError as error:
-            raise CheckpointCorruptError(f"{path} does not describe its weights: {error}") from error
+        preprocess = described.preprocess if preprocess is None else preprocess
         if model is None:
             model = build_from_metadata(described, preprocess, weights, str(path))
         model.to(resolve_precision(described.precision, torch.device("cpu")).weights)
@@ -164,7 +180,7 @@ class Classifier:
                 metadata=described.metadata,
                 temperature=described.temperature,
             )
-        except SettingError as error:
+        except (SettingError, InputError) as error:
             raise CheckpointMismatchError(f"{path}: {error}") from error
         classifier._data = described.data
         return classifier
@@ -187,7 +203,7 @@ class Classifier:
         weights = {name: tensor.cpu() for name, tensor in unwrapped_state_dict(self.model).items()}
         description = {
             "model": describe_model(self.model),
-            "preprocess": asdict(self.preprocess),
+            "preprocess": None if self._preprocess is None else asdict(self._preprocess),
             "classes": list(self.classes),
             "precision": self.precision.name,
             "selected_by": {"monitor": "unknown", "epoch": 0, "value": None, **self.selected_by},
@@ -219,8 +235,9 @@ class Classifier:
         transparency, channel order, range and device are seen to, see `cifarnet.images.to_pixels`.
 
         Args:
-            images: A path, a Pillow image, an array or a tensor: uint8, or floating in ``[0, 1]``, not normalised;
-                shape ``(H, W, C)``, ``(C, H, W)`` or ``(H, W)``. Or a list of such images, of any sizes.
+            images: Path, bytes of a picture file, open binary file, Pillow image, array or tensor, or a list of them.
+                Arrays and tensors are uint8, or floating in ``[0, 1]`` and not normalised; their shape is
+                ``(H, W, C)``, ``(C, H, W)`` or ``(H, W)``.
             top_k: How many classes to name at most.
             tta: Test-time augmentation; ``None`` predicts each image once.
 
@@ -293,7 +310,7 @@ class Classifier:
             return self._to_pixels(images, None)[None]
         if not images:
             raise InputError("there are no images; give at least one")
-        return torch.stack([self._to_pixels(image, i) for i, image in enumerate(images)])
+        return torch.stack([self._to_pixels(image, i) for i, image in enumerate(images)])  # type: ignore[arg-type]  # mypy takes a memoryview for bytes
 
     def _to_pixels(self, image: ImageLike, position: int | None) -> Tensor:
         """One image as it lies in memory for training: uint8 of the network's size, shape ``(C, size, size)``."""
@@ -354,11 +371,12 @@ class Classifier:
         """
         check_tta(tta)
         if isinstance(data, ImageDataset):
+            check_preprocess(self._preprocess)
             self.check_classes(data)
         return evaluate(
             self.model,
             open_evaluation_loader(data, self.device),
-            preprocess=self.preprocess,
+            preprocess=self._preprocess,
             loss_fn=nn.functional.cross_entropy,
             precision=self.precision,
             tta=tta,
@@ -399,7 +417,7 @@ class Classifier:
         evaluate_loss(
             self.model,
             open_evaluation_loader(val, self.device),
-            preprocess=self.preprocess,
+            preprocess=self._preprocess,
             loss_fn=nn.functional.cross_entropy,
             precision=self.precision,
             tta=tta,

@@ -38,9 +38,7 @@ class ClassifierMetadata:
     Attributes:
         model: Name of the network.
         arguments: What builds it; ``None`` for a user's own network.
-        size: Side of an image in pixels.
-        mean: Of each channel.
-        std: Of each channel.
+        preprocess: Preprocessing of the training images; ``None`` if they were floating batches.
         classes: Names of the classes; none where nobody knew them.
         precision: Number format of the run.
         selected_by: How the weights were chosen: monitor, epoch, value.
@@ -51,9 +49,7 @@ class ClassifierMetadata:
 
     model: str
     arguments: dict[str, Any] | None
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    preprocess: Preprocess | None
     classes: tuple[str, ...]
     precision: str
     selected_by: dict[str, Any]
@@ -80,17 +76,13 @@ def parse_metadata(description: Mapping[str, Any], *, name: str) -> ClassifierMe
         description["metadata"] = description.pop("notes")
     try:
         _check(description, _SCHEMA, "")
-        model, preprocess = description["model"], description["preprocess"]
-        if preprocess["size"] ** 2 * len(preprocess["mean"]) > MAX_IMAGE_VALUES:
-            raise ValueError(f"an image of {len(preprocess['mean'])} channels and {preprocess['size']} pixels a side")
+        model, preprocess = description["model"], _parse_preprocess(description["preprocess"])
     except ValueError as error:
         raise corrupt(f"{name} does not describe its weights: {error}") from None
     return ClassifierMetadata(
         model["name"],
         model["arguments"],
-        preprocess["size"],
-        tuple(preprocess["mean"]),
-        tuple(preprocess["std"]),
+        preprocess,
         tuple(description["classes"]),
         description["precision"],
         description["selected_by"],
@@ -100,8 +92,17 @@ def parse_metadata(description: Mapping[str, Any], *, name: str) -> ClassifierMe
     )
 
 
+def _parse_preprocess(values: Mapping[str, Any] | None) -> Preprocess | None:
+    if values is None:
+        return None
+    _check(values, _PREPROCESS, "preprocess")
+    if values["size"] ** 2 * len(values["mean"]) > MAX_IMAGE_VALUES:
+        raise ValueError(f"an image of {len(values['mean'])} channels and {values['size']} pixels a side")
+    return Preprocess(values["size"], tuple(values["mean"]), tuple(values["std"]))
+
+
 def build_from_metadata(
-    described: ClassifierMetadata, preprocess: Preprocess, weights: Mapping[str, Tensor], source: str
+    described: ClassifierMetadata, preprocess: Preprocess | None, weights: Mapping[str, Tensor], source: str
 ) -> nn.Module:
     """The network that a file describes; first without storage, to see that its weights and its images fit."""
     if described.arguments is None or described.model not in MODELS:
@@ -121,13 +122,14 @@ def build_from_metadata(
         check_weights(shell, weights, source="what it holds", built_with=constructor_call(described))
     except CheckpointMismatchError as error:
         raise CheckpointCorruptError(f"{source} contradicts itself: {error}") from error
-    image = torch.zeros(1, len(preprocess.mean), preprocess.size, preprocess.size, dtype=torch.uint8, device=meta)
-    num_classes = len(described.classes) or None
-    try:
-        check_model_fits(shell, image, num_classes, "the classifier", preprocess=preprocess, precision=precision)
-    except SettingError as error:
-        raise CheckpointMismatchError(f"{source}: {error}") from error
-    with isolated(torch.device("cpu")):  # its first weights are drawn, and then replaced
+    if preprocess is not None:
+        image = torch.zeros(1, len(preprocess.mean), preprocess.size, preprocess.size, dtype=torch.uint8, device=meta)
+        num_classes = len(described.classes) or None
+        try:
+            check_model_fits(shell, image, num_classes, "the classifier", preprocess=preprocess, precision=precision)
+        except SettingError as error:
+            raise CheckpointMismatchError(f"{source}: {error}") from error
+    with torch.device("cpu"), isolated(torch.device("cpu")):  # its first weights are drawn, and then replaced
         return build_model(described.model, described.arguments)
 
 
@@ -201,17 +203,19 @@ def _is_data(value: Any) -> bool:
     return False
 
 
+_PREPROCESS: _Schema = {
+    "size": _is_count(2, MAX_ARGUMENT),
+    "mean": _is_list_of(_is_number),
+    "std": _is_list_of(_is_number),
+}
+
 _SCHEMA: _Schema = {
     "classes": _is_list_of(_is_text),
     "data": _is_data,
     "metadata": lambda value: isinstance(value, dict) and all(map(_is_text, value)),
     "model": {"name": _is_text, "arguments": _are_arguments},
     "precision": lambda value: value in ("bf16", "float32", "float64"),
-    "preprocess": {
-        "size": _is_count(2, MAX_ARGUMENT),
-        "mean": _is_list_of(_is_number),
-        "std": _is_list_of(_is_number),
-    },
+    "preprocess": lambda value: value is None or isinstance(value, Mapping),
     "selected_by": {
         "monitor": _is_text,
         "epoch": _is_count(0, 2**63),

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from cifarnet._console import write_line
 from cifarnet._json import finite_json
 from cifarnet.cli.arguments import BENCHMARKS, build_parser
 from cifarnet.cli.imports import load_command
@@ -50,14 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         _tell_cause(error)
         if not _rank():
-            print(f"cifarnet: interrupted{interrupted}", file=sys.stderr)
+            write_line(f"cifarnet: interrupted{interrupted}")
         return 130  # 128 + SIGINT, as shells count
     except SystemExit as error:  # SIGTERM
         _tell_cause(error)
         raise
     errors = document.get("errors", [])  # of parts of the work, which did not cost the rest
     for message in errors:
-        print(f"cifarnet: error: {message}", file=sys.stderr)
+        write_line(f"cifarnet: error: {message}")
     if _rank():
         return 0
     printed = _print(json.dumps(finite_json(document), indent=1, allow_nan=False) if args.json else text)
@@ -102,7 +103,7 @@ def _options(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    write_line(f"warning: {message}")
 
 
 def _fail(error: Exception, code: int, *, debug: bool) -> int:
@@ -113,7 +114,7 @@ def _fail(error: Exception, code: int, *, debug: bool) -> int:
     if debug:
         raise error
     name = f"cifarnet, rank {_rank()}" if _rank() else "cifarnet"
-    print("\n".join([f"{name}: error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+    write_line("\n".join([f"{name}: error: {error}", *getattr(error, "__notes__", [])]))
     return code
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import sys
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from PIL import Image
 import cifarnet
 from cifarnet._checks import check_choice, check_count
 from cifarnet._choices import TTA_NAMES
+from cifarnet._console import write_line
 from cifarnet.checkpoint import Checkpointer
 from cifarnet.classifier import Classifier
 from cifarnet.cli.data import load_data, source_of
@@ -105,7 +106,7 @@ def train(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
         f"weights of epoch {report['selected_by']['epoch']}, {_how(report['selected_by']['monitor'])}\n"
         f"{'' if calibrated is None else _compare(evaluation, calibrated)}"
         f"{out}: report.json, history.csv, best.safetensors, last.safetensors, {', '.join(figures)}\n"
-        f"next: cifarnet predict {out} IMAGE"
+        f"next: cifarnet predict {shlex.quote(str(out))} IMAGE"
     )
 
 
@@ -114,7 +115,7 @@ def _calibrate(classifier: Classifier, val: ImageDataset, directory: Path) -> bo
     try:
         classifier.calibrate(val)
     except InputError as error:
-        print(f"probabilities are not calibrated: {error}", file=sys.stderr)
+        write_line(f"probabilities are not calibrated: {error}")
         return False
     classifier.save(directory)
     return True

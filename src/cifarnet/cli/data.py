@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from difflib import get_close_matches
 from pathlib import Path
 
+from cifarnet._console import write_line
 from cifarnet._files import to_path
 from cifarnet.classifier import Classifier
 from cifarnet.datasets import (
@@ -78,5 +78,5 @@ def load_data(source: str | None, *, size: int = 32, tell: bool = True) -> Datas
     found = find_cifar10(source)
     if tell:
         where = "Downloading CIFAR-10 (170 MB)" if found is None else f"CIFAR-10 from {found}"
-        print(where, file=sys.stderr)
+        write_line(where)
     return load_cifar10(source)

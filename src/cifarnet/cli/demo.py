@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from cifarnet._console import write_line
 from cifarnet.checkpoint import Checkpointer
 from cifarnet.classifier import Classifier
 from cifarnet.cli.figures import save_figures
@@ -34,7 +36,10 @@ def run_demo(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], st
     channel = sys.stderr if args.json else sys.stdout
 
     def say(sentence: str) -> None:
-        print(sentence, file=channel, flush=True)
+        if channel is sys.stderr:
+            write_line(sentence)
+        else:
+            print(sentence, flush=True)
 
     data = make_synthetic()
     train, val = data.train.split(0.1, seed=0)
@@ -78,7 +83,7 @@ def run_demo(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], st
     }
     return document, (
         "\nNow the real thing:\n"
-        f"  cifarnet predict {out} {pictures[0]}\n"
+        f"  {shlex.join(['cifarnet', 'predict', str(out), str(pictures[0])])}\n"
         "  cifarnet train --val-fraction 0.1     CIFAR-10: 170 MB are downloaded once, then the published run\n"
         "  cifarnet train --help                 your own photos, resuming, other devices"
     )

@@ -7,7 +7,7 @@ The only modules of the package that read data files. Each loader returns a `Dat
 from __future__ import annotations
 
 from cifarnet.datasets.cifar10 import find_cifar10, load_cifar10
-from cifarnet.datasets.dataset import DatasetSplits, ImageDataset, check_classes, check_split
+from cifarnet.datasets.dataset import DatasetSplits, ImageDataset, check_split
 from cifarnet.datasets.folder import load_image_folder
 from cifarnet.datasets.layouts import CLASSES as CIFAR10_CLASSES
 from cifarnet.datasets.synthetic import CLASSES as SYNTHETIC_CLASSES
@@ -18,7 +18,6 @@ __all__ = [
     "SYNTHETIC_CLASSES",
     "DatasetSplits",
     "ImageDataset",
-    "check_classes",
     "check_split",
     "find_cifar10",
     "load_cifar10",

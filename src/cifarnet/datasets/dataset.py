@@ -63,7 +63,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         ids: Tensor | None = None,
         name: str = "images",
     ) -> None:
-        ids = torch.arange(len(labels)) if ids is None else ids
+        ids = torch.arange(len(labels), device="cpu") if ids is None else ids
         _check_images(images)
         check_classes(classes)
         if len(classes) < 2:
@@ -139,7 +139,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             >>> data.subset([3, 1]).ids.tolist()
             [3, 1]
         """
-        chosen = torch.as_tensor(indices)
+        chosen = torch.as_tensor(indices, device="cpu")
         if chosen.ndim != 1 or chosen.numel() == 0:
             raise InputError(f"expected at least one index in a row, got shape {tuple(chosen.shape)}")
         if chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool:

@@ -93,7 +93,7 @@ def _visible(folder: Path) -> list[Path]:
 
 def _load_part(listed: dict[str, list[Path]], classes: tuple[str, ...], size: int, name: str) -> ImageDataset:
     labelled = [(path, classes.index(class_name)) for class_name, files in listed.items() for path in files]
-    images = torch.empty(len(labelled), 3, size, size, dtype=torch.uint8)
+    images = torch.empty(len(labelled), 3, size, size, dtype=torch.uint8, device="cpu")
 
     def load(row: int) -> None:
         images[row] = _load_picture(labelled[row][0], size)
@@ -102,7 +102,7 @@ def _load_part(listed: dict[str, list[Path]], classes: tuple[str, ...], size: in
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         for _ in threads.map(load, range(len(labelled))):
             pass
-    return ImageDataset(images, torch.tensor([label for _, label in labelled]), classes, name=name)
+    return ImageDataset(images, torch.tensor([label for _, label in labelled], device="cpu"), classes, name=name)
 
 
 def _load_picture(path: Path, size: int) -> Tensor:

@@ -47,7 +47,9 @@ def to_pixels(image: ImageLike, *, channels: int = 3) -> Tensor:
         >>> to_pixels(np.ones((48, 64, 4), dtype=np.float32)).shape
         torch.Size([3, 48, 64])
     """
-    if isinstance(image, str | Path | Image.Image):
+    if not isinstance(image, np.ndarray | Tensor) and (
+        isinstance(image, str | Path | Image.Image | bytes) or hasattr(image, "read")
+    ):
         return _with_channels(decode_image(image), channels)
     if isinstance(image, np.ndarray):
         tensor = _from_array(image)
@@ -56,7 +58,10 @@ def to_pixels(image: ImageLike, *, channels: int = 3) -> Tensor:
         tensor = tensor.as_subclass(Tensor) if type(tensor) is not Tensor else tensor
     else:
         remedy = "Give its images as a list: list(images)" if isinstance(image, Iterable) else "Give one of these"
-        raise InputError(f"expected a path, a Pillow image, an array or a tensor, got {type(image).__name__}. {remedy}")
+        raise InputError(
+            "expected a path, bytes, a file, a Pillow image, an array or a tensor, got "
+            f"{type(image).__name__}. {remedy}"
+        )
     given = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
     return _with_channels(_to_uint8(_channels_first(tensor, channels, given), given), channels)
 

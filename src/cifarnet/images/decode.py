@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ from cifarnet.errors import InputError
 
 __all__ = ["ImageSource", "decode_image"]
 
-#: The path of a picture, or one that Pillow has opened.
-ImageSource: TypeAlias = str | Path | Image.Image
+
+#: Path of a picture, its bytes, an open binary file, or a picture that Pillow has opened.
+ImageSource: TypeAlias = str | Path | bytes | BinaryIO | Image.Image
 
 
 def decode_image(source: ImageSource) -> Tensor:
@@ -27,7 +29,7 @@ def decode_image(source: ImageSource) -> Tensor:
     transparency is laid on white; of several frames the first is taken.
 
     Args:
-        source: A path, or a Pillow image, which is left as it is.
+        source: Path, bytes, open binary file, or Pillow image, which is left as it is.
 
     Returns:
         uint8, shape ``(3, H, W)``.
@@ -42,8 +44,16 @@ def decode_image(source: ImageSource) -> Tensor:
     """
     if isinstance(source, Image.Image):
         return _decode(source, "the picture")
+    if isinstance(source, bytes):
+        source = io.BytesIO(source)
     if not isinstance(source, str | Path):
-        raise InputError(f"expected a path or a Pillow image, got {type(source).__name__}")
+        if not hasattr(source, "read"):
+            raise InputError(f"expected a path, a file, bytes or a Pillow image, got {type(source).__name__}")
+        try:
+            opened = Image.open(source)
+        except Exception as error:
+            raise _unreadable("the picture", error) from error
+        return _decode(opened, "the picture")
     path = to_path(source)
     if not os.path.isfile(path):  # unlike Path.is_file, no error for a name too long or a folder that is closed
         what = "is a folder" if os.path.isdir(path) else "no such file"

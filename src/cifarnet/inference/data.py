@@ -15,6 +15,7 @@ from cifarnet import randomness
 from cifarnet._types import Json
 from cifarnet.datasets import DatasetSplits, ImageDataset
 from cifarnet.errors import InputError
+from cifarnet.images import decode_image
 from cifarnet.inference.iterable import IterableLoader
 from cifarnet.inference.loader import EVAL_BATCH_SIZE, Loader, TensorLoader
 
@@ -25,20 +26,22 @@ Data = ImageDataset | Dataset[Any] | Iterable[tuple[Tensor, Tensor]]
 
 
 _CPU = torch.device("cpu")
-#: A transform that changes one image in ten stays unnoticed in 3 of a million data sets.
+#: Number of images that are read twice. A random transform that changes one image in ten stays undetected in 3 of a
+#: million data sets.
 _NUM_READ_TWICE = 64
 
 
 def open_data(data: Data, *, batch_size: int, shuffle: bool) -> ImageDataset | Iterable[tuple[Tensor, Tensor]]:
-    """Turn what a user passes into images in memory or an iterable of batches.
+    """Convert user-supplied data into images in memory or an iterable of batches.
 
-    A `torch.utils.data.Subset`, a data set of torchvision and any other map-style data set of (image, label) is read
-    into memory once if its images are PIL images or uint8 tensors of one size. A ``DataLoader`` reads them in every
-    epoch if they are floating tensors, or if its transform is random: the first 64 images are read twice to find out.
+    A map-style data set of (image, label), such as a data set of torchvision or a `torch.utils.data.Subset`, is read
+    into memory once if its images are PIL images or uint8 tensors of one size. If its images are floating tensors or
+    its transform is random, a ``DataLoader`` reads them in every epoch. To detect a random transform, the first 64
+    images are read twice.
 
     Args:
         data: Data set or iterable.
-        batch_size: Images per batch of a ``DataLoader`` that is made here.
+        batch_size: Images per batch of that ``DataLoader``.
         shuffle: Whether that ``DataLoader`` shuffles.
 
     Returns:
@@ -71,7 +74,7 @@ def open_data(data: Data, *, batch_size: int, shuffle: bool) -> ImageDataset | I
 
 
 def _is_random(items: Any) -> bool:
-    """Return whether an image differs when it is read again with another seed."""
+    """Return whether one of the first 64 images changes if it is read again with another seed."""
     readings = []
     for seed in (0, 1):
         randomness.seed_torch(seed, _CPU)
@@ -80,7 +83,9 @@ def _is_random(items: Any) -> bool:
 
 
 def _to_batch(items: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
-    return torch.stack([_to_uint8(image) for image, _ in items]), torch.tensor([int(label) for _, label in items])
+    return torch.stack([_to_uint8(image) for image, _ in items]), torch.tensor(
+        [int(label) for _, label in items], device="cpu"
+    )
 
 
 def _read_into_memory(data: Any) -> ImageDataset:
@@ -102,14 +107,16 @@ def _read_into_memory(data: Any) -> ImageDataset:
         all_labels = labels if source is data else [int(source[index][1]) for index in range(len(source))]
         names = range(max(all_labels) + 1)
     return ImageDataset(
-        torch.stack(images), torch.tensor(labels), classes=tuple(map(str, names)), name=type(source).__name__
+        torch.stack(images),
+        torch.tensor(labels, device="cpu"),
+        classes=tuple(map(str, names)),
+        name=type(source).__name__,
     )
 
 
 def _to_uint8(image: Any) -> Tensor:
     if isinstance(image, Image.Image):
-        pixels = np.array(image.convert("RGB") if image.mode == "P" else image)
-        return torch.from_numpy(pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)).contiguous()
+        return torch.from_numpy(np.array(image))[None] if image.mode == "L" else decode_image(image)
     if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3:
         return image
     raise InputError(
@@ -125,7 +132,7 @@ def describe_data(data: Any) -> dict[str, Json] | None:
 
 
 def open_evaluation_loader(data: Data, device: torch.device) -> Loader:
-    """Return the images in their own order, in batches of a fixed size.
+    """Return a loader of the images in their own order, in batches of `EVAL_BATCH_SIZE`.
 
     Args:
         data: Data set or iterable of batches.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cifarnet import randomness
 from cifarnet._types import Images, Logits
-from cifarnet.errors import SettingError
+from cifarnet.errors import InputError, SettingError
 from cifarnet.inference.accumulator import EvaluationAccumulator
 from cifarnet.inference.device import Precision
 from cifarnet.inference.evaluation import Evaluation
@@ -21,11 +21,39 @@ from cifarnet.inference.running import MetricTotals, RunningMetrics
 from cifarnet.models import evaluation_mode, unwrapped
 from cifarnet.transforms import TTA, Preprocess, Transforms, average_logits
 
-__all__ = ["check_model_fits", "check_sizes", "evaluate", "evaluate_loss", "predict_logits"]
+__all__ = ["check_logits", "check_model_fits", "check_sizes", "evaluate", "evaluate_loss", "predict_logits"]
+
+
+def check_logits(output: object) -> Logits:
+    """Refuse an output of a model that is not a tensor.
+
+    Raises:
+        SettingError: Naming its type.
+    """
+    if not isinstance(output, Tensor):
+        raise SettingError(
+            f"The model returns a {type(output).__name__}, and loss_fn takes logits (N, K). Return the logits alone, "
+            "such as output['logits'] or output.logits. Auxiliary logits are turned off by aux_logits=False"
+        )
+    return output
+
+
+def check_preprocess(preprocess: Preprocess | None) -> Preprocess:
+    """Refuse to guess the preprocessing of a model that was trained on floating batches.
+
+    Raises:
+        InputError: If it is unknown.
+    """
+    if preprocess is None:
+        raise InputError(
+            "The model was trained on floating batches, and their preprocessing is unknown. Pass it: "
+            "Classifier.load(path, preprocess=Preprocess(size, mean, std)) or Trainer(transforms=build_transforms(...))"
+        )
+    return preprocess
 
 
 def predict_logits(
-    model: nn.Module, images: Images, *, preprocess: Preprocess, precision: Precision, tta: TTA | None = None
+    model: nn.Module, images: Images, *, preprocess: Preprocess | None, precision: Precision, tta: TTA | None = None
 ) -> Logits:
     """Score every class for a batch, as evaluation does it.
 
@@ -45,10 +73,10 @@ def predict_logits(
 
     def score(images: Images) -> Logits:
         with precision.autocast():
-            logits: Logits = model(precision.prepare(images))
-        return logits.to(precision.weights)  # a loss, a probability or a mean from bf16 has 3 digits
+            output: object = model(precision.prepare(images))
+        return check_logits(output).to(precision.weights)  # a loss, a probability or a mean from bf16 has 3 digits
 
-    images = precision.prepare(images if images.is_floating_point() else preprocess(images))
+    images = precision.prepare(images if images.is_floating_point() else check_preprocess(preprocess)(images))
     return score(images) if tta is None else average_logits(score, images, tta)
 
 
@@ -59,7 +87,7 @@ def check_model_fits(
     num_classes: int | None,
     name: str,
     *,
-    preprocess: Preprocess,
+    preprocess: Preprocess | None,
     precision: Precision,
     remedy: str = "build it for that size and those channels",
 ) -> int:
@@ -93,8 +121,11 @@ def check_model_fits(
         with out_of_memory_advice(precision.device, explain), evaluation_mode(model):
             images = images.to(precision.device)
             logits: object = predict_logits(model, images, preprocess=preprocess, precision=precision)
+    except SettingError:
+        raise
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-        prepared = "" if images.is_floating_point() else f", prepared to {preprocess.size} pixels"
+        is_ready = images.is_floating_point() or preprocess is None
+        prepared = "" if is_ready else f", prepared to {check_preprocess(preprocess).size} pixels"
         raise SettingError(
             f"{built} cannot take the images of {name} ({tuple(images.shape[1:])}{prepared}), or gives no "
             f"tensor: {str(error).splitlines()[0]}; {remedy}"
@@ -141,13 +172,16 @@ def evaluate_loss(
     model: nn.Module,
     batches: EvaluationLoader,
     *,
-    preprocess: Preprocess,
+    preprocess: Preprocess | None,
     loss_fn: Callable[[Tensor, Tensor], Tensor],
     precision: Precision,
     tta: TTA | None = None,
     observe: Callable[[Logits, Batch], None] | None = None,
 ) -> MetricTotals:
-    """Loss and accuracy alone, as each epoch of a run has them; the mode of each module is put back afterwards.
+    """Evaluate loss and accuracy. The mode of each module is put back afterwards.
+
+    The loss is computed once for all images, because the mean over batches is another value for many losses, such as
+    one with class weights.
 
     Args:
         model: On the precision's device, in its dtype.
@@ -159,14 +193,15 @@ def evaluate_loss(
         observe: Is given the logits of every batch too.
 
     Returns:
-        Sums over the images; the device is waited for once, at the end.
+        Sums over the images. It synchronizes with the device once, at the end.
 
     Raises:
         DeviceMemoryError: If a batch does not fit into memory.
         InputError: If a foreign batch is none, has a label that the network has no logit for, or is too small for
             ``tta``.
     """
-    sums = RunningMetrics(precision.device)
+    all_logits: list[Logits] = []
+    all_labels: list[Tensor] = []
     size = 0
 
     def explain() -> str:
@@ -191,9 +226,13 @@ def evaluate_loss(
         for step, batch in enumerate(batches.in_order()):
             logits = predict(batch)
             check_labels(batch, logits.shape[-1], step)
-            sums.add(loss_fn(logits, batch.labels), logits, batch.labels, step)
+            all_logits.append(logits)
+            all_labels.append(batch.labels)
             if observe is not None:
                 observe(logits, batch)
+        sums = RunningMetrics(precision.device)
+        logits, labels = torch.cat(all_logits), torch.cat(all_labels)
+        sums.add(loss_fn(logits, labels), logits, labels, 0)
     return sums.read()
 
 
@@ -201,7 +240,7 @@ def evaluate(
     model: nn.Module,
     batches: EvaluationLoader,
     *,
-    preprocess: Preprocess,
+    preprocess: Preprocess | None,
     loss_fn: Callable[[Tensor, Tensor], Tensor],
     precision: Precision,
     tta: TTA | None = None,

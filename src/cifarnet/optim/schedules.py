@@ -58,14 +58,14 @@ class _FromTorch:
 
     def table(self, total_steps: int) -> Tensor:
         """Multipliers of all steps, from one walk along the scheduler."""
-        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1, device="cpu"))], lr=1.0)
         scheduler = self.build(optimizer, total_steps)
         multipliers = []
         for _ in range(total_steps):
             multipliers.append(float(optimizer.param_groups[0]["lr"]))
             optimizer.step()  # torch warns where the scheduler moves before the optimizer
             scheduler.step()
-        return torch.tensor(multipliers, dtype=torch.float64)
+        return torch.tensor(multipliers, dtype=torch.float64, device="cpu")
 
 
 def constant() -> Schedule:
@@ -186,7 +186,9 @@ def tabulate(schedule: Schedule, total_steps: int) -> Tensor:
     if isinstance(schedule, _FromTorch):
         table = schedule.table(total_steps)
     else:
-        table = torch.tensor([schedule(step, total_steps) for step in range(total_steps)], dtype=torch.float64)
+        table = torch.tensor(
+            [schedule(step, total_steps) for step in range(total_steps)], dtype=torch.float64, device="cpu"
+        )
     wrong = ~(table.isfinite() & (table >= 0))
     if wrong.any():
         step = int(wrong.nonzero()[0, 0])

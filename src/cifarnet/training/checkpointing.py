@@ -15,6 +15,8 @@ from torch import Tensor
 
 from cifarnet.checkpoint import Checkpointer, load_best, load_weights
 from cifarnet.checkpoint.background import BackgroundWriter, snapshot
+from cifarnet.checkpoint.checkpointer import encode_state
+from cifarnet.checkpoint.codec import flatten
 from cifarnet.errors import (
     CheckpointCorruptError,
     CheckpointNotFoundError,
@@ -135,9 +137,19 @@ class CheckpointSaver:
         return state
 
     def start(self) -> None:
-        """Note what is on the disk, and write a best epoch that was found but not written when the run was killed."""
+        """Prepare the first save, and write a best epoch that was found but not written when the run was killed.
+
+        Raises:
+            SettingTypeError: If the state holds what cannot be saved.
+        """
+        if not self._is_saved:
+            return
+        state = self._trainer.state_dict()  # collective, as in _save
         if self._checkpointer is None:
             return
+        if not self._state.global_step:  # before work can be lost
+            encode_state(state)
+            flatten(self._describe_best())
         if self._state.global_step and self._checkpointer.last_is_sound:
             self._saved = self._position
         if self._state.best.weights is not None:
@@ -275,7 +287,7 @@ class CheckpointSaver:
         assert checkpointer is not None
         return {
             "model": describe_model(trainer.model),
-            "preprocess": asdict(trainer.transforms.preprocess),
+            "preprocess": None if trainer.preprocess is None else asdict(trainer.preprocess),
             "classes": self._data.classes,
             "precision": trainer.precision.name,
             "selected_by": self._state.best.selected_by(last_epoch=self._state.epoch),

@@ -236,8 +236,10 @@ class History(Sequence[EpochRecord]):
             InputError: If it is not such a file.
             OSError: If it cannot be read.
         """
-        with to_path(path).open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+        text = to_path(path).read_text(encoding="utf-8-sig")
+        if ";" in text.partition("\n")[0]:  # as spreadsheets write it where the decimal sign is a comma
+            text = text.replace(",", ".").replace(";", ",")
+        rows = [row for row in csv.DictReader(io.StringIO(text)) if any(row.values())]
         return cls(_record(_numbers(row, str(path)), f"{path}, line {line}") for line, row in enumerate(rows, 2))
 
     def save_json(self, path: str | Path) -> None:

@@ -111,6 +111,8 @@ def _training(trainer: Trainer, data: RunData) -> Iterator[None]:
 
     try:
         with (
+            torch.inference_mode(False),
+            torch.enable_grad(),  # the caller may be in torch.no_grad
             randomness.isolated(trainer.device, deterministic=trainer.deterministic),
             trainer.group.explained_loss(),
             out_of_memory_advice(trainer.device, advice),
@@ -194,7 +196,7 @@ def _evaluate(trainer: Trainer, loader: WatchedLoader, split: str, metrics: Mapp
         totals = evaluate_loss(
             trainer.model,
             loader,
-            preprocess=trainer.transforms.preprocess,
+            preprocess=trainer.preprocess,
             loss_fn=trainer.loss_fn,
             precision=trainer.precision,
             observe=keep if metrics else None,

@@ -1,14 +1,17 @@
-"""Progress bar on a terminal or in a notebook, plain lines elsewhere; always on stderr."""
+"""Progress bar on a terminal or in a notebook, plain lines elsewhere, always on stderr."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from tqdm.auto import tqdm
 
+from cifarnet._console import write_line
 from cifarnet.inference import describe_device
 from cifarnet.training.history import EpochRecord
 
@@ -24,7 +27,7 @@ _MIN_INTERVAL_S = 0.2
 
 
 class Progress:
-    """Context manager that shows the progress of a run.
+    """Context manager that shows the progress of a run. If showing fails, the run goes on without it.
 
     Args:
         trainer: Trainer of the run.
@@ -46,20 +49,30 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        with self._safely():
+            if self._bar is not None:
+                self._bar.close()
+
+    @contextmanager
+    def _safely(self) -> Iterator[None]:
+        """Stop showing anything if the block fails, because the terminal or the reader of a pipe has gone."""
+        try:
+            yield
+        except Exception:
+            self._bar, self._enabled = None, False
 
     def start(self, state: TrainState, patience: int | None) -> None:
         """Show what is going to be trained, and open the bar."""
-        if self._enabled and (sys.stderr.isatty() or "ipykernel" in sys.modules):
-            num_steps = self._num_steps
-            self._bar = tqdm(
-                total=None if num_steps is None else self._max_epochs * num_steps,
-                initial=0 if num_steps is None else state.epoch * num_steps + state.step,
-                unit="step",
-                dynamic_ncols=True,
-                bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
-            )
+        with self._safely():
+            if self._enabled and (sys.stderr.isatty() or "ipykernel" in sys.modules):
+                num_steps = self._num_steps
+                self._bar = tqdm(
+                    total=None if num_steps is None else self._max_epochs * num_steps,
+                    initial=0 if num_steps is None else state.epoch * num_steps + state.step,
+                    unit="step",
+                    dynamic_ncols=True,
+                    bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+                )
         trainer, done = self._trainer, f"({state.epoch}/{self._max_epochs})"
         if state.epoch >= self._max_epochs:
             line = f"Run already finished {done}"
@@ -82,12 +95,13 @@ class Progress:
         totals = state.metrics.read()  # of this process
         num_images = totals.num_images * self._trainer.group.world_size
         rate = num_images / state.train_s if state.train_s > 0 else 0.0
-        self._bar.set_description_str(f"epoch {state.epoch + 1}/{self._max_epochs}", refresh=False)
-        self._bar.set_postfix_str(
-            f"{rate:,.0f} images/s, loss {totals.mean_loss:.4f}, accuracy {totals.accuracy:.2%}", refresh=False
-        )
-        self._bar.n = state.step if self._num_steps is None else state.epoch * self._num_steps + state.step
-        self._bar.refresh()
+        with self._safely():
+            self._bar.set_description_str(f"epoch {state.epoch + 1}/{self._max_epochs}", refresh=False)
+            self._bar.set_postfix_str(
+                f"{rate:,.0f} images/s, loss {totals.mean_loss:.4f}, accuracy {totals.accuracy:.2%}", refresh=False
+            )
+            self._bar.n = state.step if self._num_steps is None else state.epoch * self._num_steps + state.step
+            self._bar.refresh()
 
     def show_epoch(self, record: EpochRecord) -> None:
         """Leave a line about a completed epoch."""
@@ -97,8 +111,8 @@ class Progress:
 
     def show_line(self, line: str) -> None:
         """Leave a line."""
-        if self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
-        elif self._enabled:
-            sys.stderr.write(line + "\n")
-            sys.stderr.flush()
+        with self._safely():
+            if self._bar is not None:
+                self._bar.write(line, file=sys.stderr)
+            elif self._enabled:
+                write_line(line)

@@ -251,7 +251,7 @@ def _hash(value: bytes | Tensor | np.ndarray | np.generic) -> Any:
         return value.item()
     if isinstance(value, bytes):
         return {"bytes": hashlib.sha256(value).hexdigest()}
-    tensor = torch.as_tensor(value).detach().cpu().contiguous()
+    tensor = torch.as_tensor(value, device="cpu").detach().contiguous()
     digest = hashlib.sha256(tensor.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
     return {"tensor": digest, "shape": list(tensor.shape), "dtype": str(tensor.dtype)}
 

@@ -5,24 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from cifarnet._checks import check_count
 from cifarnet._types import Json
 from cifarnet.datasets import ImageDataset
 from cifarnet.errors import SettingError
 from cifarnet.inference.data import Data, open_data, open_evaluation_loader
-from cifarnet.inference.evaluate import check_model_fits, check_sizes
+from cifarnet.inference.evaluate import check_model_fits, check_preprocess, check_sizes
 from cifarnet.inference.iterable import IterableLoader, check_labels
 from cifarnet.inference.loader import Batch, Loader, TensorLoader
 from cifarnet.optim import tabulate
+from cifarnet.training.checks import check_augmentation, warn_of_shared_images
 
 if TYPE_CHECKING:
-    import torch
-
     from cifarnet.training.trainer import Trainer
 
-__all__ = ["RunData", "check_batch", "check_optimizer", "open_run_data"]
+__all__ = ["RunData", "check_batch", "open_run_data"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +68,7 @@ def open_run_data(
     """
     check_count("max_epochs", max_epochs, "The reference run has 10")
     check_count("batch_size", batch_size, "The reference run has 64")
+    max_epochs, batch_size = int(max_epochs), int(batch_size)  # numpy's may overflow
     device, group, preprocess = trainer.device, trainer.group, trainer.transforms.preprocess
     images = open_data(train, batch_size=batch_size, shuffle=True)
     val, test = (
@@ -92,8 +90,12 @@ def open_run_data(
                     f"{data.name} has the classes {', '.join(data.classes)}, the training images have "
                     f"{', '.join(images.classes)}. Pass images with the same classes in the same order"
                 )
+    for split, held_out in (("val", val), ("test", test)):
+        if isinstance(images, ImageDataset) and isinstance(held_out, ImageDataset):
+            warn_of_shared_images(images, held_out, split)
     loader: Loader
     if isinstance(images, ImageDataset):
+        check_augmentation(trainer, images.images)
         check_sizes(
             trainer.model, images.images[:1], images.name, transforms=trainer.transforms, precision=trainer.precision
         )
@@ -138,30 +140,18 @@ def check_batch(trainer: Trainer, data: RunData, batch: Batch | None) -> None:
     if data.train.starts_anywhere:
         return
     trainer.group.check_batch(batch)
-    if batch is None or batch.highest_label is None:
+    if batch is None:
         return
     if trainer.num_logits is None:
+        trainer.has_floating_batches = batch.images.is_floating_point()
+        if isinstance(data.val, TensorLoader) or isinstance(data.test, TensorLoader):
+            check_preprocess(trainer.preprocess)
         image, transforms, precision = batch.images[:1], trainer.transforms, trainer.precision
         num_logits = check_model_fits(
             trainer.model, image, None, "the batches", preprocess=transforms.preprocess, precision=precision
         )
         check_sizes(trainer.model, image, "the batches", transforms=transforms, precision=precision)
+        if not batch.images.is_floating_point():
+            check_augmentation(trainer, batch.images)
         trainer.num_logits = num_logits
     check_labels(batch, trainer.num_logits, trainer.state.step)
-
-
-def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Refuse an optimizer of other parameters than the model's, and a negative learning rate.
-
-    Raises:
-        SettingError: If the optimizer cannot train the model.
-    """
-    own = {id(parameter) for parameter in model.parameters()}
-    if not all(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
-        raise SettingError(
-            "The optimizer holds parameters that are not the model's. Build it from model.parameters() after the "
-            "model has its final form"
-        )
-    for group in optimizer.param_groups:
-        if not float(group["lr"]) >= 0:
-            raise SettingError(f"The learning rate must not be negative, got {float(group['lr'])}. 1e-3 suits Adam")

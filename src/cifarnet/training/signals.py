@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM between two steps."""
+"""Signals that end a run between two steps: Ctrl-C, SIGTERM, SIGHUP and SIGUSR1."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from typing import Any
 
 from cifarnet.inference.loader import Batch, EvaluationLoader
 from cifarnet.training.distributed import ProcessGroup
+
+#: Signals that end a run, each with its default handler. A lost terminal sends SIGHUP, and a scheduler may send SIGUSR1
+#: before the time of a job is over. Windows has neither.
+_SIGNALS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL} | {
+    getattr(signal, name): signal.SIG_DFL for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name)
+}
 
 __all__ = ["GracefulShutdown", "StopRequestedError", "WatchedLoader"]
 
@@ -64,7 +70,7 @@ class GracefulShutdown:
 
     def _install(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            for signum, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+            for signum, usual in _SIGNALS.items():
                 if signal.getsignal(signum) is usual:
                     self._before[signum] = signal.signal(signum, self._request)
 

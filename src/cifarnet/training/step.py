@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cifarnet import randomness
 from cifarnet._types import Images, Labels, Logits
 from cifarnet.errors import SettingError
+from cifarnet.inference.evaluate import check_logits
 from cifarnet.inference.loader import Batch
 
 if TYPE_CHECKING:
@@ -98,11 +99,19 @@ def update(trainer: Trainer, images: Images, labels: Tensor, step: int | Tensor,
 
 
 def forward(trainer: Trainer, images: Images, labels: Tensor) -> tuple[Tensor, Logits]:
-    """Compute loss and logits, in the dtype of the weights because a bf16 loss has only 3 digits."""
+    """Compute loss and logits, in the dtype of the weights because a bf16 loss has only 3 digits.
+
+    Raises:
+        SettingError: If the model does not return a tensor in training mode, or the loss is not one number.
+    """
     with trainer.precision.autocast():
-        logits: Logits = trainer.network(trainer.precision.prepare(images))
-    logits = logits.to(trainer.precision.weights)
-    return trainer.loss_fn(logits, labels), logits
+        output: object = trainer.network(trainer.precision.prepare(images))
+    logits = check_logits(output).to(trainer.precision.weights)
+    loss: object = trainer.loss_fn(logits, labels)
+    if not isinstance(loss, Tensor) or loss.ndim:
+        found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise SettingError(f"loss_fn must return the mean over the images as one number, and it returns {found}")
+    return loss, logits
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, rates: list[float]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,22 +21,26 @@ from cifarnet.datasets import ImageDataset
 from cifarnet.errors import SettingError, did_you_mean
 from cifarnet.inference import Evaluation, resolve_device, resolve_precision
 from cifarnet.inference.data import Data, open_data, open_evaluation_loader
-from cifarnet.inference.evaluate import check_model_fits, evaluate
+from cifarnet.inference.evaluate import check_model_fits, check_preprocess, evaluate
 from cifarnet.inference.loader import EVAL_BATCH_SIZE
 from cifarnet.optim import ExponentialMovingAverage, Schedule, use_fused
+from cifarnet.training.checks import check_components, check_optimizer
 from cifarnet.training.cuda_graph import can_be_captured, prepare_optimizer
 from cifarnet.training.distributed import ProcessGroup
 from cifarnet.training.history import EpochRecord, History, check_monitor
 from cifarnet.training.loop import Metric, run_epochs
 from cifarnet.training.progress import Progress
 from cifarnet.training.resume import RunIdentity, upgrade_from_format_1
-from cifarnet.training.run_data import RunData, check_optimizer, open_run_data
+from cifarnet.training.run_data import RunData, open_run_data
 from cifarnet.training.state import BestEpoch, TrainState
 from cifarnet.training.step import set_learning_rates
-from cifarnet.transforms import TTA, Transforms, build_transforms, draws_per_image
+from cifarnet.transforms import TTA, Preprocess, Transforms, build_transforms, draws_per_image
 from cifarnet.transforms.tta import check_tta
 
 __all__ = ["BatchTransform", "Trainer"]
+
+#: Number of runs that each thread is in the middle of.
+_training_threads: Counter[int] = Counter()
 
 #: ``(images, labels) -> (mixed images, soft labels)``, such as `torchvision.transforms.v2.MixUp`.
 BatchTransform = Callable[[Images, Labels], tuple[Images, Tensor]]
@@ -52,11 +58,13 @@ class Trainer:
             and ``foreach`` unset run fused. ``None`` builds Adam.
         lr: Learning rate of that Adam; ``None`` is 1e-3.
         transforms: Transforms of uint8 images; ``None`` builds the defaults of `build_transforms`. Floating batches of
-            an iterable are not transformed.
+            an iterable are not transformed. If you train on them, pass the preprocessing that they have passed, such as
+            ``build_transforms(mean=..., std=...)``, or the saved classifier has none.
         batch_transform: Transform of a batch after ``transforms`` that returns soft labels, such as
             ``torchvision.transforms.v2.MixUp(num_classes=10)``. The training accuracy then counts the class with the
             largest share.
-        loss_fn: Loss ``(logits, labels) -> mean over the images``; ``None`` is cross-entropy.
+        loss_fn: Loss ``(logits, labels) -> mean over the images``; ``None`` is cross-entropy. A module is moved to the
+            device and dtype of the model.
         lr_schedule: Factor of the base learning rates at each step, see `cifarnet.optim`. The base rates are those at
             the start of the run, and the optimizer has them again at the end. ``None`` never writes a learning rate.
         max_grad_norm: Largest 2-norm of the gradient; ``None`` does not clip.
@@ -83,7 +91,8 @@ class Trainer:
         group: Processes that train together.
 
     Raises:
-        SettingError: If a value is outside its range, or the optimizer is not one of the model's parameters.
+        SettingError: If a value is outside its range, or the optimizer cannot train the model.
+        SettingTypeError: If a component is of another kind, such as a class in the place of an instance.
 
     Example:
         >>> from cifarnet import CifarCNN, make_synthetic
@@ -112,6 +121,7 @@ class Trainer:
         deterministic: bool = False,
         seed: int = 0,
     ) -> None:
+        check_components(model, optimizer, transforms, loss_fn, lr_schedule)
         if optimizer is not None and lr is not None:
             raise SettingError("lr is the learning rate of the default Adam. Set it in your optimizer, or leave it out")
         if optimizer is None:
@@ -134,16 +144,20 @@ class Trainer:
         self.transforms = build_transforms() if transforms is None else transforms
         self.batch_transform = batch_transform
         self.loss_fn = nn.CrossEntropyLoss() if loss_fn is None else loss_fn
+        if isinstance(self.loss_fn, nn.Module):  # such as class weights
+            self.loss_fn.to(self.device, self.precision.weights)
         self.lr_schedule = lr_schedule
-        self.max_grad_norm = max_grad_norm
-        self.accumulate_grad_batches = accumulate_grad_batches
+        self.max_grad_norm = None if max_grad_norm is None else float(max_grad_norm)  # numpy's is not saved
+        self.accumulate_grad_batches = int(accumulate_grad_batches)
         self.deterministic = deterministic
-        self.seed = seed
+        self.seed = int(seed)
         self.cuda_graph = True
-        self.ema = None if ema_decay is None else ExponentialMovingAverage(self.model, ema_decay)
+        self.ema = None if ema_decay is None else ExponentialMovingAverage(self.model, float(ema_decay))
         self.group = ProcessGroup.current()
         self.network: nn.Module = self.model  # or DistributedDataParallel around it, while it trains
         self.num_logits: int | None = None
+        self.has_floating_batches = False
+        self._has_own_transforms = transforms is not None
         self.state = TrainState(self.model, optimizer, self.ema, self.device, self.group)
         self.identity = RunIdentity(self)
         self._frozen = _frozen_modules(self.model)
@@ -158,6 +172,14 @@ class Trainer:
     def best(self) -> BestEpoch:
         """Best validated epoch so far, with its number, its value and its weights."""
         return self.state.best
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """Preprocessing of the images that the model learns from. ``None`` if that is unknown.
+
+        Floating batches have passed a preprocessing of their own. It is known if you pass it in ``transforms``.
+        """
+        return self.transforms.preprocess if self._has_own_transforms or not self.has_floating_batches else None
 
     @property
     def global_step(self) -> int:
@@ -324,6 +346,7 @@ class Trainer:
         classes = images.classes if isinstance(images, ImageDataset) else ()
         if isinstance(images, ImageDataset):
             preprocess, precision = self.transforms.preprocess, self.precision
+            check_preprocess(self.preprocess)
             check_model_fits(
                 self.model, images.images[:1], len(classes), images.name, preprocess=preprocess, precision=precision
             )
@@ -331,7 +354,7 @@ class Trainer:
             return evaluate(
                 self.model,
                 open_evaluation_loader(images, self.device),
-                preprocess=self.transforms.preprocess,
+                preprocess=self.preprocess,
                 loss_fn=self.loss_fn,
                 precision=self.precision,
                 tta=tta,
@@ -383,6 +406,12 @@ class Trainer:
     def prepared_for_run(self) -> Iterator[None]:
         """Prepare the optimizer and the processes for a run; give the base learning rates back at its end."""
         optimizer = self.optimizer
+        thread = threading.get_ident()
+        if _training_threads.keys() - {thread}:
+            raise SettingError(
+                "Another thread of this process is training, and they would share one random generator. Train in "
+                "processes, as examples/sweep.py does, or one run after the other"
+            )
         if not self.global_step:
             follow_weights(optimizer)  # the constructor moved the weights
         self.state.base_lrs = []
@@ -391,9 +420,13 @@ class Trainer:
         self.group.join(self.device)
         if self.model.training:
             self._frozen = _frozen_modules(self.model)
+        _training_threads[thread] += 1  # a loop body may train another model
         try:
             yield
         finally:
+            _training_threads[thread] -= 1
+            if not _training_threads[thread]:
+                del _training_threads[thread]
             self.network = self.model
             if self.lr_schedule is not None:
                 set_learning_rates(optimizer, self.state.base_lrs)

@@ -170,7 +170,7 @@ class Cutout(_PerImage):
 
     Args:
         size: Side of the square in pixels, at least 1.
-        fill: Value of each channel, on the scale of the images.
+        fill: Value of each channel on the scale of 0 to 255. Floating images, which are in ``[0, 1]``, get 1/255 of it.
         name: Names the draw.
 
     Raises:
@@ -189,7 +189,7 @@ class Cutout(_PerImage):
         if size < 1:
             raise SettingError(f"size must be at least 1, got {size}; leave the cutout out for none")
         self.size = size
-        self.fill = tuple(fill)
+        self.fill = tuple(map(float, fill))
 
     def _augment(self, images: Images, draws: Tensor) -> Images:
         _, channels, height, width = images.shape
@@ -200,7 +200,8 @@ class Cutout(_PerImage):
         rows = torch.arange(height, device=images.device) - top  # (N, H)
         columns = torch.arange(width, device=images.device) - left
         inside = ((rows >= 0) & (rows < self.size))[:, :, None] & ((columns >= 0) & (columns < self.size))[:, None, :]
-        fill = channel_constant(self.fill, images.device, images.dtype)
+        scale = 255 if images.is_floating_point() else 1
+        fill = channel_constant(tuple(value / scale for value in self.fill), images.device, images.dtype)
         return torch.where(inside[:, None], fill, images)
 
 

@@ -47,6 +47,9 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         check_size(self.size)
+        object.__setattr__(self, "size", int(self.size))
+        for key in ("mean", "std"):  # numpy's and torch's numbers are not saved
+            object.__setattr__(self, key, tuple(float(value) for value in getattr(self, key)))
         if len(self.mean) != len(self.std):
             raise SettingError(f"mean has {len(self.mean)} values, std {len(self.std)}; give one of each a channel")
         if not all(map(math.isfinite, (*self.mean, *self.std))):

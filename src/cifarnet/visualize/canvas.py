@@ -6,11 +6,13 @@ import io
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from cifarnet.errors import InputError
+from cifarnet.visualize.fonts import fallback_fonts
 
 __all__ = [
     "BLUE",
@@ -44,6 +46,11 @@ PLAIN: dict[str, Any] = {"parse_math": False, "usetex": False}
 
 class NotebookFigure(Figure):
     """A figure that a notebook shows as the value of a cell; pyplot, which would do that too, keeps global state."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw, with fonts for all letters."""
+        with fallback_fonts(self):
+            super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
