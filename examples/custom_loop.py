@@ -2,7 +2,7 @@
 
     python examples/custom_loop.py
 
-Halves the learning rate when the validation loss stops falling, writes each epoch to a log of its own, and stops early.
+Halves the learning rate when the validation loss stops falling, writes a log line per epoch, and stops early.
 Run it again to continue.
 """
 

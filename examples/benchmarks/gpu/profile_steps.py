@@ -170,7 +170,7 @@ def matmul_rate(device: torch.device) -> float:
 
 
 def node_cost(device: torch.device) -> dict[str, float]:
-    """Of a graph's node in a chain: a kernel of one number, and one of 3.2 million bf16 numbers (an activation)."""
+    """Return the time of a node of a graph, for one number and for 3.2 million bf16 numbers (an activation)."""
     found = {}
     for name, count, dtype in (("one_number", 1, torch.float32), ("activation_6_mb", 3_211_264, torch.bfloat16)):
         x = torch.zeros(_size(device, count) if count > 1 else 1, device=device, dtype=dtype)
@@ -184,7 +184,7 @@ def node_cost(device: torch.device) -> dict[str, float]:
 
 
 def launch_cost(device: torch.device) -> float:
-    """Of the host, for one eager kernel."""
+    """Return the time that the host needs for one eager kernel."""
     x = torch.zeros(1, device=device)
     x.add_(1)
     synchronize(device)

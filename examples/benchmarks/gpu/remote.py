@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fill the GPU column of the results: stages in order of worth, each with a time budget and results of its own.
+"""Fill the GPU column of the results: stages in order of worth, each with its time budget and its results.
 
     remote.py first --seconds 200        stages without CIFAR-10: facts, CUDA tests, smoke, resume, profiles
     remote.py second --seconds 470       the published numbers, on CIFAR-10
@@ -108,7 +108,7 @@ class Done:
 def run(
     context: Context, name: str, command: Sequence[str], seconds: float, *, env: dict[str, str] | None = None
 ) -> Done:
-    """Run a command in a process group of its own, kill it when its time is up, and write its output to logs/NAME."""
+    """Run a command in a new process group, kill it when its time is up, and write its output to logs/NAME."""
     log, clock = context.logs / name, time.perf_counter()
     log.parent.mkdir(parents=True, exist_ok=True)
     budget = max(1.0, min(seconds * (5 if context.is_dry else 1), context.left))  # a shared CPU may be slow

@@ -46,27 +46,27 @@ __all__ = ["Classifier"]
 
 
 class Classifier:
-    """Weights, preprocessing and class names that belong together; always in evaluation mode.
+    """Weights, preprocessing and class names that belong together. The network is always in evaluation mode.
 
     Args:
-        model: Images ``(N, C, H, W)`` to logits ``(N, K)``; moved to the device in place.
+        model: Network from images ``(N, C, H, W)`` to logits ``(N, K)``. It is moved to the device in place.
         preprocess: Preprocessing that the network needs. ``None`` if it is unknown: floating images are evaluated, and
             uint8 images and files are refused.
-        classes: The ``K`` class names in the order of the logits; none where nobody knew them.
-        device: ``"auto"`` (CUDA where there is one, else the CPU) or what `torch.device` takes.
+        classes: The ``K`` class names in the order of the logits; empty if they are unknown.
+        device: ``"auto"`` (CUDA if there is a GPU, else the CPU) or an argument of `torch.device`.
         precision: ``"auto"``, ``"bf16"``, ``"float32"`` or ``"float64"``; see `Trainer`.
         selected_by: How the weights were chosen: monitor, epoch, value.
         metadata: Plain values that the `Checkpointer` was given, such as the recipe.
-        temperature: What logits are divided by where they become probabilities; `calibrate` finds it.
+        temperature: Divisor of the logits before the softmax. `calibrate` finds it.
 
     Attributes:
         model: The network, on its device, in evaluation mode.
-        classes: As above, a tuple.
+        classes: Class names, a tuple.
         device: A `torch.device`.
         precision: A `Precision`: its name, and the number format of the weights.
-        selected_by: As above; empty where nobody knew.
-        metadata: As above.
-        temperature: As above, or what `calibrate` has found.
+        selected_by: How the weights were chosen; empty if that is unknown.
+        metadata: Plain values of the run.
+        temperature: Divisor of the logits before the softmax.
 
     Raises:
         InputError: If ``classes`` are no sequence of distinct, non-empty names.
@@ -209,9 +209,9 @@ class Classifier:
             "selected_by": {"monitor": "unknown", "epoch": 0, "value": None, **self.selected_by},
             "data": self._data,
             "metadata": self.metadata,
-            **({} if self.temperature == 1 else {"temperature": self.temperature}),  # as cifarnet before it reads too
+            **({} if self.temperature == 1 else {"temperature": self.temperature}),
         }
-        parse_metadata(description, name="the classifier")  # or nobody could read it again
+        parse_metadata(description, name="the classifier")  # `load` must accept it
         with checkpointer:
             if checkpointer.best_path.exists() and not _are_equal(checkpointer.read_best()[0], weights):
                 raise RunExistsError(
