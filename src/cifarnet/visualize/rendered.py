@@ -49,7 +49,7 @@ def render(plot: Callable[..., Figure], *, dark: str | None = None) -> Rendering
     """
     with warnings.catch_warnings():
         # matplotlib's own font lacks many scripts. It draws boxes, and the page has the names as text.
-        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        warnings.filterwarnings("ignore", "No installed font has the letters|Glyph .* missing from")
         figure = plot()
         width, height = figure.get_size_inches()
         light, other = _png(figure), None
