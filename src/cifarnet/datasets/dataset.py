@@ -218,14 +218,17 @@ class DatasetSplits:
 def _hash_images(images: Images) -> Tensor:
     """Return 64 bits per image, int64, shape ``(N,)``. 60,000 images of CIFAR-10 take 0.15 s on two CPU cores."""
     rows = images.flatten(1)
-    rows = torch.nn.functional.pad(rows, (0, -rows.shape[1] % 8))
+    if rows.shape[1] % 8:
+        rows = torch.nn.functional.pad(rows, (0, -rows.shape[1] % 8))
     words = rows.view(torch.int64)  # (N, W)
     keys = torch.from_numpy(np.random.Philox(0).random_raw(2 * words.shape[1]).view(np.int64)).view(2, -1)
     hashes = []
-    for some in torch.split(words, 2000):
+    for some in torch.split(words, 500):  # small enough for the cache of a processor
         mixed = some ^ keys[0]
-        mixed = (mixed ^ (mixed >> 32)) * (keys[1] | 1)
-        hashes.append((mixed ^ (mixed >> 29)).sum(dim=1))
+        mixed ^= mixed >> 32
+        mixed *= keys[1] | 1
+        mixed ^= mixed >> 29
+        hashes.append(mixed.sum(dim=1))
     return torch.cat(hashes)
 
 
