@@ -1,9 +1,9 @@
-"""A loop of your own: `epochs` yields a record per epoch, and its body is yours.
+"""Loop over `Trainer.epochs`, which yields a record per epoch. The loop body is your code.
 
     python examples/custom_loop.py
 
-Halves the learning rate when the validation loss stops falling, writes a log line per epoch, and stops early.
-Run it again to continue.
+The body halves the learning rate if the validation loss stops falling, and writes a line per epoch to log.jsonl.
+Training stops after 3 epochs without improvement. If it was interrupted, run the same command again to resume it.
 """
 
 import argparse
@@ -44,7 +44,7 @@ with (args.out / "log.jsonl").open("a") as log:
     ):
         print(json.dumps(record.to_dict()), file=log, flush=True)
         print(f"epoch {record.epoch}: validation loss {record.val_loss:.4f}, top 3 {record.metrics['val_top3']:.1%}")
-        assert record.val_loss is not None  # there are validation images
+        assert record.val_loss is not None  # because there are validation images
         scheduler.step(record.val_loss)
 
 print(f"epoch {trainer.best.epoch} has the best validation loss; test {trainer.evaluate(data.test)}")

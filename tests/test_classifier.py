@@ -91,14 +91,16 @@ def test_classes_that_nobody_knew_are_none(make_trainer: MakeTrainer, synthetic:
     assert classifier.evaluate(synthetic.test).num_images == 100
     two = Classifier(CifarCNN(2, image_size=16), Preprocess(16), (), device="cpu")
     for use in (two.evaluate, two.calibrate):
-        with pytest.raises(SettingError, match="synthetic shapes has 10 classes; build it with num_classes=10"):
+        with pytest.raises(SettingError, match=r"must be \(1, 10\)\. Build it with num_classes=10"):
             use(synthetic.test)
 
 
 def test_data_with_other_classes_is_refused(trained: tuple[Trainer, Path]) -> None:
     other = make_synthetic(num_train=20, num_test=20, size=16).test
     renamed = type(other)(other.images, other.labels, tuple("abcdefghij"))
-    with pytest.raises(InputError, match=r"10 classes \(.*\) apart, the images are 10 classes \(a, b, c, \.\.\.\)"):
+    with pytest.raises(
+        InputError, match=r"predicts 10 classes \(.*\), and the images have 10 classes \(a, b, c, \.\.\.\)"
+    ):
         Classifier.load(trained[1], device="cpu").evaluate(renamed)
 
 
@@ -112,7 +114,7 @@ def test_what_cannot_be_loaded_says_why(trained: tuple[Trainer, Path], tmp_path:
     weights, description = checkpointer.read_best()
     del description["preprocess"]
     checkpointer.save_best(weights, description)
-    with pytest.raises(CheckpointCorruptError, match="does not describe its weights: it has no 'preprocess'"):
+    with pytest.raises(CheckpointCorruptError, match="has invalid metadata: it has no 'preprocess'"):
         Classifier.load(trained[1])
 
 
@@ -205,7 +207,7 @@ class TestPredict:
         with torch.no_grad():
             model.fc2.bias.fill_(float("nan"))
         broken = Classifier(model, Preprocess(SIZE), ("a", "b", "c"), device="cpu", precision="float32")
-        with pytest.raises(NonFiniteLogitsError, match="gives NaN or infinity in float32; its weights may be broken"):
+        with pytest.raises(NonFiniteLogitsError, match="returns NaN or infinity in float32"):
             broken.predict(Image.new("RGB", (8, 8)))
 
     def test_one_in_one_out_and_a_list_in_a_list_out(self, classifier: Classifier, synthetic: DatasetSplits) -> None:
@@ -274,7 +276,7 @@ class TestPredict:
     def test_what_is_no_image_is_refused_and_its_place_told(self, classifier: Classifier) -> None:
         with pytest.raises(InputError, match=r"max 255. Divide by 255 or pass uint8"):
             classifier.predict(np.full((32, 32, 3), 255.0))
-        with pytest.raises(InputError, match=r"^image 1 of the list: expected uint8 or float"):
+        with pytest.raises(InputError, match=r"^Image 1 of the list: expected uint8 or float"):
             classifier.predict([torch.zeros(3, 8, 8), torch.ones(2, 2, 2)])
         with pytest.raises(InputError, match=r"^none.png: no such file"):
             classifier.predict([Image.new("RGB", (8, 8)), "none.png"])
@@ -308,13 +310,13 @@ def test_what_a_classifier_is_can_be_read(classifier: Classifier) -> None:
 @pytest.mark.parametrize(
     ("model", "preprocess", "classes", "message"),
     [
-        (CifarCNN(), Preprocess(), ("cat", "dog"), r"gives logits of shape \(1, 10\) .* has 2 classes"),
-        (CifarCNN(2), Preprocess(), ("cat", "dog", "cow"), r"gives logits of shape \(1, 2\) .* has 3 classes"),
+        (CifarCNN(), Preprocess(), ("cat", "dog"), r"logits of shape \(1, 10\) .* must be \(1, 2\)"),
+        (CifarCNN(2), Preprocess(), ("cat", "dog", "cow"), r"logits of shape \(1, 2\) .* must be \(1, 3\)"),
         (CifarCNN(2), Preprocess(64), ("cat", "dog"), r"CifarCNN cannot take the images of .* prepared to 64 pixels"),
         (CifarCNN(2, in_channels=1), Preprocess(), ("cat", "dog"), "cannot take the images"),
         (nn.Flatten(0), Preprocess(), ("cat", "dog"), r"logits of shape \(3072,\)"),
         (nn.MaxPool2d(2, return_indices=True), Preprocess(), ("cat", "dog"), "The model returns a tuple"),
-        (nn.AdaptiveAvgPool2d(1), Preprocess(), (), r"logits of shape \(1, 3, 1, 1\) .* any classes"),
+        (nn.AdaptiveAvgPool2d(1), Preprocess(), (), r"logits of shape \(1, 3, 1, 1\) .* must be \(1, K\)"),
     ],
 )
 def test_parts_that_do_not_belong_together_are_refused(
@@ -328,7 +330,7 @@ def test_a_file_whose_parts_do_not_belong_together_is_refused(trained: tuple[Tra
     checkpointer = Checkpointer(trained[1])
     weights, description = checkpointer.read_best()
     checkpointer.save_best(weights, {**description, "classes": ["cat", "dog"]})
-    with pytest.raises(CheckpointMismatchError, match="the classifier has 2 classes"):
+    with pytest.raises(CheckpointMismatchError, match=r"one image of the classifier\. The shape must be \(1, 2\)"):
         Classifier.load(trained[1], device="cpu")
 
 
@@ -349,7 +351,7 @@ def test_a_network_for_other_classes_is_refused_with_the_first_five_differences(
         with pytest.raises(CheckpointMismatchError, match=first) as caught:
             Classifier.load(trained[1], model, device="cpu")
         assert 1 <= str(caught.value).count(" in the model") <= 5
-        assert "built with CifarCNN(num_classes=10, image_size=16, widths=(8, 16), hidden=32)" in str(caught.value)
+        assert "The file holds CifarCNN(num_classes=10, image_size=16, widths=(8, 16), hidden=32)" in str(caught.value)
 
 
 @pytest.mark.parametrize("classes", [{"cat", "dog"}, "ab", ("cat", "cat"), ("cat", "")])

@@ -147,7 +147,7 @@ def test_a_run_without_a_best_temperature_is_a_run_all_the_same(
     val = make_synthetic(num_train=200, num_test=60, seed=0).test
     guessing = Classifier(Equal(), Preprocess(32), val.classes, device="cpu", precision="float32")
     assert not commands._calibrate(guessing, val, tmp_path / "run")
-    assert "probabilities are not calibrated: no temperature suits" in capsys.readouterr().err
+    assert "probabilities are not calibrated: No temperature fits" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -249,7 +249,7 @@ def test_info_tells_where_things_are(run: Run, tmp_path: Path) -> None:
         (("train", "--wieght-decay=1"), "unknown option --wieght-decay; choose one of"),
         (("--json", "info"), "--json goes behind a command: cifarnet COMMAND --json ..."),
         (("predict", "no/such", "cat.png", "--top", "0"), "--top must be at least 1, got 0"),
-        (("predict", "no/such", "cat.png", "--device", "meta"), 'device "meta" holds no numbers'),
+        (("predict", "no/such", "cat.png", "--device", "meta"), 'device "meta" stores no values'),
         (("evaluate", "no/such", "--tta", "filp"), '--tta "filp" is unknown; did you mean "flip"?'),
         (("predict", "no/such", "cat.png", "--tta", "crop"), '--tta "crop" is unknown; choose one of "flip", "flip+'),
         (("info", "now"), "now: one argument too many; cifarnet info --help shows the usage"),
@@ -350,7 +350,7 @@ def test_the_checkpoint_of_another_architecture_is_refused(run: Run, tmp_path: P
     code, _, err = run("evaluate", "runs/reference", "--data", "synthetic")
     assert code == 1
     assert "fc2.weight is 7x512 in the file, 10x512 in the model" in err
-    assert "built with CifarCNN(" in err
+    assert "It describes CifarCNN(" in err
     assert "num_classes=10" in err
 
 

@@ -196,9 +196,9 @@ def test_unknown_layers_classes_and_images_are_refused(synthetic: DatasetSplits)
             grad_cam(classifier, images(synthetic), target=wrong)  # type: ignore[arg-type]
     with pytest.raises(SettingError, match='the logits do not depend on layer "unused"'):
         grad_cam(build(InPlace), images(synthetic), layer="unused")
-    with pytest.raises(InputError, match="there are no images"):
+    with pytest.raises(InputError, match="There are no images"):
         grad_cam(classifier, [])
-    with pytest.raises(InputError, match="image 1 of the list: "):
+    with pytest.raises(InputError, match="Image 1 of the list: "):
         grad_cam(classifier, [torch.zeros(3, 8, 8), torch.zeros(2)])
     with pytest.raises(InputError, match="expected a Classifier, got CifarCNN"):
         grad_cam(classifier.model, images(synthetic))  # type: ignore[arg-type]

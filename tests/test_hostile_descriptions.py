@@ -159,16 +159,14 @@ WRONG: list[tuple[str, Any]] = [
 @pytest.mark.parametrize(("path", "value"), WRONG, ids=lambda value: repr(value)[:30])
 def test_a_hostile_description_is_refused(path: str, value: Any, tmp_path: Path) -> None:
     file = write(tmp_path / "best.safetensors", changed(path, value))
-    with pytest.raises(
-        CheckpointCorruptError, match=r"^.*best\.safetensors (does not describe its|contradicts itself)"
-    ):
+    with pytest.raises(CheckpointCorruptError, match=r"^.*best\.safetensors (has invalid metadata|contradicts itself)"):
         Classifier.load(file, device="cpu")
 
 
 def test_a_description_of_other_images_than_the_networks_is_refused(tmp_path: Path) -> None:
     for path, value in (("preprocess/size", 2000), ("classes", ["a"] * 4)):
         file = write(tmp_path / "best.safetensors", changed(path, value))
-        with pytest.raises(CheckpointMismatchError, match=r"CifarCNN (cannot take|gives logits)"):
+        with pytest.raises(CheckpointMismatchError, match=r"CifarCNN (cannot take|returns logits)"):
             Classifier.load(file, device="cpu")
 
 

@@ -1,11 +1,11 @@
-"""Random draws as functions of (seed, epoch, image), and the only code that touches global random state.
+"""Random draws as functions of (seed, epoch, image), and the only code that changes global random state.
 
-Order and augmentation are not a stream that a generator walks along: every draw is a hash of the seed, the
-epoch, the image's id and the draw's name, computed with integer tensor operations on the batch's device. So
-an image is augmented the same way alone, in any batch, after a resume, and on any backend.
+Order and augmentation do not use a generator with a state. Each draw is a hash of the seed, the epoch, the image id and
+the name of the draw. Integer tensor operations on the device of the batch compute the hash. An image is therefore
+augmented the same way alone, in any batch, after a resume, and on any backend.
 
-What is foreign to that (dropout, other people's transforms, a ``DataLoader``'s sampler) uses torch's global
-generator, which the trainer seeds before each step and gives back to its owner afterwards.
+Dropout, user-supplied transforms and the sampler of a ``DataLoader`` use torch's global generator. The trainer seeds it
+before each step and restores the caller's state afterwards.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ __all__ = [
 
 _MASK = 0xFFFFFFFF
 
-#: A 32-bit word, or a tensor of them as int64.
+#: 32-bit word, or an int64 tensor of 32-bit words.
 Word = TypeVar("Word", int, Tensor, int | Tensor)
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What the draws of a batch are keyed by.
+    """Key of the draws of a batch.
 
     Args:
-        seed: The run's seed.
-        epoch: Counted from 0; an int, or a 0-d int64 tensor (a captured graph reads it from the device).
-        ids: The identity of each image, int64, shape ``(N,)``; the low 32 bits count.
+        seed: Seed of the run.
+        epoch: Epoch, counted from 0: an int, or a 0-d int64 tensor that a captured graph reads from the device.
+        ids: Image ids, int64, shape ``(N,)``. Only the low 32 bits are used.
     """
 
     seed: int
@@ -59,12 +59,12 @@ _current: ContextVar[Scope | None] = ContextVar("cifarnet_scope", default=None)
 
 @contextmanager
 def scope(seed: int, epoch: int | Tensor, ids: Tensor) -> Iterator[Scope]:
-    """Within the block, transforms draw by hash for these images.
+    """Let transforms draw by hash for these images within the block.
 
     Args:
-        seed: The run's seed.
-        epoch: Counted from 0.
-        ids: The identity of each image of the batch, int64, shape ``(N,)``.
+        seed: Seed of the run.
+        epoch: Epoch, counted from 0.
+        ids: Image ids of the batch, int64, shape ``(N,)``.
 
     Yields:
         The scope.
@@ -93,45 +93,45 @@ def draw(
     device: torch.device | None = None,
     every_epoch: bool = True,
 ) -> Tensor:
-    """Uniform draws for each image of the batch at hand.
+    """Draw uniform numbers for each image of the current batch.
 
-    In a `scope` they are a hash of (seed, epoch, image id, name, column); outside one they come from torch's
-    global generator.
+    Inside a `scope`, a draw is a hash of (seed, epoch, image id, name, column). Outside a scope, torch's global
+    generator draws.
 
     Args:
-        name: Which draw this is; equal names give equal draws.
-        num_images: How many images, ``N``.
-        columns: How many draws an image.
-        device: Where the images are.
-        every_epoch: Whether another epoch gives other draws.
+        name: Name of the draw. Equal names give equal draws.
+        num_images: Number of images, ``N``.
+        columns: Draws per image.
+        device: Device of the images.
+        every_epoch: Whether the draws differ between epochs.
 
     Returns:
-        Shape ``(N, columns)``, float32, multiples of 2**-24 in ``[0, 1)``.
+        Multiples of 2**-24 in ``[0, 1)``, float32, shape ``(N, columns)``.
     """
     current = _current.get()
     if current is None:
         return torch.rand(num_images, columns, device=device)
-    assert current.ids.shape == (num_images,), "the scope's ids are not those of this batch"
+    assert current.ids.shape == (num_images,), "The ids of the scope belong to another batch"
     epoch = current.epoch if every_epoch else 0
     bits = _hash(current.seed, epoch, current.ids, name, columns)
-    return (bits >> 8).to(torch.float32) * 2.0**-24  # 24 bits are what a float32 holds exactly
+    return (bits >> 8).to(torch.float32) * 2.0**-24  # a float32 holds 24 bits exactly
 
 
 def current_epoch() -> int | Tensor | None:
-    """The epoch of the scope at hand, counted from 0; ``None`` outside one."""
+    """Return the epoch of the current scope, counted from 0; ``None`` outside a scope."""
     current = _current.get()
     return None if current is None else current.epoch
 
 
 def permutation(seed: int, epoch: int, ids: Tensor) -> Tensor:
-    """The order in which an epoch visits the images: a function of (seed, epoch), not of what came before.
+    """Return the order of the images in an epoch. It depends only on (seed, epoch) and the image ids.
 
-    Images are sorted by a hash of their id, so that leaving some out does not reorder the rest.
+    The order sorts the images by a hash of their ids, so leaving some images out does not reorder the others.
 
     Args:
-        seed: The run's seed.
-        epoch: Counted from 0.
-        ids: The identity of each image, int64, shape ``(N,)``.
+        seed: Seed of the run.
+        epoch: Epoch, counted from 0.
+        ids: Image ids, int64, shape ``(N,)``.
 
     Returns:
         Indices into ``ids``, int64, shape ``(N,)``, on the same device.
@@ -144,13 +144,13 @@ def permutation(seed: int, epoch: int, ids: Tensor) -> Tensor:
 
 
 def step_seed(seed: int, epoch: int, step: int, rank: int = 0) -> int:
-    """The seed of torch's generator for one training step.
+    """Return the seed of torch's generator for one training step.
 
     Args:
-        seed: The run's seed.
-        epoch: Counted from 0.
-        step: Counted from 0 within the epoch.
-        rank: Of the process, where each shall draw something else.
+        seed: Seed of the run.
+        epoch: Epoch, counted from 0.
+        step: Step of the epoch, counted from 0.
+        rank: Rank of the process; 0 if all processes must draw the same.
 
     Returns:
         A number in ``[0, 2**63)``.
@@ -162,11 +162,11 @@ def step_seed(seed: int, epoch: int, step: int, rank: int = 0) -> int:
 
 
 def seed_torch(value: int, device: torch.device) -> None:
-    """Seed torch's global generator of the CPU and, where it is another, of ``device``.
+    """Seed torch's global generators of the CPU and of ``device``.
 
     Args:
-        value: The seed.
-        device: Where the training runs.
+        value: Seed.
+        device: Device of the training.
     """
     torch.default_generator.manual_seed(value)
     if device.type == "cuda":
@@ -178,12 +178,12 @@ def seed_torch(value: int, device: torch.device) -> None:
 
 @contextmanager
 def isolated(device: torch.device, *, deterministic: bool = False, autotune: bool = True) -> Iterator[None]:
-    """Lend the block torch's global generators and kernel choices; put the caller's back at its end.
+    """Set the choice of kernels for the block, and restore it and torch's global generators at its end.
 
     Args:
-        device: Where the training runs.
-        deterministic: Refuse kernels whose result changes from run to run.
-        autotune: Let cuDNN time its kernels and take the fastest, unless ``deterministic``.
+        device: Device of the training.
+        deterministic: Whether kernels with results that differ between runs are refused.
+        autotune: Whether cuDNN times its kernels and uses the fastest. It is ignored if ``deterministic`` is ``True``.
     """
     algorithms = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -201,10 +201,10 @@ def isolated(device: torch.device, *, deterministic: bool = False, autotune: boo
 
 @contextmanager
 def kept_generators(device: torch.device) -> Iterator[None]:
-    """Put torch's global generators back at the end of the block.
+    """Restore the state of torch's global generators at the end of the block.
 
     Args:
-        device: Device whose generator is put back besides that of the CPU.
+        device: Device whose generator is restored in addition to that of the CPU.
     """
     generators, on_device = torch.get_rng_state(), _device_state(device)
     try:
@@ -218,14 +218,14 @@ def kept_generators(device: torch.device) -> Iterator[None]:
 
 
 def _device_state(device: torch.device) -> Tensor | None:
-    """State of the device's own generator; the CPU has none besides the global one."""
+    """Return the state of the generator of a GPU; ``None`` for the CPU, which has only the global generator."""
     if device.type == "cuda":
         return torch.cuda.get_rng_state(device)
     return torch.mps.get_rng_state() if device.type == "mps" else None
 
 
 def _hash(seed: int, epoch: int | Tensor, ids: Tensor, name: str, columns: int) -> Tensor:
-    """32 random bits for each image and column: shape ``(N, columns)``, int64 in ``[0, 2**32)``."""
+    """Return 32 random bits per image and column: int64 in ``[0, 2**32)``, shape ``(N, columns)``."""
     first, second = (_absorb(_key(word, seed), epoch) for word in _name_words(name))
     rows = _mix((ids & _MASK) ^ first)  # (N,)
     # The golden ratio spreads consecutive columns over the whole range before the second mixing.
@@ -242,10 +242,10 @@ def _absorb(key: int, word: Word) -> Word:
 
 
 def _mix(x: Word) -> Word:
-    """A bijection of 32-bit words in which every input bit moves every output bit with chance 1/2.
+    """Mix a 32-bit word by a bijection in which each input bit flips each output bit with probability 1/2.
 
-    "21f0aaad d35a2d97" of the hash-prospector table (Wellons, 2018, public domain). The second multiplier is
-    written as the negative number it equals modulo 2**32, so that no product leaves the range of int64.
+    The constants are "21f0aaad d35a2d97" of the hash-prospector table (Wellons, 2018, public domain). The second
+    multiplier is written as a negative number that is equal modulo 2**32, so that no product leaves the range of int64.
     """
     x = x ^ (x >> 16)
     x = (x * 0x21F0AAAD) & _MASK
@@ -256,6 +256,6 @@ def _mix(x: Word) -> Word:
 
 @functools.cache
 def _name_words(name: str) -> tuple[int, int]:
-    """Two independent 32-bit words for a name, the same in every process."""
+    """Return two independent 32-bit words for a name. They are the same in every process."""
     digest = hashlib.blake2s(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")

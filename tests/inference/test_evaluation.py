@@ -287,7 +287,7 @@ def test_labels_of_no_class_that_came_on_a_device_are_told_at_the_end() -> None:
             return images.flatten(1)[:, :3]
 
     source, precision = OnDevice([], device=CPU), resolve_precision("float32", CPU)
-    with pytest.raises(InputError, match=r"2 labels are no class of the network, which tells 3 apart \(0 to 2\)"):
+    with pytest.raises(InputError, match=r"2 labels are not classes of the network\. Labels must be in \[0, 3\)"):
         evaluate(Two(), source, preprocess=Preprocess(2), loss_fn=lambda logits, _: logits.mean(), precision=precision)
 
 
@@ -317,7 +317,7 @@ WRONG: list[tuple[str, Any, str]] = [
     (
         "confusion_matrix",
         [[-1, 0, 0], [0, 1, 0], [0, 0, 1]],
-        r"confusion_matrix\[0\]\[0\] must be .* not negative, got -1",
+        r"confusion_matrix\[0\]\[0\] must be .* of at least 0, got -1",
     ),
     ("confusion_matrix", [[1.0, 0, 0], [0, 1, 0], [0, 0, 1]], r"confusion_matrix\[0\]\[0\] must be a whole number"),
     ("confusion_matrix", [[1, 0, 0], [0, 1, 0], [0, 0, 1]], "reliability_bins of an evaluation contradicts"),
@@ -328,17 +328,17 @@ WRONG: list[tuple[str, Any, str]] = [
     ("top_losses", [{}], r"top_losses\[0\] has no 'id'"),
     ("top_losses", 5, "top_losses must be a list, got 5"),
     ("classes", ["cat"], "classes of an evaluation contradicts"),
-    ("classes", ["cat", "dog", 3], r"classes\[2\] must be a text, got 3"),
+    ("classes", ["cat", "dog", 3], r"classes\[2\] must be a string, got 3"),
     ("temperature", 0, r"temperature must be in \[0.001, 1000\], got 0"),
     ("temperature", "nan", r"temperature must be in \[0.001, 1000\], got nan"),
-    ("tta", 5, "tta must be a text, got 5"),
+    ("tta", 5, "tta must be a string, got 5"),
     ("accuracy", 0.7, "accuracy contradicts the counts"),
     ("accuracy_interval", [0.0, 1.0], "accuracy_interval contradicts the counts"),
     ("expected_calibration_error", 0.0, "expected_calibration_error contradicts the counts"),
     ("per_class", [], "per_class contradicts the counts"),
     ("k", 2, "k contradicts the counts"),
-    ("more", 1, "the evaluation has an unknown 'more'"),
-    ("log_loss", ..., "the evaluation has no 'log_loss'"),
+    ("more", 1, "The evaluation has an unknown 'more'"),
+    ("log_loss", ..., "The evaluation has no 'log_loss'"),
 ]
 
 
@@ -351,7 +351,7 @@ def test_a_document_that_no_evaluation_gave_is_refused(key: str, value: Any, mes
         del document[key]
     with pytest.raises((InputError, SettingError), match=message):
         Evaluation.from_dict(document)
-    with pytest.raises(InputError, match="the evaluation must be a dictionary, got 'x'"):
+    with pytest.raises(InputError, match="The evaluation must be a dictionary, got 'x'"):
         Evaluation.from_dict("x")  # type: ignore[arg-type]
 
 
@@ -368,7 +368,7 @@ def test_a_document_of_an_earlier_version_is_read() -> None:
     old = {earlier.get(key, key): value for key, value in document.items()}
     old["test_time_augmentation"] = "multi-crop"
     assert Evaluation.from_dict(old).to_dict() == document
-    with pytest.raises(InputError, match="the evaluation has an unknown 'nll'"):
+    with pytest.raises(InputError, match="The evaluation has an unknown 'nll'"):
         Evaluation.from_dict({**document, "nll": 0.5})
 
 

@@ -72,12 +72,12 @@ def test_an_iterable_without_length_has_an_unknown_number_of_steps() -> None:
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        ([torch.zeros(2, 3, 8, 8)], r"expected batches of \(images, labels\) tensors, got Tensor"),
+        ([torch.zeros(2, 3, 8, 8)], r"^Batch 1 must be two tensors \(images, labels\), got Tensor"),
         ([(torch.zeros(3, 8, 8), 1)], "got tuple"),
         ([(torch.zeros(3, 8, 8), torch.tensor(1))], r"got \(3, 8, 8\) torch.float32 and \(\) torch.int64"),
         ([(torch.zeros(2, 3, 8, 8), torch.zeros(3, dtype=torch.int64))], r"and \(3,\) torch.int64"),
         ([(torch.zeros(2, 3, 8, 8), torch.zeros(2))], r"and \(2,\) torch.float32"),
-        ([], "gave no batch"),
+        ([], "The iterable has no batches"),
     ],
 )
 def test_what_are_no_batches_is_refused(items: list[object], message: str) -> None:
@@ -189,7 +189,7 @@ def test_devices_and_precisions_that_are_not_there_are_refused() -> None:
     with pytest.raises(SettingError, match='device "gpu" cannot be used'):
         resolve_device("gpu")
     if not torch.cuda.is_available():
-        with pytest.raises(SettingError, match=r'device "cuda" cannot be used .*"auto" takes what is there'):
+        with pytest.raises(SettingError, match=r'device "cuda" cannot be used .*Use "auto"'):
             resolve_device("cuda")
         assert resolve_device("auto") == CPU
 

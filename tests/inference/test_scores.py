@@ -42,5 +42,5 @@ def test_k_outside_the_classes_is_refused(k: int) -> None:
 
 @pytest.mark.parametrize(("num_correct", "num_images"), [(1, 0), (-1, 5), (6, 5)])
 def test_counts_that_contradict_each_other_are_refused(num_correct: int, num_images: int) -> None:
-    with pytest.raises(SettingError, match="cannot be right"):
+    with pytest.raises(SettingError, match=r"num_correct must be in \[0, num_images\]"):
         wilson_interval(num_correct, num_images)

@@ -98,14 +98,14 @@ RIGHT = torch.eye(3)[torch.tensor([0, 1, 2, 0])]
 @pytest.mark.parametrize(
     ("logits", "labels", "error", "message"),
     [
-        (RIGHT, [0, 1, 2, 0], InputError, "these 4 images: it is right about all of them, or nearly; give more"),
-        (RIGHT, [1, 2, 0, 1], InputError, "these 4 images: it does no better than guessing; train it first"),
-        (torch.zeros(4, 3), [0, 1, 2, 0], InputError, "no temperature suits"),
-        (RIGHT * math.nan, [0, 1, 2, 1], NonFiniteLogitsError, "NaN or infinity, for which there is no temperature"),
+        (RIGHT, [0, 1, 2, 0], InputError, r"these 4 images, because all or nearly all .*correctly\. Pass more"),
+        (RIGHT, [1, 2, 0, 1], InputError, r"these 4 images, because .* no better than guessing\. Train it first"),
+        (torch.zeros(4, 3), [0, 1, 2, 0], InputError, "No temperature fits"),
+        (RIGHT * math.nan, [0, 1, 2, 1], NonFiniteLogitsError, "NaN or infinity, so no temperature fits them"),
         (RIGHT / 0, [0, 1, 2, 1], NonFiniteLogitsError, "NaN or infinity"),
         (RIGHT, [0, 1, 2, 3], InputError, r"labels must be in \[0, 3\), got 0 to 3"),
         (RIGHT, [0, 1, 2, -100], InputError, r"labels must be in \[0, 3\), got -100 to 2"),
-        (RIGHT[:0], [], InputError, "there are no images to find a temperature on"),
+        (RIGHT[:0], [], InputError, "There are no images to fit a temperature on"),
     ],
 )
 def test_what_has_no_best_temperature_is_refused(
@@ -239,7 +239,7 @@ def test_a_classifier_of_ones_own_can_be_saved(synthetic: DatasetSplits, tmp_pat
     assert loaded.selected_by == {"monitor": "unknown", "epoch": 0, "value": None}
     assert loaded.evaluate(synthetic.test) == own.evaluate(synthetic.test)
     odd = Classifier(build(), Preprocess(SIZE), (), device="cpu", selected_by={"monitor": 5})
-    with pytest.raises(CheckpointCorruptError, match=r"does not describe its weights: selected_by\.monitor is 5"):
+    with pytest.raises(CheckpointCorruptError, match=r"has invalid metadata: selected_by\.monitor is 5"):
         odd.save(tmp_path / "odd")
     assert not (tmp_path / "odd").exists()
 
@@ -294,7 +294,7 @@ def test_calibration_refuses_what_evaluation_refuses(trained: tuple[DatasetSplit
         classifier.calibrate(wrong)
     seen = classifier.predict(list(data.test.images))
     right = [i for i, one in enumerate(seen) if one.label == data.test.classes[data.test.labels[i]]]
-    with pytest.raises(InputError, match=f"these {len(right)} images: it is right about all of them"):
+    with pytest.raises(InputError, match=f"these {len(right)} images, because all or nearly all"):
         classifier.calibrate(data.test.subset(right))
     with pytest.raises(SettingError, match='tta "mirror" is unknown'):
         classifier.calibrate(data.test, tta="mirror")  # type: ignore[arg-type]

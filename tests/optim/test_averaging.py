@@ -91,5 +91,5 @@ def test_the_average_has_the_memory_format_of_the_weights() -> None:
 
 @pytest.mark.parametrize("decay", [0, 1, -0.1, 1.5, float("nan")])
 def test_a_decay_outside_its_range_is_refused(decay: float) -> None:
-    with pytest.raises(SettingError, match=r"must be in \(0, 1\), got .*; 0.999 is usual"):
+    with pytest.raises(SettingError, match=r"must be in \(0, 1\), got .*\. 0.999 is usual"):
         ExponentialMovingAverage(nn.Linear(1, 1), decay)

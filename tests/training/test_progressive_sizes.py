@@ -164,7 +164,7 @@ class TestRefusals:
         trainer = self.make(CifarCNN(image_size=16, widths=(4, 8), hidden=16), {0: 16, 5: 12, 6: 16})
         before = {key: tensor.clone() for key, tensor in trainer.model.state_dict().items()}
         train = synthetic.train if kind == "data set" else DataLoader(synthetic.train, batch_size=64)
-        message = r"CifarCNN cannot take the images of .*prepared to 12 pixels.*; leave sizes= out, or train a network"
+        message = r"CifarCNN cannot take the images of .*prepared to 12 pixels.*\. Leave out sizes=, or train a network"
         with pytest.raises(SettingError, match=message):
             trainer.fit(train, max_epochs=8, checkpointer=Checkpointer(tmp_path / "run"), progress_bar=False)
         assert trainer.global_step == 0

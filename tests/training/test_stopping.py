@@ -400,14 +400,16 @@ class TestMemory:
     ) -> None:
         wire = Tripwire(6, lambda: torch.empty(2**58))  # five steps, then the evaluation
         trainer = make_trainer(loss_fn=wire)
-        remedy = r"evaluate DataLoader\(images, batch_size=50\) instead"
-        with pytest.raises(DeviceMemoryError, match=f"^evaluating 100 images at once did not fit .* of cpu; {remedy}"):
+        remedy = r"Evaluate DataLoader\(images, batch_size=50\), because"
+        with pytest.raises(
+            DeviceMemoryError, match=rf"^A batch of 100 images does not fit .* of cpu during evaluation\. {remedy}"
+        ):
             trainer.fit(synthetic.train, synthetic.test, max_epochs=1, progress_bar=False)
         assert trainer.model.training
         assert len(trainer.fit(synthetic.train, synthetic.test, max_epochs=1, progress_bar=False)) == 1
         assert trainer.global_step == 5
         WIRES[id(wire)][:2] = 0, 1
-        with pytest.raises(DeviceMemoryError, match=r"^evaluating 100 images at once"):
+        with pytest.raises(DeviceMemoryError, match=r"^A batch of 100 images does not fit"):
             trainer.evaluate(synthetic.test)
         assert trainer.evaluate(DataLoader(synthetic.test, batch_size=50)).num_images == 100  # as it said
 
@@ -418,7 +420,7 @@ class TestMemory:
 
         model = Vast()
         trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), device="cpu")
-        with pytest.raises(DeviceMemoryError, match=r"^Vast and one image did not fit .*smaller network"):
+        with pytest.raises(DeviceMemoryError, match=r"^Vast and one image do not fit .*smaller network"):
             trainer.fit(synthetic.train, max_epochs=1)
 
     def test_errors_of_other_kinds_are_left_alone(self, make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:

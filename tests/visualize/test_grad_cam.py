@@ -71,7 +71,7 @@ def test_it_draws_into_the_axes_it_is_given_and_on_a_dark_figure(synthetic: Data
 def test_what_cannot_be_drawn_is_refused(synthetic: DatasetSplits) -> None:
     with pytest.raises(SettingError, match="columns must be at least 1, got 0"):
         plot_grad_cam(make_classifier(), synthetic.test.images[0], columns=0)
-    with pytest.raises(InputError, match="there are no images"):
+    with pytest.raises(InputError, match="There are no images"):
         plot_grad_cam(make_classifier(), [])
     with pytest.raises(SettingError, match='did you mean "bn2"'):
         plot_grad_cam(make_classifier(), torch.rand(3, 8, 8), layer="bn")

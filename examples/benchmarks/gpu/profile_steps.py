@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Profile the training step of a recipe on this GPU, and print one JSON document.
+"""Profile of the training step of a recipe on this GPU, printed as one JSON document.
 
     profile_steps.py machine                    copy bandwidth, matrix rate, cost of a graph node, fused Adam
     profile_steps.py steps RECIPE [--dry]       epochs, parts of an epoch, kernels of a replayed step, what-ifs
 
-Pixels are random, because speed does not depend on them. A part that fails has "error" in its place.
+Pixels are random, because speed does not depend on them. A part that fails has the key "error" instead of its results.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from cifarnet.training.step import forward, preprocess_images
 
 Run = Callable[[], object]
 
-#: Purpose of a kernel by its name; the first match counts.
+#: Category of a kernel, and the pattern of its name; the first match counts.
 CATEGORIES = (
     ("adam", r"adam"),
     ("sgd", r"FusedSgd|fused_sgd"),
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("what", choices=("machine", "steps"))
     parser.add_argument("recipe", nargs="?", default="reference")
     parser.add_argument("--dry", action="store_true", help="run on the CPU, tiny")
-    parser.add_argument("--seconds", type=float, default=60.0, help="start no what-if after these")
+    parser.add_argument("--seconds", type=float, default=60.0, help="seconds after which no what-if starts")
     parser.add_argument("--out", type=Path, help="file that is written after each part")
     args = parser.parse_args()
     device = torch.device("cpu") if args.dry else torch.device("cuda", 0)
@@ -90,7 +90,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def microseconds(run: Run, device: torch.device, *, times: int = 20, rounds: int = 5) -> float:
-    """Time one call: the median over ``rounds`` of the mean over ``times`` calls."""
+    """Time one call in microseconds: the median over ``rounds`` of the mean over ``times`` calls."""
     found = []
     for _ in range(rounds if device.type == "cuda" else 1):
         if device.type == "cuda":
@@ -170,7 +170,10 @@ def matmul_rate(device: torch.device) -> float:
 
 
 def node_cost(device: torch.device) -> dict[str, float]:
-    """Return the time of a node of a graph, for one number and for 3.2 million bf16 numbers (an activation)."""
+    """Time one node in a chain of 200 graph nodes, in microseconds.
+
+    A node adds 1 to one number, or to 3.2 million bf16 numbers, which is the size of an activation.
+    """
     found = {}
     for name, count, dtype in (("one_number", 1, torch.float32), ("activation_6_mb", 3_211_264, torch.bfloat16)):
         x = torch.zeros(_size(device, count) if count > 1 else 1, device=device, dtype=dtype)
@@ -184,7 +187,7 @@ def node_cost(device: torch.device) -> dict[str, float]:
 
 
 def launch_cost(device: torch.device) -> float:
-    """Return the time that the host needs for one eager kernel."""
+    """Time the host for the launch of one eager kernel, in microseconds."""
     x = torch.zeros(1, device=device)
     x.add_(1)
     synchronize(device)
@@ -197,7 +200,7 @@ def launch_cost(device: torch.device) -> float:
 
 
 def adam_cost(device: torch.device) -> float:
-    """The update of the reference network's weights, all in one tensor."""
+    """Time the Adam update of as many weights as the reference network has, in one tensor, in microseconds."""
     weights = torch.nn.Parameter(torch.randn(_size(device, 6_447_754), device=device))
     weights.grad = torch.randn_like(weights)
     rate = torch.tensor(1e-3, device=device)
@@ -207,7 +210,7 @@ def adam_cost(device: torch.device) -> float:
 
 
 def cast_cost(device: torch.device) -> float:
-    """float32 to bf16, of the weights of the reference network's large layer."""
+    """Time the cast from float32 to bf16 of the largest layer of the reference network, in microseconds."""
     weights = torch.randn(_size(device, 6_422_528), device=device)
     target = torch.empty_like(weights, dtype=torch.bfloat16)
     return microseconds(captured(lambda: target.copy_(weights), device), device)
@@ -217,7 +220,13 @@ def cast_cost(device: torch.device) -> float:
 
 
 class Steps:
-    """Measurements of one recipe."""
+    """Measurements of one recipe.
+
+    Args:
+        recipe: Name of the recipe.
+        device: GPU, or the CPU for a dry run.
+        seconds: Seconds after which no what-if starts.
+    """
 
     def __init__(self, recipe: str, device: torch.device, seconds: float) -> None:
         self.started, self.seconds, self.device = time.perf_counter(), seconds, device
@@ -238,16 +247,16 @@ class Steps:
         return build_trainer(self.recipe, self.data, device=str(self.device), cuda_graph=cuda_graph)
 
     def remember(self, trainer: Trainer) -> GraphedUpdate:
-        """Make the CUDA graphs of a run, and keep them for the parts below."""
+        """Create the CUDA graphs of a run, and keep them for `graphs` and `kernels`."""
         self.graph = GraphedUpdate(trainer)
         return self.graph
 
     def parts(self) -> Iterator[dict[str, Any]]:
-        """Yield the document piece by piece. Later pieces repeat earlier ones with more in them."""
+        """Yield parts of the document. A later part with the same key replaces an earlier one and contains it."""
         yield {"batch_size": self.batch_size, "steps_an_epoch": -(-len(self.data) // self.batch_size)}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            setattr(loop, "GraphedUpdate", self.remember)  # noqa: B010  # the loop makes it
+            setattr(loop, "GraphedUpdate", self.remember)  # noqa: B010  # the loop creates it
             trainer = self.build()
             backend = "cuda-graph" if trainer.uses_cuda_graph else "eager"
             yield {"epochs": tried(self.epochs, trainer, 2 if self.is_dry else 5), "backend": backend}
@@ -269,7 +278,7 @@ class Steps:
         }
 
     def epochs(self, trainer: Any, count: int) -> dict[str, Any]:
-        """Time whole epochs by the trainer. The first ones load kernels and capture."""
+        """Time whole epochs of the trainer. The first ones load kernels and capture the graphs."""
         started = time.perf_counter()
         records = list(trainer.epochs(self.data, max_epochs=count, batch_size=self.batch_size))
         train_s = [round(record.train_s, 5) for record in records]
@@ -301,7 +310,7 @@ class Steps:
         return microseconds(lambda: batches.order(1), self.device)
 
     def window(self, trainer: Any) -> dict[str, float]:
-        """Time augmentation and preprocessing of an epoch, of the host alone and with the device."""
+        """Time augmentation and preprocessing of an epoch: on the host alone, and until the device has finished."""
         batches, chunk = self.batches(), WINDOW_IMAGES
 
         def prepare() -> None:
@@ -339,7 +348,7 @@ class Steps:
         return round((time.perf_counter() - started) * 1e3, 3)
 
     def graphs(self, trainer: Trainer) -> dict[str, Any]:
-        """Time the replay of each captured step."""
+        """Time the replay of each captured step, in microseconds."""
         if self.graph is None:
             return {"none": "no graphs"}
         found: dict[str, Any] = {}
@@ -410,7 +419,7 @@ class Steps:
     # What-ifs
 
     def what_if(self, chosen: dict[str, bool]) -> float:
-        """Time a step that leaves something out or does it differently, in a graph of four steps."""
+        """Time a variant of the step in microseconds, in a graph of four steps."""
         count = 1 if self.is_dry else 4
         trainer = self.build()
         if not self.is_dry:
@@ -422,11 +431,13 @@ class Steps:
         if chosen.get("second_stream"):
             optimizer, beside = apart(optimizer, model)
         for group in [*optimizer.param_groups, *(beside.param_groups if beside else [])]:
-            group["lr"] = torch.tensor(float(group["lr"]) * 1e-6, device=device)  # the pixels are noise
+            group["lr"] = torch.tensor(
+                float(group["lr"]) * 1e-6, device=device
+            )  # small steps, because the pixels are random
         side = torch.cuda.Stream(device) if beside and device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
         def update_large(_: torch.Tensor) -> None:
-            """As soon as its gradient is there, while the layers before it go backwards."""
+            """Update the largest layer once its gradient is computed, during the backward pass of earlier layers."""
             assert beside is not None
             if side is not None:
                 side.wait_stream(torch.cuda.current_stream(device))
@@ -472,7 +483,7 @@ class Steps:
             torch.backends.cudnn.benchmark = benchmark
 
 
-#: Changes of a step.
+#: Variants of a step by name, with the options of `Steps.what_if`.
 WHAT_IFS = {
     "as it is": {},
     "no sums": {"no_sums": True},
@@ -492,9 +503,9 @@ WHAT_IFS = {
 def apart(
     optimizer: torch.optim.Optimizer, model: torch.nn.Module
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-    """Return Adam twice: for all parameters except the largest, and for that one."""
+    """Return two Adam optimizers: one for all parameters except the largest, one for the largest."""
     if type(optimizer) is not torch.optim.Adam:
-        raise TypeError(f"only Adam is taken apart, not {type(optimizer).__name__}")
+        raise TypeError(f"The second stream needs Adam, got {type(optimizer).__name__}. Use a recipe with Adam")
     largest = max(model.parameters(), key=torch.Tensor.numel)
     rest = [parameter for parameter in model.parameters() if parameter is not largest]
     keys = ("betas", "eps", "weight_decay", "fused", "foreach", "capturable")
@@ -508,7 +519,7 @@ def category(name: str) -> str:
 
 
 def idle_share(spans: list[tuple[float, float]]) -> float:
-    """Return the share of the whole time that no kernel covers."""
+    """Return the fraction of the time from first to last kernel in which no kernel runs."""
     if not spans:
         return 1.0
     covered, reached = 0.0, min(start for start, _ in spans)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Fill the GPU column of the results: stages in order of worth, each with its time budget and its results.
+"""Benchmarks for the GPU results: stages in order of importance, each with its time budget and its results.
 
     remote.py first --seconds 200        stages without CIFAR-10: facts, CUDA tests, smoke, resume, profiles
     remote.py second --seconds 470       the published numbers, on CIFAR-10
     remote.py first --only tests smoke   some stages alone
-    remote.py first --dry                on a CPU, tiny, to check that every command line runs
+    remote.py first --dry                a small run on a CPU, to check every command line
 
 A stage that fails or runs out of time does not affect the next ones. After each stage, --out holds stages.json (a
 record per stage) and results.tar.gz (reports/, laid out as docs/results/MACHINE/ of the project, and logs/).
@@ -95,7 +95,7 @@ class Context:
 class Done:
     """Result of a command."""
 
-    rc: int | None  # None if its time was up
+    rc: int | None  # None after the time budget
     seconds: float
     stdout: str
     stderr: str
@@ -108,7 +108,7 @@ class Done:
 def run(
     context: Context, name: str, command: Sequence[str], seconds: float, *, env: dict[str, str] | None = None
 ) -> Done:
-    """Run a command in a new process group, kill it when its time is up, and write its output to logs/NAME."""
+    """Run a command in a new process group, kill it after its time budget, and write its output to logs/NAME."""
     log, clock = context.logs / name, time.perf_counter()
     log.parent.mkdir(parents=True, exist_ok=True)
     budget = max(1.0, min(seconds * (5 if context.is_dry else 1), context.left))  # a shared CPU may be slow
@@ -148,10 +148,10 @@ def cifarnet(*words: str | Path) -> list[str]:
 
 
 def facts_of(done: Done) -> dict[str, Any]:
-    """Return what a record keeps of a command."""
+    """Return exit code, seconds and error of a command for a record."""
     facts: dict[str, Any] = {"rc": done.rc, "seconds": done.seconds}
     if done.rc != 0:
-        facts["error"] = "its time was up" if done.rc is None else done.last_error
+        facts["error"] = "its time budget is used up" if done.rc is None else done.last_error
     return facts
 
 
@@ -215,7 +215,7 @@ def dry(context: Context) -> list[str]:
 
 
 def checks(context: Context) -> dict[str, Any]:
-    """Run tests, smoke and resume at once, because none of them is timed."""
+    """Run tests, smoke and resume in parallel, because none of them is timed."""
     with ThreadPoolExecutor() as pool:
         found = {name: pool.submit(stage, context) for name, stage in CHECKS.items()}
         return {name: tried(future.result) for name, future in found.items()}
@@ -224,7 +224,7 @@ def checks(context: Context) -> dict[str, Any]:
 def tried(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return function()
-    except Exception as error:  # of these scripts; the other stages run
+    except Exception as error:  # a bug in this script must not stop the other stages
         return {"error": f"{type(error).__name__}: {error}"}
 
 
@@ -267,7 +267,7 @@ def junit(path: Path) -> dict[str, str]:
 
 
 def smoke(context: Context) -> dict[str, Any]:
-    """Train each recipe by the command line, long enough to capture and replay, and check its backend."""
+    """Train each recipe with the command line, long enough to capture and replay, and check its backend."""
     jobs = [
         *((recipe, "cuda-graph") for recipe in RECIPES),
         ("reference", "eager"),
@@ -327,7 +327,7 @@ def resume(context: Context) -> dict[str, Any]:
         "uninterrupted_runs_are_equal": equal(folder / "one", folder / "other"),
         "resumed_run_is_equal": equal(folder / "one", folder / "stopped"),
     }
-    if third.rc == 143:  # as shells count a SIGTERM
+    if third.rc == 143:  # 128 + SIGTERM, the expected end
         stopped_facts: Any = found["stopped"]
         stopped_facts.pop("error", None)
     save_json(context.logs / "resume.json", found)
@@ -346,7 +346,7 @@ def equal(one: Path, other: Path) -> bool | str:
 
 
 def profile(recipe: str) -> Callable[[Context], dict[str, Any]]:
-    """Make a stage that profiles the training step of a recipe: kernels, gaps, parts of an epoch, what-ifs."""
+    """Build a stage that profiles the training step of a recipe: kernels, gaps, parts of an epoch, what-ifs."""
 
     def stage(context: Context) -> dict[str, Any]:
         report = context.reports / f"profile-{recipe}.json"
@@ -380,7 +380,7 @@ def unpack(context: Context) -> dict[str, Any]:
         if missing and context.is_dry:
             return {"skipped": "a dry run needs no CIFAR-10"}
         if missing:
-            return {"error": f"half of the data is not here: {', '.join(missing)}", "fatal": True}
+            return {"error": f"Files of CIFAR-10 are missing: {', '.join(missing)}. Copy all of them", "fatal": True}
         done = run(context, "unpack", python(packed / "make_cifar10.py", "data"), 60)
         facts = {**facts_of(done), "fatal": done.rc != 0}
     code = "from cifarnet import load_cifar10; print(load_cifar10('data', download=False).train.fingerprint)"
@@ -391,7 +391,7 @@ def unpack(context: Context) -> dict[str, Any]:
 def accuracy(
     recipe: str, runs: int, *words: str, seconds: float, name: str | None = None
 ) -> Callable[[Context], dict[str, Any]]:
-    """Make a stage that runs cifarnet bench accuracy."""
+    """Build a stage that runs cifarnet bench accuracy."""
     report = name or f"accuracy-{recipe}"
 
     def stage(context: Context) -> dict[str, Any]:
@@ -432,7 +432,7 @@ def accuracy(
 
 
 def train(recipe: str, seeds: int, *, seconds: float) -> Callable[[Context], dict[str, Any]]:
-    """Make a stage that runs cifarnet train in a new process per seed and keeps the reports."""
+    """Build a stage that runs cifarnet train in a new process per seed, and keeps the reports."""
 
     def stage(context: Context) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -474,7 +474,7 @@ def training(context: Context) -> dict[str, Any]:
 
 
 def start(context: Context) -> dict[str, Any]:
-    """Run cifarnet bench start: whole reference runs in new processes."""
+    """Run cifarnet bench start, which trains whole reference runs in new processes."""
     size = ["--runs", "1", "--epochs", "1"] if context.is_dry else ["--runs", "2", "--epochs", "10"]
     found = bench(context, "start", 60, "start", "--data", context.data, *size, *context.options())
     whole = found.pop("document")
@@ -511,7 +511,7 @@ def extra(context: Context) -> dict[str, Any]:
     return {**facts_of(done), "tail": done.stdout.strip().splitlines()[-10:]}
 
 
-#: Stages that run at once.
+#: Stages that run in parallel.
 CHECKS = {"tests": tests, "smoke": smoke, "resume": resume}
 
 #: Name, least seconds and function. A stage is skipped if fewer seconds are left.
@@ -551,7 +551,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=200)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", metavar="STAGE", help="tests, smoke and resume alone are possible too")
+    parser.add_argument("--only", nargs="+", metavar="STAGE", help="names of stages, also tests, smoke and resume")
     parser.add_argument("--dry", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -576,7 +576,7 @@ def main() -> int:
         context.save()
         print(json.dumps(shortened(record)), flush=True)
         if record.get("fatal"):
-            print("CIFAR-10 is missing: run the first part again, then this one", flush=True)
+            print("CIFAR-10 is missing. Run the first part again, then this one", flush=True)
             return 3
     if args.which == "first":
         print(verdict(context), flush=True)
@@ -585,7 +585,7 @@ def main() -> int:
 
 
 def verdict(context: Context) -> str:
-    """Say whether the second part is worth its time."""
+    """Return GO or FIX FIRST for the second part, and a line per fault."""
     checks: dict[str, Any] = {}
     for record in context.records:
         checks |= (
@@ -612,7 +612,7 @@ def verdict(context: Context) -> str:
 
 
 def shortened(value: Any, depth: int = 0) -> Any:
-    """Shorten a record for the output."""
+    """Shorten a record for standard output."""
     if isinstance(value, dict):
         return {
             key: shortened(one, depth + 1)
@@ -634,7 +634,7 @@ def stop(context: Context) -> None:
 
 
 def make_dry_data(folder: Path) -> None:
-    """Make a folder of a few pictures for a dry run."""
+    """Create a folder of 200 pictures for a dry run."""
     if folder.exists():
         return
     from PIL import Image

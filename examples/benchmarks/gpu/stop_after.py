@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run ``cifarnet ARGS`` with a SIGTERM to itself after COUNT steps: stop_after.py COUNT ARGS..."""
+"""Command ``cifarnet ARGS`` that sends SIGTERM to itself after COUNT steps: stop_after.py COUNT ARGS..."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from cifarnet.training.state import TrainState
 
 
 def main() -> int:
-    """Run the command."""
+    """Run the command and return its exit code."""
     count, *arguments = sys.argv[1:]
     left = int(count)
     complete_step = TrainState.complete_step

@@ -1,4 +1,4 @@
-"""Saved tensors into live networks and optimizers: compare everything first, then copy into place."""
+"""Restoring of saved tensors: compare all of them with the network or optimizer, then copy them in place."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = [
     "unwrapped_state_dict",
 ]
 
-#: Entries of a parameter group that say how the update is computed, not what it is.
+#: Entries of a parameter group that select the kernels of the update, not its result.
 OPTIMIZER_FLAGS = ("capturable", "differentiable", "foreach", "fused")
 
-#: How many differences a message lists; the first ones tell what happened.
+#: Largest number of differences that an error message lists.
 MAX_NAMED = 5
 
-#: States of torch's optimizers that have the shape of their parameter, and show that a file is of another network.
+#: States of torch's optimizers that have the shape of their parameter. Another shape means another network.
 _PARAMETER_SHAPED = (
     "exp_avg",
     "exp_avg_sq",
@@ -42,14 +42,14 @@ _AVERAGE_COUNT = "n_averaged"  # AveragedModel's own buffer: a count, not a weig
 
 
 def unwrapped_state_dict(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights and buffers of a network under the names that they have without wrappers.
+    """Return the weights and buffers of a network by the names that they have without wrappers.
 
     Args:
-        model: A network, perhaps inside ``torch.compile``, ``DistributedDataParallel`` or ``AveragedModel``, or
-            several of them; parts of it may be compiled too. Or its ``state_dict``.
+        model: Network or its ``state_dict``. Any number of ``torch.compile``, ``DistributedDataParallel`` and
+            ``AveragedModel`` may wrap it, and ``torch.compile`` may wrap parts of it.
 
     Returns:
-        The network's own tensors, detached, by name.
+        Tensors of the network by name, detached.
 
     Example:
         >>> list(unwrapped_state_dict(nn.DataParallel(nn.Linear(2, 3))))
@@ -59,7 +59,7 @@ def unwrapped_state_dict(model: nn.Module | Mapping[str, Tensor]) -> dict[str, T
     bare = {name.replace("._orig_mod.", "."): tensor for name, tensor in tensors.items()}
     while True:
         names = bare.keys() - {_AVERAGE_COUNT}
-        # Only a prefix of all names is a wrapper's: a network may have a part that is called module.
+        # Only a prefix of all names belongs to a wrapper, because a network may have a part called module.
         prefix = next((p for p in _WRAPPERS if names and all(name.startswith(p) for name in names)), None)
         if prefix is None:
             return bare
@@ -69,17 +69,17 @@ def unwrapped_state_dict(model: nn.Module | Mapping[str, Tensor]) -> dict[str, T
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str, built_with: str = "") -> None:
     """Copy saved weights into a network.
 
-    Names are compared without the prefixes of wrappers, on both sides. Each tensor is copied into the storage
-    that is there, so that memory formats stay and an optimizer keeps its parameters.
+    Names are compared without the prefixes of wrappers. Each tensor is copied into the existing storage, so that memory
+    formats do not change and an optimizer keeps its parameters.
 
     Args:
-        model: The network; changed only if everything fits.
+        model: Network, which is changed only if all tensors fit.
         weights: Tensors by name, on any device.
-        source: What messages call the file.
-        built_with: How the file's network was built, ``"CifarCNN(num_classes=10)"``, if it is known.
+        source: Name of the file in error messages.
+        built_with: Network of the file as code, such as ``"CifarCNN(num_classes=10)"``; empty if it is unknown.
 
     Raises:
-        CheckpointMismatchError: If a name, a shape or a dtype differs; it lists the first five.
+        CheckpointMismatchError: If a name, a shape or a dtype differs. The message lists the first five differences.
 
     Example:
         >>> model = nn.Linear(2, 3)
@@ -89,23 +89,30 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str
     """
     check_weights(model, weights, source=source, built_with=built_with)
     saved, targets = unwrapped_state_dict(weights), unwrapped_state_dict(model)
-    without = (f"{name} has no storage in the model (it is on the meta device)" for name in targets)
-    _refuse((told for told, target in zip(without, targets.values(), strict=True) if target.is_meta), source, "move it")
+    without_storage = (
+        f"{name} has no storage in the model, because it is on the meta device"
+        for name, target in targets.items()
+        if target.is_meta
+    )
+    _refuse(without_storage, f"{source} cannot be loaded", 'Call model.to_empty(device="cpu") first')
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(saved[name])
 
 
 def check_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str, built_with: str = "") -> None:
-    """Compare names, shapes and dtypes, which a network on the meta device has too; see `load_weights`.
+    """Compare names, shapes and dtypes of weights with those of a network, which may be on the meta device.
 
     Args:
-        model: The network that shall have the weights.
-        weights: What a file holds.
-        source: Which file, for the message.
-        built_with: What the network was built with, for the message.
+        model: Network for the weights.
+        weights: Tensors by name.
+        source: Name of the file in error messages.
+        built_with: Network of the file as code; empty if it is unknown.
+
+    Raises:
+        CheckpointMismatchError: If a name, a shape or a dtype differs.
     """
-    remedy = f"built with {built_with}" if built_with else "build the model as the file's was built"
+    remedy = f"The file holds {built_with}. Build the same model" if built_with else "Build the model of the file"
     differences = _weight_differences(unwrapped_state_dict(weights), unwrapped_state_dict(model))
     _refuse(differences, f"{source} does not fit the model", remedy)
 
@@ -122,18 +129,18 @@ def _weight_differences(saved: Mapping[str, Tensor], targets: Mapping[str, Tenso
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load what ``optimizer.state_dict()`` once gave, in the memory format of the parameters.
+    """Load a saved ``optimizer.state_dict()`` in the memory format of the parameters.
 
-    torch's own ``load_state_dict`` keeps the format of the saved tensors, which a file always holds contiguous.
-    With ``fused=True`` contiguous Adam moments beside channels-last weights are read in the wrong order, and the
-    network silently trains wrong.
+    ``load_state_dict`` of torch keeps the memory format of the saved tensors, which are contiguous in a file. With
+    ``fused=True``, Adam reads contiguous moments of channels-last weights in the wrong order, without an error.
 
     Args:
-        optimizer: Over parameters of the same number, order and shapes; changed only if everything fits.
-        state: With ``"state"`` and ``"param_groups"``; its tensors are copied.
+        optimizer: Optimizer of parameters of the same number, order and shapes. It is changed only if all of the state
+            fits.
+        state: Dictionary with ``"state"`` and ``"param_groups"``. Its tensors are copied.
 
     Raises:
-        CheckpointMismatchError: If the groups or the shapes differ; it lists the first five.
+        CheckpointMismatchError: If groups or shapes differ. The message lists the first five differences.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.zeros(2)], lr=0.1)
@@ -142,14 +149,14 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
         >>> other.param_groups[0]["lr"]
         0.1
     """
-    what, remedy = "the file does not fit the optimizer", "use the optimizer that the run was started with"
+    what, remedy = "The file does not fit the optimizer", "Use the optimizer that the run was started with"
     groups, saved, live_groups = state.get("param_groups", []), state.get("state", {}), optimizer.param_groups
     _refuse(_group_differences(groups, live_groups), what, remedy)
     indices = chain.from_iterable(group["params"] for group in groups)
     params = dict(zip(indices, chain.from_iterable(group["params"] for group in live_groups), strict=True))
     _refuse(_state_differences(saved, params), what, remedy)
 
-    # An optimizer may keep a state of all parameters under a key of its own. It goes to the device of the first one.
+    # A state under another key belongs to all parameters. It is moved to the device of the first one.
     first = next(iter(params.values()))
     placed = {key: _placed(value, params.get(key, first), str(key)) for key, value in saved.items()}
     settings = [_on_device_of(live, group) for group, live in zip(groups, live_groups, strict=True)]
@@ -161,10 +168,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
 
 
 def follow_weights(optimizer: torch.optim.Optimizer) -> None:
-    """Bring an optimizer's state to the device, dtype and memory format that its parameters were moved to.
+    """Move the state of an optimizer to the device, dtype and memory format that its parameters were moved to.
 
     Args:
-        optimizer: Perhaps with moments from training before the move.
+        optimizer: Optimizer, which may have moments from training before the move.
     """
     state = optimizer.state_dict()
     params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
@@ -198,7 +205,7 @@ def _group_differences(saved: Sequence[Mapping[str, Any]], own: Sequence[Mapping
             f"group {index} has {key} only in the file" for key in group if key not in own_group and key != "initial_lr"
         )
         if group.get("param_names") != own_group.get("param_names"):
-            yield f"group {index} names its parameters otherwise, or in another order"
+            yield f"group {index} has other parameter names, or another order of them"
 
 
 def _state_differences(saved: Mapping[Any, Mapping[str, Any]], params: Mapping[Any, Tensor]) -> Iterator[str]:
@@ -214,7 +221,7 @@ def _state_differences(saved: Mapping[Any, Mapping[str, Any]], params: Mapping[A
 
 
 def _placed(value: Any, param: Tensor, key: str) -> Any:
-    """Copy a state as it was saved to the device of its parameter, in the memory format of the parameter."""
+    """Copy a saved state to the device and memory format of its parameter, without changing its dtype."""
     if isinstance(value, Mapping):
         return {name: _placed(entry, param, str(name)) for name, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -222,17 +229,17 @@ def _placed(value: Any, param: Tensor, key: str) -> Any:
     if not isinstance(value, Tensor):
         return value
     if key == "step":
-        return value.clone()  # torch decides about its device
+        return value.clone()  # load_state_dict of torch chooses its device
     if value.shape != param.shape:
         return value.to(param.device, copy=True)
     return torch.empty_like(param, dtype=value.dtype, memory_format=torch.preserve_format).copy_(value)
 
 
 def _on_device_of(live: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a group, with a learning rate of the optimizer's own kind.
+    """Merge the saved settings of a group into those of the optimizer.
 
-    A setting that the file does not know, because a newer torch brought it, stays the optimizer's own; so does how
-    the update is computed, which depends on the machine.
+    The optimizer keeps its own value of settings that the file lacks, because a newer torch added them. It also keeps
+    its own `OPTIMIZER_FLAGS`, because they depend on the machine.
     """
     return dict(live) | {
         key: _like(live[key], value) if key == "lr" else value
@@ -242,7 +249,7 @@ def _on_device_of(live: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str
 
 
 def _like(live: Any, value: Any) -> Any:
-    """A learning rate as the optimizer's own is kept: a tensor where it lies, or a float."""
+    """Convert a learning rate to the type of the optimizer's own: a tensor on its device, or a float."""
     if isinstance(live, Tensor):
         return torch.as_tensor(value, dtype=live.dtype, device="cpu").to(live.device, copy=True)
     return float(value)
@@ -253,7 +260,7 @@ def _refuse(differences: Iterator[str], what: str, remedy: str) -> None:
     if named:
         rest = sum(1 for _ in differences)
         more = f"; and {rest} more" if rest else ""
-        raise CheckpointMismatchError(f"{what}: {'; '.join(named)}{more}; {remedy}")
+        raise CheckpointMismatchError(f"{what}: {'; '.join(named)}{more}. {remedy}")
 
 
 def _shape(tensor: Tensor) -> str:

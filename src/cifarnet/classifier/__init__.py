@@ -1,4 +1,4 @@
-"""A trained network together with all that is needed to use it right."""
+"""Classifier: a trained network with its preprocessing and its class names."""
 
 from cifarnet.classifier.classifier import Classifier
 from cifarnet.classifier.prediction import Prediction

@@ -1,4 +1,4 @@
-"""`Classifier`: load, save, predict, evaluate, calibrate."""
+"""Classifier: load, save, predict, evaluate, calibrate."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ __all__ = ["Classifier"]
 
 
 class Classifier:
-    """Weights, preprocessing and class names that belong together. The network is always in evaluation mode.
+    """Network in evaluation mode, with its preprocessing and class names.
 
     Args:
         model: Network from images ``(N, C, H, W)`` to logits ``(N, K)``. It is moved to the device in place.
@@ -55,23 +55,23 @@ class Classifier:
         classes: The ``K`` class names in the order of the logits; empty if they are unknown.
         device: ``"auto"`` (CUDA if there is a GPU, else the CPU) or an argument of `torch.device`.
         precision: ``"auto"``, ``"bf16"``, ``"float32"`` or ``"float64"``; see `Trainer`.
-        selected_by: How the weights were chosen: monitor, epoch, value.
-        metadata: Plain values that the `Checkpointer` was given, such as the recipe.
-        temperature: Divisor of the logits before the softmax. `calibrate` finds it.
+        selected_by: Monitor, epoch and value that selected the weights.
+        metadata: Plain values from the `Checkpointer`, such as the recipe.
+        temperature: Divisor of the logits before the softmax. `calibrate` fits it.
 
     Attributes:
-        model: The network, on its device, in evaluation mode.
-        classes: Class names, a tuple.
+        model: Network, on its device, in evaluation mode.
+        classes: Tuple of the class names; empty if they are unknown.
         device: A `torch.device`.
-        precision: A `Precision`: its name, and the number format of the weights.
-        selected_by: How the weights were chosen; empty if that is unknown.
-        metadata: Plain values of the run.
+        precision: A `Precision`, with its name and the dtype of the weights.
+        selected_by: Monitor, epoch and value that selected the weights; empty if they are unknown.
+        metadata: Plain values from the `Checkpointer`.
         temperature: Divisor of the logits before the softmax.
 
     Raises:
-        InputError: If ``classes`` are no sequence of distinct, non-empty names.
-        SettingError: If the network cannot take what ``preprocess`` makes, or has another number of classes, or the
-            temperature is outside `TEMPERATURE_RANGE`.
+        InputError: If ``classes`` is not a sequence of distinct, non-empty names.
+        SettingError: If the network does not fit the preprocessed images or the number of classes, or the temperature
+            is outside `TEMPERATURE_RANGE`.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Classifier:
         self.selected_by = dict(selected_by or {})
         self.metadata = dict(metadata or {})
         self.temperature = float(temperature)
-        self._data: dict[str, Any] | None = None  # what the file says of the training images
+        self._data: dict[str, Any] | None = None  # name, size and fingerprint of the training images
         if preprocess is not None:
             check_model_fits(
                 self.model,
@@ -109,7 +109,7 @@ class Classifier:
 
     @property
     def preprocess(self) -> Preprocess:
-        """Preprocessing that the network needs. It may be set.
+        """Preprocessing that the network needs. You may set it.
 
         Raises:
             InputError: If the network was trained on floating batches and their preprocessing was not passed.
@@ -141,27 +141,28 @@ class Classifier:
         """Load the best weights of a run, with their preprocessing and class names.
 
         Args:
-            path: A run's directory, or a ``best.safetensors``.
-            model: The network to load them into; needed only for one that is not the library's.
-            preprocess: Preprocessing of a run on floating batches, whose file has none; ``None`` takes that of the
+            path: Directory of a run, or its ``best.safetensors``.
+            model: Network that receives the weights. It is needed only if the network is not one of the library's.
+            preprocess: Preprocessing of a run on floating batches, because its file has none; ``None`` uses that of the
                 file.
-            device: See the class.
-            precision: ``None`` takes that of the run, so that its numbers come out again.
+            device: ``"auto"`` (CUDA if there is one, else the CPU) or an argument of `torch.device`.
+            precision: Precision of the classifier; ``None`` uses that of the run and so reproduces its metrics.
 
         Returns:
             The classifier.
 
         Raises:
-            CheckpointNotFoundError: If there is no such file.
-            CheckpointCorruptError: If it is truncated, altered or no checkpoint, or its weights are not those of the
-                network that it describes. Memory is taken for no more than the file holds.
-            CheckpointMismatchError: If its weights do not fit ``model``, or preprocessing and classes not the network.
-            SettingError: If there is no such device or precision.
-            UnsafeCheckpointError: If it is a pickle.
+            CheckpointNotFoundError: If the file does not exist.
+            CheckpointCorruptError: If the file is truncated, altered or not a checkpoint, or its weights do not fit the
+                network that it describes. This check allocates no more memory than the size of the file.
+            CheckpointMismatchError: If the weights do not fit ``model``, or the network does not fit preprocessing and
+                classes.
+            SettingError: If the device or the precision does not exist.
+            UnsafeCheckpointError: If the file is a pickle.
         """
         resolved = resolve_device(device)
         if precision is not None:
-            resolve_precision(precision, resolved)  # both before anything is read
+            resolve_precision(precision, resolved)  # before the file is read
         weights, values = load_best(path)
         described = parse_metadata(values, name=str(path))
         preprocess = described.preprocess if preprocess is None else preprocess
@@ -186,18 +187,19 @@ class Classifier:
         return classifier
 
     def save(self, directory: str | Path) -> Path:
-        """Write a ``best.safetensors`` that `load` makes the same classifier of, temperature included.
+        """Write a ``best.safetensors`` from which `load` builds the same classifier, with its temperature.
 
         Args:
-            directory: Made if need be. Best weights that are there must be the same: nothing else is replaced.
+            directory: Directory of the file, created if it does not exist. If it holds a ``best.safetensors`` already,
+                the weights in it must be equal.
 
         Returns:
-            The file.
+            Path of the file.
 
         Raises:
             RunExistsError: If the directory holds a run with other weights.
             RunDirectoryBusyError: If another process is training in the directory.
-            CheckpointError: If the file there cannot be read, or the new one not be written.
+            CheckpointError: If the present file cannot be read, or the new one cannot be written.
         """
         checkpointer = Checkpointer(directory)
         weights = {name: tensor.cpu() for name, tensor in unwrapped_state_dict(self.model).items()}
@@ -215,13 +217,13 @@ class Classifier:
         with checkpointer:
             if checkpointer.best_path.exists() and not _are_equal(checkpointer.read_best()[0], weights):
                 raise RunExistsError(
-                    f"{checkpointer.directory} holds a run with other weights, or in another precision; save "
-                    "to another directory"
+                    f"{checkpointer.directory} holds a run with other weights, or in another precision. Save to "
+                    "another directory"
                 )
             return checkpointer.save_best(weights, description)
 
     @overload
-    def predict(  # type: ignore[overload-overlap]  # a str is a sequence of them, and is one path
+    def predict(  # type: ignore[overload-overlap]  # a str is one path, and also a sequence of str
         self, images: ImageLike, *, top_k: int = 5, tta: TTA | None = None
     ) -> Prediction: ...
     @overload
@@ -229,25 +231,25 @@ class Classifier:
     def predict(
         self, images: ImageLike | Sequence[ImageLike], *, top_k: int = 5, tta: TTA | None = None
     ) -> Prediction | list[Prediction]:
-        """Tell what an image shows: one in, one out; a list in, a list out.
+        """Predict the class of an image, or of each image of a list.
 
-        The image may have any size: as in training, it is cropped to the square in its centre and resized. Colour mode,
-        transparency, channel order, range and device are seen to, see `cifarnet.images.to_pixels`.
+        An image may have any size. It is cropped to the square in its centre and resized, as in training. Colour modes,
+        transparency, channel orders, ranges and devices are converted, see `cifarnet.images.to_pixels`.
 
         Args:
             images: Path, bytes of a picture file, open binary file, Pillow image, array or tensor, or a list of them.
                 Arrays and tensors are uint8, or floating in ``[0, 1]`` and not normalised; their shape is
                 ``(H, W, C)``, ``(C, H, W)`` or ``(H, W)``.
-            top_k: How many classes to name at most.
+            top_k: Largest number of classes in the prediction.
             tta: Test-time augmentation; ``None`` predicts each image once.
 
         Returns:
-            A prediction, or a list of them.
+            A prediction, or a list of predictions for a list of images.
 
         Raises:
-            InputError: If something is no such image; the message says what was expected and what was given.
+            InputError: If a value is not such an image.
             SettingError: If ``top_k`` is below 1, or ``tta`` is unknown.
-            NonFiniteLogitsError: If the network gives NaN or infinity.
+            NonFiniteLogitsError: If the network returns NaN or infinity.
 
         Example:
             >>> from cifarnet import CifarCNN, Preprocess
@@ -268,7 +270,7 @@ class Classifier:
     def _predict(
         self, images: Sequence[ImageLike], top_k: int, tta: TTA | None, start: int | None = None
     ) -> list[Prediction]:
-        """One batch; ``start`` is the place of its first image in a list."""
+        """Predict a batch. ``start`` is the index of its first image in the list of the caller."""
         pixels = [self._to_pixels(image, None if start is None else start + i) for i, image in enumerate(images)]
         with evaluation_mode(self.model):
             batch = torch.stack(pixels).to(self.device)  # (N, C, size, size)
@@ -276,10 +278,10 @@ class Classifier:
         logits = logits.cpu().double()
         if not bool(logits.isfinite().all()):
             raise NonFiniteLogitsError(
-                f"the network gives NaN or infinity in {self.precision.name}; its weights may be broken, or "
-                'precision="float32" may help'
+                f"The network returns NaN or infinity in {self.precision.name}. Check that its weights are finite, or "
+                'use precision="float32"'
             )
-        # By the logits, and stable: of equal ones the first wins, as where evaluation counts, at any temperature.
+        # A stable sort of the logits: the first of equal classes wins, as in `evaluate`, at any temperature.
         classes = logits.sort(dim=1, descending=True, stable=True).indices
         ranked = (logits / self.temperature).softmax(dim=1).gather(1, classes)
         predictions = []
@@ -289,16 +291,16 @@ class Classifier:
         return predictions
 
     def to_pixels(self, images: ImageLike | Sequence[ImageLike]) -> Images:
-        """Images as the network gets them before they are normalised: cropped to a square, of its size, stacked.
+        """Crop images to a square, resize them for the network and stack them, without normalising them.
 
         Args:
-            images: What `predict` takes: one image, or a list of them.
+            images: An image that `predict` accepts, or a list of such images.
 
         Returns:
-            uint8, shape ``(N, C, size, size)``, on the CPU; ``N`` is 1 for one image.
+            Images on the CPU, uint8, shape ``(N, C, size, size)``; ``N`` is 1 for one image.
 
         Raises:
-            InputError: If something is no image, or there is none.
+            InputError: If a value is not an image, or the list is empty.
 
         Example:
             >>> from cifarnet import CifarCNN, Preprocess
@@ -309,42 +311,43 @@ class Classifier:
         if isinstance(images, str | bytes) or not isinstance(images, Sequence):
             return self._to_pixels(images, None)[None]
         if not images:
-            raise InputError("there are no images; give at least one")
+            raise InputError("There are no images. Pass at least one")
         return torch.stack([self._to_pixels(image, i) for i, image in enumerate(images)])  # type: ignore[arg-type]  # mypy takes a memoryview for bytes
 
     def _to_pixels(self, image: ImageLike, position: int | None) -> Tensor:
-        """One image as it lies in memory for training: uint8 of the network's size, shape ``(C, size, size)``."""
+        """Convert one image to uint8 of the network's size, shape ``(C, size, size)``."""
         try:
             return resize_images(to_pixels(image, channels=len(self.preprocess.mean)), self.preprocess.size)
         except InputError as error:
-            if position is None or isinstance(image, str | Path):  # whose error names the file
+            if position is None or isinstance(image, str | Path):  # the error names the file
                 raise
-            raise InputError(f"image {position} of the list: {error}") from error
+            raise InputError(f"Image {position} of the list: {error}") from error
 
     def class_name(self, index: int) -> str:
-        """The name of a class, or ``class 3`` where nobody knew the names.
+        """Return the name of a class, or ``class 3`` if the names are unknown.
 
         Args:
-            index: Of the logit, from 0.
+            index: Index of the logit, from 0.
         """
         return self.classes[index] if self.classes else f"class {index}"
 
     def check_classes(self, data: ImageDataset) -> None:
-        """Refuse labelled images of other classes than the network's own.
+        """Refuse labelled images whose classes are not those of the network.
 
         Args:
-            data: The labelled images.
+            data: Labelled images.
 
         Raises:
             InputError: If the classes differ.
-            SettingError: If nobody knows the classes of the network, and it tells another number of them apart.
+            SettingError: If the class names of the network are unknown, and its number of logits is not the number of
+                classes of ``data``.
         """
         if self.classes and data.classes != self.classes:
             raise InputError(
-                f"the network tells {_some(self.classes)} apart, the images are {_some(data.classes)}; evaluate on "
-                "data with the classes it was trained on"
+                f"The network predicts {_some(self.classes)}, and the images have {_some(data.classes)}. Use images "
+                "with the classes of the training"
             )
-        if not self.classes:  # on CUDA, a label without a logit would not raise but break the process
+        if not self.classes:  # on CUDA, a label without a logit breaks the process
             check_model_fits(
                 self.model,
                 data.images[:1],
@@ -355,15 +358,15 @@ class Classifier:
             )
 
     def evaluate(self, data: Data, *, tta: TTA | None = None) -> Evaluation:
-        """Score the network on labelled images.
+        """Evaluate the network on labelled images.
 
         Args:
             data: An `ImageDataset` with the same classes, or an iterable of ``(images, labels)`` batches.
             tta: Test-time augmentation; ``None`` predicts each image once.
 
         Returns:
-            All scores; the loss is cross-entropy, whatever the network was trained with. Probabilities, and what is
-            computed from them, have the temperature of `calibrate`. It names the test-time augmentation.
+            All metrics, and the test-time augmentation. The loss is cross-entropy, also if the network was trained
+            with another one. The temperature of `calibrate` applies to probabilities and to metrics of them.
 
         Raises:
             InputError: If the classes differ.
@@ -385,23 +388,23 @@ class Classifier:
         )
 
     def calibrate(self, val: Data, *, tta: TTA | None = None) -> float:
-        """Find the temperature at which the probabilities suit held-out images best, and use it from now on.
+        """Fit the temperature to validation images, and use it for all later probabilities.
 
-        No class gets ahead of another by it: labels and accuracy stay. `save` keeps it.
+        Temperature scaling does not change the predicted class, so accuracy is unchanged. `save` stores it.
 
         Args:
-            val: Images that the network has not learnt from, with the same classes. Not the test images: what is found
-                on them says nothing about others.
-            tta: Test-time augmentation of later predictions. Averaged logits are less confident, so a temperature
-                is right only for the ``tta`` that it was found with.
+            val: Validation images with the same classes, which the network was not trained on. If you pass the test
+                images, the test metrics of the probabilities become too good.
+            tta: Test-time augmentation of later predictions. A temperature is valid only for the ``tta`` that it was
+                fitted with, because averaged logits are less confident.
 
         Returns:
-            The temperature; see `fit_temperature`.
+            The temperature, see `fit_temperature`.
 
         Raises:
-            InputError: If the classes differ, or no temperature is the best: the network is right about all images, or
-                does no better than guessing.
-            NonFiniteLogitsError: If the network gives NaN or infinity.
+            InputError: If the classes differ, or no temperature is the best, because the network is right about all
+                images or no better than guessing.
+            NonFiniteLogitsError: If the network returns NaN or infinity.
             SettingError: If ``tta`` is unknown.
         """
         check_tta(tta)
@@ -428,7 +431,7 @@ class Classifier:
 
 
 def _are_equal(saved: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
-    """Whether two networks have the same weights, to the bit and in the same number format."""
+    """Return whether two networks have equal weights of equal dtypes."""
     return saved.keys() == weights.keys() and all(
         saved[name].dtype == tensor.dtype and torch.equal(saved[name], tensor) for name, tensor in weights.items()
     )

@@ -1,4 +1,4 @@
-"""Metadata of ``best.safetensors``: parsed as untrusted input, and turned into a network."""
+"""Metadata of ``best.safetensors``, parsed as untrusted input, and the network that it describes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cifarnet.checkpoint.layout import corrupt
 from cifarnet.checkpoint.restore import check_weights
-from cifarnet.errors import CheckpointCorruptError, CheckpointMismatchError, SettingError
+from cifarnet.errors import CheckpointMismatchError, SettingError
 from cifarnet.inference import TEMPERATURE_RANGE, resolve_precision
 from cifarnet.inference.evaluate import check_model_fits
 from cifarnet.models import MODELS, build_model
@@ -22,10 +22,10 @@ from cifarnet.transforms import Preprocess
 
 __all__ = ["MAX_IMAGE_VALUES", "ClassifierMetadata", "build_from_metadata", "constructor_call", "parse_metadata"]
 
-#: How large ``C * size * size`` may be: 2,364 pixels a side in colour. An image is allocated before it is needed.
+#: Largest ``C * size * size``: a side of 2,364 pixels in colour. The check of the network allocates such an image.
 MAX_IMAGE_VALUES = 2**24
 
-#: The largest whole number among a network's arguments: far beyond any use, and no product of a few overflows.
+#: Largest integer among a network's arguments. No product of a few of them overflows.
 MAX_ARGUMENT = 2**20
 
 _Schema: TypeAlias = "dict[str, _Schema] | Callable[[Any], bool]"
@@ -33,18 +33,18 @@ _Schema: TypeAlias = "dict[str, _Schema] | Callable[[Any], bool]"
 
 @dataclass(frozen=True)
 class ClassifierMetadata:
-    """A description whose every field has its type and a possible value; whether they fit together is not known.
+    """Metadata whose fields have the right type and range each. Contradictions between fields are not checked.
 
     Attributes:
-        model: Name of the network.
-        arguments: What builds it; ``None`` for a user's own network.
+        model: Class name of the network.
+        arguments: Constructor arguments of the network; ``None`` for a user's own network.
         preprocess: Preprocessing of the training images; ``None`` if they were floating batches.
-        classes: Names of the classes; none where nobody knew them.
-        precision: Number format of the run.
-        selected_by: How the weights were chosen: monitor, epoch, value.
-        metadata: Plain values that the `Checkpointer` was given.
-        data: Name, size and fingerprint of the training images, if they are known.
-        temperature: What logits are divided by where they become probabilities.
+        classes: Names of the classes; empty if they are unknown.
+        precision: Precision of the run.
+        selected_by: Monitor, epoch and value that selected the weights.
+        metadata: Plain values from the `Checkpointer`.
+        data: Name, size and fingerprint of the training images; ``None`` if they are unknown.
+        temperature: Divisor of the logits before the softmax.
     """
 
     model: str
@@ -59,14 +59,14 @@ class ClassifierMetadata:
 
 
 def parse_metadata(description: Mapping[str, Any], *, name: str) -> ClassifierMetadata:
-    """Check what a file says of its weights.
+    """Check the type and range of each field of the metadata.
 
     Args:
-        description: As `load_best` gives it.
-        name: What messages call the file.
+        description: Metadata from `load_best`.
+        name: Name of the file in error messages.
 
     Returns:
-        The same, typed.
+        The metadata, typed.
 
     Raises:
         CheckpointCorruptError: If a field is missing or unknown, or has another type or an impossible value.
@@ -78,7 +78,7 @@ def parse_metadata(description: Mapping[str, Any], *, name: str) -> ClassifierMe
         _check(description, _SCHEMA, "")
         model, preprocess = description["model"], _parse_preprocess(description["preprocess"])
     except ValueError as error:
-        raise corrupt(f"{name} does not describe its weights: {error}") from None
+        raise corrupt(f"{name} has invalid metadata: {error}") from None
     return ClassifierMetadata(
         model["name"],
         model["arguments"],
@@ -97,17 +97,20 @@ def _parse_preprocess(values: Mapping[str, Any] | None) -> Preprocess | None:
         return None
     _check(values, _PREPROCESS, "preprocess")
     if values["size"] ** 2 * len(values["mean"]) > MAX_IMAGE_VALUES:
-        raise ValueError(f"an image of {len(values['mean'])} channels and {values['size']} pixels a side")
+        raise ValueError(f"an image has {len(values['mean'])} channels and a side of {values['size']} pixels")
     return Preprocess(values["size"], tuple(values["mean"]), tuple(values["std"]))
 
 
 def build_from_metadata(
     described: ClassifierMetadata, preprocess: Preprocess | None, weights: Mapping[str, Tensor], source: str
 ) -> nn.Module:
-    """The network that a file describes; first without storage, to see that its weights and its images fit."""
+    """Build the network that a file describes.
+
+    A network without storage is built first, to check that the weights and the images of the file fit it.
+    """
     if described.arguments is None or described.model not in MODELS:
         raise CheckpointMismatchError(
-            f"{source} holds a {described.model}, which is not one of the library's networks; build it and give it as "
+            f"{source} holds a {described.model}, which is not one of the library's networks. Build it and pass it as "
             "model="
         )
     meta = torch.device("meta")
@@ -115,13 +118,15 @@ def build_from_metadata(
     try:
         with meta:
             shell = build_model(described.model, described.arguments).to(precision.weights)
-    except (SettingError, RuntimeError, OverflowError) as error:  # the latter two where torch counts beyond 64 bits
+    except (SettingError, RuntimeError, OverflowError) as error:  # the last two if a size exceeds 64 bits
         reason = str(error).partition("\n")[0][:300]
-        raise CheckpointCorruptError(f"{source} does not describe its weights: {reason}") from error
+        raise corrupt(f"{source} has invalid metadata: {reason}") from error
     try:
-        check_weights(shell, weights, source="what it holds", built_with=constructor_call(described))
+        check_weights(shell, weights, source="its content")
     except CheckpointMismatchError as error:
-        raise CheckpointCorruptError(f"{source} contradicts itself: {error}") from error
+        differences = str(error).partition(". ")[0]  # without the remedy, which is for a wrong model
+        network = constructor_call(described)
+        raise corrupt(f"{source} contradicts itself. It describes {network}, and {differences}") from error
     if preprocess is not None:
         image = torch.zeros(1, len(preprocess.mean), preprocess.size, preprocess.size, dtype=torch.uint8, device=meta)
         num_classes = len(described.classes) or None
@@ -129,26 +134,30 @@ def build_from_metadata(
             check_model_fits(shell, image, num_classes, "the classifier", preprocess=preprocess, precision=precision)
         except SettingError as error:
             raise CheckpointMismatchError(f"{source}: {error}") from error
-    with torch.device("cpu"), isolated(torch.device("cpu")):  # its first weights are drawn, and then replaced
+    with torch.device("cpu"), isolated(torch.device("cpu")):  # the initial weights are drawn, and later replaced
         return build_model(described.model, described.arguments)
 
 
 def constructor_call(described: ClassifierMetadata) -> str:
-    """``CifarCNN(num_classes=10)``, as it would stand in code: other arguments that are the defaults are left out."""
+    """Return code such as ``CifarCNN(num_classes=10)``, without arguments that have their default value."""
     name, arguments = described.model, described.arguments
     if arguments is None:
         return f"a {name}"
     parameters = inspect.signature(MODELS[name]).parameters if name in MODELS else {}
-    told = [
+    written = [
         f"{key}={arguments[key]!r}"
         for key, parameter in parameters.items()
         if key in arguments and (key == "num_classes" or arguments[key] != parameter.default)
     ]
-    return f"{name}({', '.join(told)})"
+    return f"{name}({', '.join(written)})"
 
 
 def _check(value: Any, schema: _Schema, path: str) -> None:
-    """Compare with a closed schema: the keys are just those, and each value is what its test says."""
+    """Compare a value with a closed schema: exactly its keys, and values that pass their tests.
+
+    Raises:
+        ValueError: Naming the first key or value that does not fit.
+    """
     if callable(schema):
         if not schema(value):
             raise ValueError(f"{path} is {_shown(value)}")
@@ -171,7 +180,7 @@ def _is_count(least: int, most: int) -> Callable[[Any], bool]:
 
 
 def _is_number(value: Any) -> bool:
-    # In this order: math.isfinite raises OverflowError for a whole number beyond the floats.
+    # The type comes first: math.isfinite raises OverflowError for an integer beyond the floats.
     return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) <= MAX_ARGUMENT)
 
 

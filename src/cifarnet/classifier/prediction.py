@@ -1,4 +1,4 @@
-"""`Prediction`: what is said of one image."""
+"""Prediction of the class of one image."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ __all__ = ["Prediction"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier takes one image for.
+    """Most probable classes of one image.
 
     Args:
-        label: Name of the likeliest class.
-        probability: Its softmax probability, in ``[0, 1]``: how sure the network is. How often it is right then, only a
-            calibrated one says, see `Classifier.calibrate`.
-        top: The likeliest classes and their probabilities, likeliest first.
+        label: Name of the most probable class.
+        probability: Softmax probability of that class, in ``[0, 1]``. It equals the expected accuracy only if the
+            network is calibrated, see `Classifier.calibrate`.
+        top: Names and probabilities of the most probable classes, in descending order.
 
     Example:
         >>> print(Prediction("cat", 0.71, (("cat", 0.71), ("dog", 0.2))))

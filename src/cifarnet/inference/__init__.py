@@ -1,4 +1,4 @@
-"""Devices, batches, evaluation and metrics: what training and a classifier share."""
+"""Devices, batches, evaluation and metrics that training and the classifier share."""
 
 from __future__ import annotations
 

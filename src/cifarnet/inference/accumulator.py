@@ -1,4 +1,4 @@
-"""What an evaluation adds up, on the device: read once, at its end."""
+"""Running metrics of an evaluation, kept on the device and read once at the end."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ __all__ = ["EvaluationAccumulator"]
 
 
 class EvaluationAccumulator:
-    """Confusion, calibration and the top losses; memory does not grow with the images.
+    """Confusion matrix, calibration and top losses. Memory does not grow with the number of images.
 
     Args:
-        num_classes: Logits an image, ``K``.
-        device: Where they are kept.
-        temperature: What logits are divided by where they become probabilities.
+        num_classes: Logits per image, ``K``.
+        device: Device that holds the metrics.
+        temperature: Divisor of the logits before the softmax.
     """
 
     def __init__(self, num_classes: int, device: torch.device, *, temperature: float) -> None:
         self._num_classes = num_classes
         self._temperature = temperature
-        # mps has no float64
+        # mps does not support float64.
         self._dtype = torch.float32 if device.type == "mps" else torch.float64
         self._confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
-        self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # among the k highest; labels of no class
+        self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # true class in the top k; invalid labels
         self._sums = torch.zeros(2, dtype=self._dtype, device=device)  # negative log-likelihood, Brier score
-        self._bin_counts = torch.zeros(2, NUM_BINS, dtype=torch.int64, device=device)  # images, right ones
-        self._bin_sums = torch.zeros(NUM_BINS, dtype=self._dtype, device=device)  # of the confidence
+        self._bin_counts = torch.zeros(2, NUM_BINS, dtype=torch.int64, device=device)  # images, correct predictions
+        self._bin_sums = torch.zeros(NUM_BINS, dtype=self._dtype, device=device)  # confidence
         self._edges = torch.arange(1, NUM_BINS, dtype=self._dtype, device=device) / NUM_BINS
         self._bins = torch.arange(NUM_BINS, device=device)
         self._classes = torch.arange(num_classes, device=device)
@@ -45,14 +45,14 @@ class EvaluationAccumulator:
         self._num_images = 0
 
     def add(self, logits: Logits, batch: Batch) -> None:
-        """Count one batch, without waiting for the device.
+        """Add one batch without synchronizing with the device.
 
         Args:
-            logits: Shape ``(N, K)``.
-            batch: Whose labels and ids they belong to.
+            logits: Logits of the batch, shape ``(N, K)``.
+            batch: Batch with the labels and ids of the same images.
         """
         num_images = len(batch.labels)
-        # Nobody looked at labels that came on a device: an index out of range would end the process's use of it.
+        # Labels that were never on the CPU are unchecked. An index out of range makes all later CUDA calls fail.
         labels = batch.labels.clamp(0, self._num_classes - 1)
         predicted = logits.argmax(dim=1)
         right = predicted == labels
@@ -67,7 +67,7 @@ class EvaluationAccumulator:
         truth = (self._classes == labels[:, None]).to(self._dtype)  # (N, K)
         self._sums += torch.stack((losses.sum(), (shares - truth).square().sum()))
 
-        # (m / 15, (m + 1) / 15], as in Guo et al. Masks, as index_add_ adds floats in any order on a GPU.
+        # (m / 15, (m + 1) / 15], as in Guo et al. (2017). Masks, because index_add_ on a GPU sums in any order.
         inside = torch.bucketize(confidences, self._edges)[:, None] == self._bins  # (N, NUM_BINS)
         self._bin_counts += torch.stack((inside.sum(dim=0), (inside & right[:, None]).sum(dim=0)))
         self._bin_sums += confidences[:, None].masked_fill(~inside, 0).sum(dim=0)
@@ -76,28 +76,29 @@ class EvaluationAccumulator:
         self._keep_top_losses(torch.stack((indices, batch.ids, labels, predicted)), torch.stack((losses, confidences)))
         self._num_images += num_images
 
-    def _keep_top_losses(self, who: Tensor, sums: Tensor) -> None:
-        who, sums = torch.cat((self._top_losses, who), dim=1), torch.cat((self._top_loss_sums, sums), dim=1)
-        # Stable, so that of equal losses the first are kept; NaN comes before all of them.
-        order = sums[0].sort(descending=True, stable=True).indices[:NUM_TOP_LOSSES]
-        self._top_losses, self._top_loss_sums = who[:, order], sums[:, order]
+    def _keep_top_losses(self, images: Tensor, values: Tensor) -> None:
+        images = torch.cat((self._top_losses, images), dim=1)
+        values = torch.cat((self._top_loss_sums, values), dim=1)
+        # A stable sort keeps the first of equal losses. NaN comes before every number.
+        order = values[0].sort(descending=True, stable=True).indices[:NUM_TOP_LOSSES]
+        self._top_losses, self._top_loss_sums = images[:, order], values[:, order]
 
     def read(self, totals: MetricTotals, *, classes: Sequence[str], tta: str | None) -> Evaluation:
-        """Wait for the device, and put everything together.
+        """Synchronize with the device and return the evaluation.
 
         Args:
             totals: Loss and counts of the same images.
-            classes: Names of the classes; none where nobody knows them, or there are more or fewer.
-            tta: Test-time augmentation.
+            classes: Class names; empty if they are unknown.
+            tta: Test-time augmentation; ``None`` without it.
 
         Raises:
-            InputError: If there was a label of no class.
+            InputError: If a label is outside ``[0, K)``, or there are class names but not ``K``.
         """
         num_top_k, num_unknown = self._counts.tolist()
         if num_unknown:
             raise InputError(
-                f"{num_unknown:,} labels are no class of the network, which tells {self._num_classes} apart "
-                f"(0 to {self._num_classes - 1}); leave these images out"
+                f"{num_unknown:,} labels are not classes of the network. Labels must be in [0, {self._num_classes}). "
+                "Leave these images out"
             )
         log_loss, brier = (self._sums / self._num_images).tolist()
         bins = zip(*self._bin_counts.tolist(), self._bin_sums.tolist(), strict=True)

@@ -132,7 +132,7 @@ def describe_data(data: Any) -> dict[str, Json] | None:
 
 
 def open_evaluation_loader(data: Data, device: torch.device) -> Loader:
-    """Return a loader of the images in their own order, in batches of `EVAL_BATCH_SIZE`.
+    """Return a loader of the images in their own order, in batches of `EVAL_BATCH_SIZE` images.
 
     Args:
         data: Data set or iterable of batches.

@@ -1,4 +1,4 @@
-"""Where a network runs and in which number format."""
+"""Device and number format of a network."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["Precision", "describe_device", "describe_machine", "resolve_device",
 
 @dataclass(frozen=True)
 class Precision:
-    """The number format of a network's weights and of its arithmetic.
+    """Number format of the weights of a network and of its arithmetic.
 
     Args:
         name: ``"float32"``, ``"bf16"`` or ``"float64"``.
-        device: Where the network runs.
+        device: Device of the network.
         weights: dtype of weights, optimizer state and loss.
     """
 
@@ -36,32 +36,32 @@ class Precision:
     weights: torch.dtype
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Within it, convolutions and matrix products run in bfloat16 where the precision says so."""
+        """Return a context in which convolutions and matrix products run in bfloat16 if `name` is ``"bf16"``."""
         if self.name == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
     def prepare(self, images: Images) -> Tensor:
-        """Images as the network's first layer likes them: its dtype, channels last in memory.
+        """Convert images to the dtype of the weights and to channels-last memory, for the first layer of the network.
 
         Args:
-            images: Floating, shape ``(N, C, H, W)``.
+            images: Floating images, shape ``(N, C, H, W)``.
         """
         return images.to(dtype=self.weights, memory_format=torch.channels_last)
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """Turn a name into a device that is there.
+    """Convert a name to an available device.
 
     Args:
-        device: ``"auto"`` (CUDA where there is one, else the CPU), or what `torch.device` takes. Of several processes
-            that train together, ``"auto"`` and ``"cuda"`` give each a GPU of its own.
+        device: ``"auto"`` (CUDA if there is one, else the CPU) or an argument of `torch.device`. If several processes
+            train together, ``"auto"`` and ``"cuda"`` give each process its own GPU.
 
     Returns:
         The device.
 
     Raises:
-        SettingError: If torch does not know it, or this machine does not have it.
+        SettingError: If the device is unknown to torch or is not on this machine.
 
     Example:
         >>> resolve_device("cpu")
@@ -70,7 +70,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     local_rank = int(os.environ.get("LOCAL_RANK") or 0)
     is_one_of_several = os.environ.get("WORLD_SIZE", "1") != "1"
     if str(device) in ("auto", "cuda") and is_one_of_several and torch.cuda.is_available():
-        if torch.cuda.device_count() == 1:  # CUDA_VISIBLE_DEVICES gives each its own; NCCL refuses to share one
+        if torch.cuda.device_count() == 1:  # CUDA_VISIBLE_DEVICES gives each process its own; NCCL refuses to share one
             return torch.device("cuda", 0)
         if local_rank >= torch.cuda.device_count():
             raise SettingError(
@@ -83,22 +83,22 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
+    except (RuntimeError, AssertionError) as error:  # AssertionError if torch was built without CUDA
         reason = str(error).splitlines()[0].partition(". ")[0][:120]
-        hint = 'did you mean "cuda"?' if device == "gpu" else '"auto" takes what is there'
-        raise SettingError(f'device "{device}" cannot be used ({reason}); {hint}') from error
+        remedy = 'Did you mean "cuda"?' if device == "gpu" else 'Use "auto" for CUDA or the CPU'
+        raise SettingError(f'device "{device}" cannot be used ({reason}). {remedy}') from error
     if resolved.type == "meta":
-        raise SettingError('device "meta" holds no numbers; "auto" takes what is there')
+        raise SettingError('device "meta" stores no values. Use "auto" for CUDA or the CPU')
     return resolved
 
 
 def resolve_precision(precision: str, device: torch.device) -> Precision:
-    """Turn a name into a precision that the device supports.
+    """Convert a name to a precision that the device supports.
 
     Args:
-        precision: ``"auto"`` (bf16 on CUDA and on CPUs where it is faster, else float32),
-            ``"float32"``, ``"bf16"`` (autocast, float32 weights) or ``"float64"``.
-        device: Where the network runs.
+        precision: ``"auto"`` (bf16 on CUDA and on CPUs where it is faster, else float32), ``"float32"``,
+            ``"bf16"`` (autocast with float32 weights) or ``"float64"``.
+        device: Device of the network.
 
     Returns:
         The precision.
@@ -119,7 +119,7 @@ def resolve_precision(precision: str, device: torch.device) -> Precision:
 
 
 def describe_device(device: torch.device) -> str:
-    """The hardware in words, for reports.
+    """Return the name of the hardware for reports.
 
     Args:
         device: Any device of this machine.
@@ -135,10 +135,10 @@ def describe_device(device: torch.device) -> str:
 
 
 def describe_machine(precision: Precision) -> dict[str, Any]:
-    """What a measurement was made with, as plain values: hardware, number format, threads, versions.
+    """Return hardware, number format, threads and versions of a measurement as plain values.
 
     Args:
-        precision: And, with it, the device.
+        precision: Precision of the measurement, which includes its device.
     """
     return {
         "hardware": describe_device(precision.device),

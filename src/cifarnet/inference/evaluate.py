@@ -1,4 +1,4 @@
-"""EvaluationAccumulator of a network on images that it does not learn from."""
+"""Evaluation of a network on images that it is not trained on."""
 
 from __future__ import annotations
 
@@ -25,10 +25,13 @@ __all__ = ["check_logits", "check_model_fits", "check_sizes", "evaluate", "evalu
 
 
 def check_logits(output: object) -> Logits:
-    """Refuse an output of a model that is not a tensor.
+    """Return the output of a model if it is a tensor.
+
+    Args:
+        output: Any output of a model.
 
     Raises:
-        SettingError: Naming its type.
+        SettingError: If it is not a tensor.
     """
     if not isinstance(output, Tensor):
         raise SettingError(
@@ -39,10 +42,13 @@ def check_logits(output: object) -> Logits:
 
 
 def check_preprocess(preprocess: Preprocess | None) -> Preprocess:
-    """Refuse to guess the preprocessing of a model that was trained on floating batches.
+    """Return the preprocessing if it is known.
+
+    Args:
+        preprocess: Preprocessing of a model; ``None`` if the model was trained on floating batches.
 
     Raises:
-        InputError: If it is unknown.
+        InputError: If it is ``None``.
     """
     if preprocess is None:
         raise InputError(
@@ -55,26 +61,27 @@ def check_preprocess(preprocess: Preprocess | None) -> Preprocess:
 def predict_logits(
     model: nn.Module, images: Images, *, preprocess: Preprocess | None, precision: Precision, tta: TTA | None = None
 ) -> Logits:
-    """Score every class for a batch, as evaluation does it.
+    """Return the logits of a batch. Evaluation, the classifier, export and explanations use this function.
 
     Args:
-        model: On the precision's device, in its dtype, in the mode that is wanted.
-        images: uint8 is preprocessed, floating images are taken as they are; shape ``(N, C, H, W)``.
-        preprocess: What the network needs.
-        precision: Number format.
+        model: Network on the device and in the dtype of ``precision``. Its mode, train or eval, is kept.
+        images: Images, shape ``(N, C, H, W)``. uint8 images are preprocessed, floating images are used unchanged.
+        preprocess: Preprocessing of the network; ``None`` if it is unknown.
+        precision: Number format and device.
         tta: Test-time augmentation; ``None`` predicts each image once.
 
     Returns:
-        Shape ``(N, K)``, in the dtype of the weights.
+        Logits, shape ``(N, K)``, in the dtype of the weights.
 
     Raises:
-        InputError: If the images are too small for ``tta``.
+        InputError: If the images are too small for ``tta``, or are uint8 and ``preprocess`` is ``None``.
+        SettingError: If the model does not return a tensor.
     """
 
     def score(images: Images) -> Logits:
         with precision.autocast():
             output: object = model(precision.prepare(images))
-        return check_logits(output).to(precision.weights)  # a loss, a probability or a mean from bf16 has 3 digits
+        return check_logits(output).to(precision.weights)  # a loss or mean in bf16 has 3 digits
 
     images = precision.prepare(images if images.is_floating_point() else check_preprocess(preprocess)(images))
     return score(images) if tta is None else average_logits(score, images, tta)
@@ -89,32 +96,32 @@ def check_model_fits(
     *,
     preprocess: Preprocess | None,
     precision: Precision,
-    remedy: str = "build it for that size and those channels",
+    remedy: str = "Build it for that size and those channels",
 ) -> int:
-    """Send one image through a network, and compare its logits with the classes.
+    """Predict one image and compare the number of logits with the number of classes.
 
     Args:
-        model: On the precision's device, in its dtype.
-        images: One of them, uint8 or ready for the network, shape ``(1, C, H, W)``.
-        num_classes: How many logits there should be; ``None`` where nobody knows.
-        name: What messages call the images.
-        preprocess: What the network needs.
-        precision: Number format.
-        remedy: What to do where the network cannot take the image.
+        model: Network on the device and in the dtype of ``precision``.
+        images: One image, uint8 or preprocessed, shape ``(1, C, H, W)``.
+        num_classes: Expected number of logits; ``None`` if it is unknown.
+        name: Name of the images in error messages.
+        preprocess: Preprocessing of the network; ``None`` if it is unknown.
+        precision: Number format and device.
+        remedy: Last sentence of the error if the network cannot take the image.
 
     Returns:
-        How many logits there are.
+        Number of logits.
 
     Raises:
-        DeviceMemoryError: If there is no room for network and image.
-        SettingError: If the network cannot take the image, or does not give logits for as many classes.
+        DeviceMemoryError: If the network and one image do not fit into memory.
+        SettingError: If the network cannot take the image, or returns another number of logits.
     """
     built = type(unwrapped(model)).__name__
 
     def explain() -> str:
         return (
-            f"{built} and one image did not fit into the memory of {precision.device}; end other processes there, or "
-            "take a smaller network"
+            f"{built} and one image do not fit into the memory of {precision.device}. End other processes there, or "
+            "use a smaller network"
         )
 
     try:
@@ -127,31 +134,31 @@ def check_model_fits(
         is_ready = images.is_floating_point() or preprocess is None
         prepared = "" if is_ready else f", prepared to {check_preprocess(preprocess).size} pixels"
         raise SettingError(
-            f"{built} cannot take the images of {name} ({tuple(images.shape[1:])}{prepared}), or gives no "
-            f"tensor: {str(error).splitlines()[0]}; {remedy}"
+            f"{built} cannot take the images of {name} ({tuple(images.shape[1:])}{prepared}): "
+            f"{str(error).splitlines()[0].rstrip('.')}. {remedy}"
         ) from error
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else None
     if shape is None or len(shape) != 2 or shape[0] != 1 or num_classes not in (None, shape[1]):
-        classes = "any" if num_classes is None else num_classes
+        classes = "K" if num_classes is None else num_classes
         raise SettingError(
-            f"{built} gives logits of shape {shape} for one image, and {name} has {classes} classes; build it with "
-            f"num_classes={classes}"
+            f"{built} returns logits of shape {shape} for one image of {name}. The shape must be (1, {classes}). Build "
+            f"it with num_classes={classes}"
         )
     return shape[1]
 
 
 def check_sizes(model: nn.Module, images: Images, name: str, *, transforms: Transforms, precision: Precision) -> None:
-    """Send one image through a network at each size below the full one that training has.
+    """Predict one image at each smaller size of progressive resizing.
 
     Args:
-        model: On the precision's device, in its dtype.
-        images: One of them, uint8, shape ``(1, C, H, W)``; a floating one is trained on as it is.
-        name: What messages call the images.
-        transforms: Of the training.
-        precision: Number format.
+        model: Network on the device and in the dtype of ``precision``.
+        images: One image, shape ``(1, C, H, W)``. A floating image is not checked, because it is never resized.
+        name: Name of the images in error messages.
+        transforms: Transforms of the training.
+        precision: Number format and device.
 
     Raises:
-        SettingError: If the network cannot take one of them.
+        SettingError: If the network cannot take one of the sizes.
     """
     preprocess = transforms.preprocess
     for size in transforms.train_sizes:
@@ -163,7 +170,7 @@ def check_sizes(model: nn.Module, images: Images, name: str, *, transforms: Tran
                 name,
                 preprocess=replace(preprocess, size=size),
                 precision=precision,
-                remedy="leave sizes= out, or train a network that takes images of any size, such as FastCNN",
+                remedy="Leave out sizes=, or train a network that takes images of any size, such as FastCNN",
             )
 
 
@@ -178,40 +185,42 @@ def evaluate_loss(
     tta: TTA | None = None,
     observe: Callable[[Logits, Batch], None] | None = None,
 ) -> MetricTotals:
-    """Evaluate loss and accuracy. The mode of each module is put back afterwards.
+    """Evaluate loss and accuracy in eval mode. The mode of each module is restored afterwards.
 
-    The loss is computed once for all images, because the mean over batches is another value for many losses, such as
-    one with class weights.
+    The loss is computed once for all images, because the mean of the batch losses is another value for many losses,
+    such as one with class weights. The function synchronizes with the device once, at the end.
 
     Args:
-        model: On the precision's device, in its dtype.
-        batches: Every image once; uint8 is preprocessed, floating images are taken as they are.
-        preprocess: What the network needs.
-        loss_fn: ``(logits, labels) -> mean loss``.
-        precision: Number format.
+        model: Network on the device and in the dtype of ``precision``.
+        batches: Loader of every image once. uint8 images are preprocessed, floating images are used unchanged.
+        preprocess: Preprocessing of the network; ``None`` if it is unknown.
+        loss_fn: Loss ``(logits, labels) -> mean over the images``.
+        precision: Number format and device.
         tta: Test-time augmentation; ``None`` predicts each image once.
-        observe: Is given the logits of every batch too.
+        observe: Function that is called with the logits and the batch of every step.
 
     Returns:
-        Sums over the images. It synchronizes with the device once, at the end.
+        Running metrics of all images.
 
     Raises:
         DeviceMemoryError: If a batch does not fit into memory.
-        InputError: If a foreign batch is none, has a label that the network has no logit for, or is too small for
-            ``tta``.
+        InputError: If an external batch is invalid or has a label without a logit, if images are too small for
+            ``tta``, or if they are uint8 and ``preprocess`` is ``None``.
+        SettingError: If the model does not return a tensor.
     """
     all_logits: list[Logits] = []
     all_labels: list[Tensor] = []
     size = 0
 
     def explain() -> str:
+        batch = f"A batch of {size} images" if size else "A batch"
         remedy = f"DataLoader(images, batch_size={size // 2})" if size > 1 else "smaller batches"
         return (
-            f"evaluating {size or 'some'} images at once did not fit into the memory of {precision.device}; evaluate "
-            f"{remedy} instead, as batch_size is training's alone"
+            f"{batch} does not fit into the memory of {precision.device} during evaluation. Evaluate {remedy}, because "
+            "batch_size applies only to training"
         )
 
-    # cuDNN's timing of kernels could pick others in another process, and count an image otherwise.
+    # No autotuning: cuDNN could choose other kernels in another process, which could change a prediction.
     with (
         out_of_memory_advice(precision.device, explain),
         evaluation_mode(model),
@@ -247,29 +256,30 @@ def evaluate(
     classes: Sequence[str] = (),
     temperature: float = 1.0,
 ) -> Evaluation:
-    """All that there is to say of a network on some images; loss and accuracy are those of `evaluate_loss`.
+    """Compute all metrics of a network. Loss and accuracy equal those of `evaluate_loss`.
 
     Args:
-        model: See `evaluate_loss`, as of all others.
-        batches: Every image once.
-        preprocess: What the network needs.
-        loss_fn: ``(logits, labels) -> mean loss``.
-        precision: Number format.
-        tta: Test-time augmentation.
-        classes: Names of the classes, if they are known.
-        temperature: What logits are divided by where they become probabilities.
+        model: Network on the device and in the dtype of ``precision``.
+        batches: Loader of every image once. uint8 images are preprocessed, floating images are used unchanged.
+        preprocess: Preprocessing of the network; ``None`` if it is unknown.
+        loss_fn: Loss ``(logits, labels) -> mean over the images``.
+        precision: Number format and device.
+        tta: Test-time augmentation; ``None`` predicts each image once.
+        classes: Class names; empty if they are unknown.
+        temperature: Divisor of the logits before the softmax.
 
     Returns:
         The evaluation.
 
     Raises:
         DeviceMemoryError: If a batch does not fit into memory.
-        InputError: As `evaluate_loss` does, or if a batch on a device has a label of no class.
+        InputError: If `evaluate_loss` raises it, or if a label on another device than the CPU is outside ``[0, K)``.
+        SettingError: If the model does not return a tensor, or ``temperature`` is outside `TEMPERATURE_RANGE`.
     """
     scores: list[EvaluationAccumulator] = []
 
     def observe(logits: Logits, batch: Batch) -> None:
-        if not scores:  # how many classes there are is known by the first logits
+        if not scores:  # the first logits show the number of classes
             scores.append(EvaluationAccumulator(logits.shape[1], precision.device, temperature=temperature))
         scores[0].add(logits, batch)
 

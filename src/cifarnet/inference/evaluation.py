@@ -1,4 +1,4 @@
-"""`Evaluation`: what a network scores on a data set, class by class and bin by bin."""
+"""Metrics of a network on a data set: in total, per class and per confidence bin."""
 
 from __future__ import annotations
 
@@ -18,32 +18,33 @@ from cifarnet.inference.tables import html_table, text_table
 
 __all__ = ["NUM_BINS", "NUM_TOP_LOSSES", "Evaluation", "guesses_counted"]
 
-#: Bins of confidence, all equally wide, as many as Guo et al. (2017) take in their section 4.
+#: Number of confidence bins of equal width, as in section 4 of Guo et al. (2017).
 NUM_BINS = 15
 
-#: Number of top losses kept at most.
+#: Largest number of top losses in an evaluation.
 NUM_TOP_LOSSES = 25
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network scores on a data set; ``str()`` is one line, `table` the whole of it.
+    """Metrics of a network on a data set. ``str()`` returns one line, `table` returns all metrics.
 
-    Probabilities, and what is computed from them, are those of ``softmax(logits / temperature)``. Loss and accuracies
-    do not depend on the temperature.
+    Probabilities are ``softmax(logits / temperature)``. The log loss, the Brier score, the bins and the top losses
+    are computed from them. Loss and accuracies do not depend on the temperature.
 
     Args:
-        loss: Mean loss an image, in nats for cross-entropy.
-        confusion_matrix: Counts of images, ``K`` rows of ``K``: entry ``(i, j)`` counts the images of class ``i`` that
+        loss: Mean loss per image, in nats for cross-entropy.
+        confusion_matrix: Numbers of images, ``K`` rows of ``K``. Entry ``(i, j)`` counts the images of class ``i`` that
             were predicted as class ``j``.
-        num_top_k: Images whose true class is among the `k` highest logits.
+        num_top_k: Number of images whose true class is among the `k` highest logits.
         log_loss: Mean negative logarithm of the true class's probability, in nats.
-        brier: Squared error of the probabilities, summed over the classes, mean an image (Brier, 1950); in ``[0, 2]``.
-        reliability_bins: Images by the probability of the predicted class, for a reliability diagram
-            (arXiv:1706.04599): bin ``m`` of the `NUM_BINS`, from 0, has those in ``(m / 15, (m + 1) / 15]``.
+        brier: Squared error of the probabilities, summed over the classes and averaged over the images (Brier, 1950),
+            in ``[0, 2]``.
+        reliability_bins: Bins of the images by the probability of the predicted class, for a reliability diagram
+            (arXiv:1706.04599). Bin ``m`` of the `NUM_BINS`, from 0, covers ``(m / 15, (m + 1) / 15]``.
         top_losses: Predictions with the highest loss, highest first, at most `NUM_TOP_LOSSES`.
-        classes: The ``K`` class names; none where nobody knew them.
-        temperature: What the logits were divided by, see `fit_temperature`; 1 leaves them as they are.
+        classes: The ``K`` class names; empty if they are unknown.
+        temperature: Divisor of the logits, see `fit_temperature`. 1 leaves them unchanged.
         tta: Test-time augmentation; ``None`` if each image was predicted once.
 
     Raises:
@@ -66,7 +67,9 @@ class Evaluation:
         check_temperature(self.temperature)
         contradiction = self._contradiction()
         if contradiction is not None:
-            raise InputError(f"{contradiction} of an evaluation contradicts its counts; take it as evaluate() gave it")
+            raise InputError(
+                f"{contradiction} of an evaluation contradicts its counts. Pass the values that evaluate() returned"
+            )
 
     def _contradiction(self) -> str | None:
         num_classes = len(self.confusion_matrix)
@@ -89,17 +92,17 @@ class Evaluation:
 
     @property
     def num_images(self) -> int:
-        """Images in all."""
+        """Number of images."""
         return sum(map(sum, self.confusion_matrix))
 
     @property
     def num_correct(self) -> int:
-        """Images whose true class has the highest logit."""
+        """Number of images whose true class has the highest logit."""
         return sum(row[i] for i, row in enumerate(self.confusion_matrix))
 
     @property
     def accuracy(self) -> float:
-        """Share of images classified right, a fraction in ``[0, 1]``."""
+        """Share of images that are classified correctly, a fraction in ``[0, 1]``."""
         return self.num_correct / self.num_images
 
     @property
@@ -109,12 +112,12 @@ class Evaluation:
 
     @property
     def k(self) -> int:
-        """How many guesses `top_k_accuracy` counts: 5, or all where there are fewer classes."""
+        """Number of guesses that `top_k_accuracy` counts: 5, or ``K`` if there are fewer than 5 classes."""
         return guesses_counted(len(self.confusion_matrix))
 
     @property
     def top_k_accuracy(self) -> float:
-        """Share of images whose true class is among the `k` highest logits; 1 where there are no more classes."""
+        """Share of images whose true class is among the `k` highest logits; 1 if there are only `k` classes."""
         return self.num_top_k / self.num_images
 
     @property
@@ -126,7 +129,7 @@ class Evaluation:
 
     @property
     def expected_calibration_error(self) -> float:
-        """How far confidence and accuracy are apart, in ``[0, 1]``: the mean over the bins, by their images."""
+        """Mean difference of confidence and accuracy, in ``[0, 1]``. Each bin is weighted by its number of images."""
         gaps = [
             abs(one.num_correct - one.num_images * one.confidence)
             for one in self.reliability_bins
@@ -135,10 +138,10 @@ class Evaluation:
         return math.fsum(gaps) / self.num_images
 
     def class_name(self, index: int) -> str:
-        """The name of a class, or ``class 3`` where nobody knew the names.
+        """Return the name of a class; ``class 3``, for example, if the names are unknown.
 
         Args:
-            index: Of the class, from 0.
+            index: Index of the class, from 0.
         """
         return self.classes[index] if self.classes else f"class {index}"
 
@@ -151,29 +154,31 @@ class Evaluation:
         )
 
     def table(self, *, max_classes: int = 20, num_top_losses: int = 5) -> str:
-        """All scores as text: the line of ``str()``, other scores of the whole, a row per class, the top losses.
+        """Return all metrics as text: the line of ``str()``, the other totals, a row per class and the top losses.
 
         Args:
-            max_classes: Show at most so many classes; of more, those with the lowest F1.
-            num_top_losses: Number of top losses to show at most.
+            max_classes: Largest number of classes. If there are more, those with the lowest F1 are shown.
+            num_top_losses: Largest number of top losses.
 
         Returns:
-            Some lines, without a newline at the end.
+            Several lines without a newline at the end.
 
         Raises:
-            SettingError: If a number is below 0.
+            SettingError: If an argument is below 0.
+            SettingTypeError: If an argument is not a whole number.
         """
         return text_table(self, max_classes=max_classes, num_top_losses=num_top_losses)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """Return the HTML that a notebook shows."""
         return html_table(self)
 
     def to_dict(self) -> dict[str, Json]:
-        """Everything as plain values that JSON has; NaN and infinity are words, as ``"nan"``.
+        """Return all metrics as plain JSON values. NaN and infinity become strings such as ``"nan"``.
 
         Returns:
-            The arguments, and accuracies, interval, scores of each class and calibration error, which follow from them.
+            The arguments, and the values that follow from them: accuracies, interval, counts, calibration error and
+            scores per class.
         """
         shares = ("precision", "recall", "f1")
         return dict(
@@ -197,13 +202,13 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Evaluation:
-        """The inverse of `to_dict`.
+        """Build an evaluation from the result of `to_dict`.
 
         Args:
-            document: What it gave, perhaps by way of JSON. The keys of earlier versions are accepted too.
+            document: Result of `to_dict`, also after a round trip through JSON. Keys of earlier versions are accepted.
 
         Raises:
-            InputError: If a value is missing, unknown, of another type, or contradicts the others.
+            InputError: If a value is missing, is unknown, has another type, or contradicts the others.
             SettingError: If the temperature is outside `TEMPERATURE_RANGE`.
         """
         document = with_current_keys(document)
@@ -211,14 +216,16 @@ class Evaluation:
         given = finite_json(dict(document))
         for key, value in evaluation.to_dict().items():
             if given[key] != value:
-                raise InputError(f"{key} contradicts the counts of the evaluation; take it as to_dict() gave it")
+                raise InputError(
+                    f"{key} contradicts the counts of the evaluation. Pass the values that to_dict() returned"
+                )
         return evaluation
 
 
 def guesses_counted(num_classes: int) -> int:
-    """How many guesses an evaluation counts beside the first: 5, or all where there are fewer classes.
+    """Return the number of guesses that the top-k accuracy counts: 5, or ``K`` if there are fewer than 5 classes.
 
     Args:
-        num_classes: ``K``.
+        num_classes: Number of classes, ``K``.
     """
     return min(5, num_classes)

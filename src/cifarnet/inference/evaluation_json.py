@@ -1,4 +1,4 @@
-"""An evaluation as plain values, read by a closed schema."""
+"""Parser of an evaluation in plain JSON values. Its schema refuses unknown keys."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from cifarnet.transforms.tta import current_tta_name
 
 __all__ = ["parse_evaluation", "with_current_keys"]
 
-#: What turns a value into what it must be, or raises ValueError; of a dictionary, of each item of a list, of a value.
+#: Schema of each key of a dictionary, of each item of a list, or of a value: a function that returns the converted
+#: value or raises ValueError.
 _Schema: TypeAlias = "dict[str, _Schema] | list[_Schema] | Callable[[Any], Any]"
 
-#: Keys of earlier versions.
+#: Keys of earlier versions and their current names.
 _RENAMED = {
     "interval": "accuracy_interval",
     "confusion": "confusion_matrix",
@@ -30,7 +31,7 @@ def with_current_keys(document: Mapping[str, Any]) -> Mapping[str, Any]:
     """Rename the keys of a document that an earlier version wrote.
 
     Args:
-        document: Plain values of an evaluation.
+        document: Plain values of an evaluation. A value that is not a mapping is returned unchanged.
     """
     if not isinstance(document, Mapping):
         return document
@@ -39,21 +40,21 @@ def with_current_keys(document: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def parse_evaluation(document: object) -> dict[str, Any]:
-    """Check the keys and types of what `Evaluation.to_dict` gave.
+    """Check the keys and types of a result of `Evaluation.to_dict`, and convert it.
 
     Args:
-        document: It, perhaps by way of JSON.
+        document: Result of `Evaluation.to_dict`, also after a round trip through JSON.
 
     Returns:
         The arguments of `Evaluation`.
 
     Raises:
-        InputError: If a value is missing, unknown or of another type.
+        InputError: If a value is missing, is unknown or has another type.
     """
     try:
-        values = _read(document, _SCHEMA, "the evaluation")
+        values = _read(document, _SCHEMA, "The evaluation")
     except ValueError as error:
-        raise InputError(f"{error}; give what to_dict() of an evaluation gave") from None
+        raise InputError(f"{error}. Pass the values that Evaluation.to_dict() returned") from None
     arguments = {key: value for key, value in values.items() if key not in _FOLLOWS}
     bins = [{key: value for key, value in one.items() if key != "accuracy"} for one in arguments["reliability_bins"]]
     return {
@@ -84,7 +85,7 @@ def _read(value: Any, schema: _Schema, path: str) -> Any:
 
 def _count(value: Any) -> int:
     if type(value) is not int or value < 0:
-        raise ValueError("a whole number, not negative")
+        raise ValueError("a whole number of at least 0")
     return value
 
 
@@ -98,14 +99,14 @@ def _number(value: Any) -> float:
     try:
         if type(value) in (int, float) or value in NON_FINITE:
             return float(value)
-    except OverflowError:  # a whole number beyond the floats
+    except OverflowError:  # a whole number above the largest float
         pass
     raise ValueError("a number")
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError("a text")
+        raise ValueError("a string")
     return value
 
 
@@ -118,7 +119,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-#: What follows from the arguments, and is compared with them by `Evaluation.from_dict`.
+#: Values that follow from the arguments. `Evaluation.from_dict` compares them.
 _FOLLOWS: dict[str, _Schema] = {
     "accuracy": _number,
     "accuracy_interval": [_number],

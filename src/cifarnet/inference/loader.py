@@ -1,4 +1,4 @@
-"""A data set in memory cut into batches on the device, and what every source of batches gives."""
+"""Batches: the interfaces of all loaders, and the loader of a data set in memory."""
 
 from __future__ import annotations
 
@@ -14,60 +14,60 @@ from cifarnet.inference.out_of_memory import out_of_memory_advice
 
 __all__ = ["EVAL_BATCH_SIZE", "Batch", "EvaluationLoader", "Loader", "TensorLoader"]
 
-#: Images a batch in evaluation. Fixed, because logits change in the last digits with the batch they are in:
-#: a fresh process then counts exactly what the run counted.
+#: Images per batch in evaluation. It is fixed, because the last digits of the logits depend on the batch. A new process
+#: then counts exactly the same correct predictions as the run.
 EVAL_BATCH_SIZE = 500
 
 
 class Batch(NamedTuple):
-    """Images as they lie in memory, their labels, and who they are."""
+    """Images, uint8 or preprocessed, with their labels and image ids."""
 
     images: Images
     labels: Labels
     ids: Tensor  # (N,) int64
-    highest_label: int | None = None  # known without waiting for the device; None: checked before, or nobody knows
+    highest_label: int | None = None  # None if checked before, or unknown on the CPU
 
 
 class EvaluationLoader(Protocol):
-    """What evaluation takes batches from."""
+    """Source of batches for evaluation."""
 
     def in_order(self) -> Iterator[Batch]:
-        """Every image once."""
+        """Yield every image once, in batches."""
 
 
 class Loader(EvaluationLoader, Protocol):
-    """What training takes batches from, and evaluation too."""
+    """Source of batches for training and evaluation."""
 
     @property
     def num_steps(self) -> int | None:
-        """TensorLoader an epoch; ``None`` where nobody knows."""
+        """Number of steps per epoch; ``None`` if it is unknown."""
 
     @property
     def starts_anywhere(self) -> bool:
-        """Whether an epoch can be begun at any step."""
+        """Whether an epoch can start at any step."""
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch in its order, from the step ``first_step`` on.
+        """Yield the batches of one epoch in its order, from the step ``first_step`` on.
 
         Args:
-            epoch: Counted from 0.
-            first_step: Steps of the epoch that are done already.
+            epoch: Epoch, counted from 0.
+            first_step: Number of completed steps of the epoch.
         """
 
 
 class TensorLoader:
-    """A data set in the device's memory; order is a function of (seed, epoch).
+    """Loader of a data set in the memory of the device. The order is a function of (seed, epoch).
 
     Args:
-        images: uint8, shape ``(N, C, H, W)``.
-        labels: int64, shape ``(N,)``.
-        ids: The identity of each image, int64, shape ``(N,)``.
-        batch_size: Images a step; the last batch of an epoch has what is left.
-        device: Where the images are kept.
-        seed: The run's seed.
+        images: uint8 images, shape ``(N, C, H, W)``.
+        labels: Class indices, int64, shape ``(N,)``.
+        ids: Image ids, int64, shape ``(N,)``.
+        batch_size: Images per step. The last batch of an epoch has the remaining images.
+        device: Device that holds the images.
+        seed: Seed of the run.
 
     Raises:
-        DeviceMemoryError: If the device has no room for them.
+        DeviceMemoryError: If the images do not fit into memory.
     """
 
     def __init__(
@@ -75,67 +75,67 @@ class TensorLoader:
     ) -> None:
         def explain() -> str:
             return (
-                f"{len(images):,} images ({images.nbytes / 1e6:,.0f} MB) did not fit into the memory of {device}; "
-                "give a DataLoader, which moves one batch at a time"
+                f"{len(images):,} images ({images.nbytes / 1e6:,.0f} MB) do not fit into the memory of {device}. "
+                "Pass a DataLoader, which moves one batch at a time"
             )
 
         with out_of_memory_advice(device, explain):
             self._images = images.to(device)
             self._labels = labels.to(device)
             self._ids = ids.to(device)
-        #: Images a step.
+        #: Images per step.
         self.batch_size = batch_size
         self._seed = seed
 
     @property
     def num_steps(self) -> int:
-        """TensorLoader an epoch."""
+        """Number of steps per epoch."""
         return -(-len(self._labels) // self.batch_size)
 
     @property
     def starts_anywhere(self) -> bool:
-        """An epoch can be begun at any step."""
+        """Whether an epoch can start at any step: always ``True``."""
         return True
 
     @property
     def num_images(self) -> int:
-        """Images an epoch."""
+        """Number of images per epoch."""
         return len(self._labels)
 
     @property
     def channels(self) -> int:
-        """Of an image."""
+        """Number of channels of an image."""
         return self._images.shape[1]
 
     def order(self, epoch: int) -> Tensor:
-        """Where the images of an epoch lie, one after the other: int64, shape ``(num_images,)``.
+        """Return the indices of the images in the order of an epoch: int64, shape ``(num_images,)``.
 
         Args:
-            epoch: Counted from 0.
+            epoch: Epoch, counted from 0.
         """
         return randomness.permutation(self._seed, epoch, self._ids)
 
     def select(self, index: Tensor) -> Batch:
-        """The images that lie at ``index``.
+        """Return the images at ``index`` as a batch.
 
         Args:
-            index: int64, shape ``(N,)``, on their device.
+            index: Indices of the images, int64, shape ``(N,)``, on their device.
         """
-        # index_select copies whole images; indexing computes the place of every pixel.
+        # index_select copies whole images; indexing with [] computes the address of every pixel.
         images, labels, ids = (x.index_select(0, index) for x in (self._images, self._labels, self._ids))
         return Batch(images, labels, ids)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch in its order, from the step ``first_step`` on.
+        """Yield the batches of one epoch in its order, from the step ``first_step`` on.
 
         Args:
-            epoch: Counted from 0.
-            first_step: Steps of the epoch that are done already.
+            epoch: Epoch, counted from 0.
+            first_step: Number of completed steps of the epoch.
         """
         order = self.order(epoch)
         for start in range(first_step * self.batch_size, len(order), self.batch_size):
             yield self.select(order[start : start + self.batch_size])
 
     def in_order(self) -> Iterator[Batch]:
-        """Every image once, for evaluation; batches are views, not copies."""
+        """Yield every image once, in batches. The batches are views, not copies."""
         yield from map(Batch, *(torch.split(x, self.batch_size) for x in (self._images, self._labels, self._ids)))

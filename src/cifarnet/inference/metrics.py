@@ -1,4 +1,4 @@
-"""Accuracy, and how far it can be trusted."""
+"""Accuracy and its confidence interval."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ __all__ = ["top_k_accuracy", "true_class_ranks", "wilson_interval"]
 
 
 def top_k_accuracy(logits: Logits, labels: Labels, *, k: int = 1) -> float:
-    """Share of images whose true class is among the ``k`` highest logits; of equal ones the first is the highest.
+    """Compute the share of images whose true class is among the ``k`` highest logits.
+
+    Of equal logits, the first is the highest.
 
     Args:
         logits: Unnormalised scores, shape ``(N, K)``, any floating dtype.
         labels: Class indices in ``[0, K)``, shape ``(N,)``.
-        k: How many guesses count, ``1 <= k <= K``.
+        k: Number of guesses, ``1 <= k <= K``.
 
     Returns:
         A fraction in ``[0, 1]``, not a percentage.
@@ -33,21 +35,22 @@ def top_k_accuracy(logits: Logits, labels: Labels, *, k: int = 1) -> float:
     """
     num_classes = logits.shape[1]
     if not 1 <= k <= num_classes:
-        raise SettingError(f"k must be in [1, {num_classes}], got {k}; 1 is the usual accuracy")
+        raise SettingError(f"k must be in [1, {num_classes}], got {k}. Use 1 for the usual accuracy")
     return float((true_class_ranks(logits, labels) < k).double().mean())
 
 
 def true_class_ranks(logits: Logits, labels: Labels) -> Tensor:
-    """How many classes each image is rather taken for than for its own: 0 where the network is right.
+    """Count the classes that rank above the true class of each image. A correct prediction has rank 0.
 
-    Of equal logits the first is the higher one, and NaN is as high as infinity, as ``argmax`` has it.
+    Of equal logits, the first ranks higher. NaN equals infinity, as in ``argmax``. The function does not synchronize
+    with the device.
 
     Args:
-        logits: Shape ``(N, K)``.
+        logits: Unnormalised scores, shape ``(N, K)``.
         labels: Class indices in ``[0, K)``, shape ``(N,)``.
 
     Returns:
-        int64, shape ``(N,)``, each in ``[0, K)``; on the device of the logits, without waiting for it.
+        Ranks in ``[0, K)``, int64, shape ``(N,)``, on the device of the logits.
 
     Example:
         >>> true_class_ranks(torch.tensor([[0.3, 0.1, 0.6], [0.2, 0.2, 0.2]]), torch.tensor([1, 0])).tolist()
@@ -60,30 +63,34 @@ def true_class_ranks(logits: Logits, labels: Labels) -> Tensor:
 
 
 def wilson_interval(num_correct: int, num_images: int, *, z: float = 1.959964) -> tuple[float, float]:
-    """Confidence interval of an accuracy (Wilson, 1927, doi:10.1080/01621459.1927.10502953).
+    """Compute the confidence interval of an accuracy (Wilson, 1927, doi:10.1080/01621459.1927.10502953).
 
-    Unlike the usual +- it stays inside ``[0, 1]`` and is right for few images and extreme accuracies.
+    Unlike an interval of the form accuracy ± error, it stays inside ``[0, 1]`` and is valid for few images and for
+    accuracies near 0 and 1.
 
     Args:
-        num_correct: Images classified right, in ``[0, num_images]``.
-        num_images: Images in all, at least 1.
-        z: Quantile of the normal distribution; 1.96 gives 95 %.
+        num_correct: Number of images that are classified correctly, in ``[0, num_images]``.
+        num_images: Number of images, at least 1.
+        z: Quantile of the normal distribution; 1.96 is a 95 % interval.
 
     Returns:
         Lower and upper end, fractions in ``[0, 1]``.
 
     Raises:
-        SettingError: If the counts contradict each other.
+        SettingError: If a count is outside its range.
 
     Example:
         >>> [round(end, 4) for end in wilson_interval(80, 100)]
         [0.7112, 0.8666]
     """
     if not (num_images >= 1 and 0 <= num_correct <= num_images):
-        raise SettingError(f"{num_correct} of {num_images} images cannot be right; count at least one image")
+        raise SettingError(
+            f"num_correct must be in [0, num_images], and num_images at least 1, got {num_correct} and {num_images}. "
+            "Pass the counts of one evaluation"
+        )
     share = num_correct / num_images
     centre = share + z * z / (2 * num_images)
     spread = z * math.sqrt(share * (1 - share) / num_images + z * z / (4 * num_images**2))
     scale = 1 + z * z / num_images
-    # At 0 and at all right the exact ends are 0 and 1; rounding can step past them.
+    # If no image or every image is correct, one end is exactly 0 or 1. Rounding can exceed it.
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)

@@ -1,4 +1,4 @@
-"""Memory that is short: told from other errors, freed, and explained."""
+"""Out-of-memory errors with advice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from cifarnet.errors import DeviceMemoryError
 
 __all__ = ["out_of_memory_advice"]
 
-# torch has a type of its own for its own allocator of devices alone: not for the CPU, nor for what libraries take.
+# torch.OutOfMemoryError covers only torch's allocators of devices. The CPU allocator and CUDA's libraries raise
+# RuntimeError with these texts.
 _TEXTS = re.compile(
     r"(CUDA|HIP|MPS|XPU)( error:| backend)? out of memory"
     r"|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS_\w*ALLOC(ATION)?_FAILED"
@@ -23,21 +24,22 @@ _TEXTS = re.compile(
 
 @contextmanager
 def out_of_memory_advice(device: torch.device, explain: Callable[[], str]) -> Iterator[None]:
-    """Within the block, an allocation that fails frees what the block had taken, and says what to try.
+    """Turn out-of-memory errors of the block into `DeviceMemoryError` with advice, and free the memory of the block.
 
     Args:
-        device: Where the memory is short.
-        explain: What did not fit, and the remedy; called when it has not.
+        device: Device of the block.
+        explain: Function that returns two sentences: the part that does not fit, and the remedy. It is called only on
+            failure.
 
     Raises:
-        DeviceMemoryError: In the place of what torch raises.
+        DeviceMemoryError: If an allocation fails. It replaces the error of torch.
     """
     try:
         yield
     except RuntimeError as error:
         if not (isinstance(error, torch.OutOfMemoryError) or _TEXTS.search(str(error))):
             raise
-        traceback.clear_frames(error.__traceback__)  # they hold activations
+        traceback.clear_frames(error.__traceback__)  # the frames hold activations
         reason = str(error).splitlines()[0]
     else:
         return

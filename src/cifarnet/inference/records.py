@@ -1,4 +1,4 @@
-"""The parts of an evaluation: a class, a bin of confidence, a prediction that went wrong."""
+"""Parts of an evaluation: scores of a class, a confidence bin, an image with a high loss."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ __all__ = ["ClassScores", "ConfidenceBin", "TopLoss"]
 
 @dataclass(frozen=True)
 class ClassScores:
-    """How well one class is told from all others.
+    """Precision, recall and F1 of one class against all others.
 
-    Where there is nothing to divide by, a share is 0, as scikit-learn has it; the counts tell.
+    If the denominator of a share is 0, the share is 0, as in scikit-learn. The counts show this case.
 
     Args:
-        name: Of the class.
-        num_images: Images of it, its support.
-        num_predicted: Images that were taken for it.
-        num_correct: Images that are both.
+        name: Name of the class.
+        num_images: Number of images of the class, its support.
+        num_predicted: Number of images that were predicted as the class.
+        num_correct: Number of images of the class that were predicted as the class.
 
     Example:
         >>> cat = ClassScores("cat", num_images=10, num_predicted=8, num_correct=6)
@@ -32,12 +32,12 @@ class ClassScores:
 
     @property
     def precision(self) -> float:
-        """Share of the images taken for the class that are of it, in ``[0, 1]``."""
+        """Share of images of the class among those predicted as the class, in ``[0, 1]``."""
         return self.num_correct / max(1, self.num_predicted)
 
     @property
     def recall(self) -> float:
-        """Share of the class's images that are taken for it, in ``[0, 1]``."""
+        """Share of images predicted as the class among those of the class, in ``[0, 1]``."""
         return self.num_correct / max(1, self.num_images)
 
     @property
@@ -48,12 +48,12 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class ConfidenceBin:
-    """The images whose prediction is about equally sure: a bar of a reliability diagram.
+    """Images with a similar probability of the predicted class: a bar of a reliability diagram.
 
     Args:
-        num_images: How many they are.
-        num_correct: How many of them are classified right.
-        confidence: Mean probability of the predicted class, in ``(0, 1]``; ``None`` where there is no image.
+        num_images: Number of images in the bin.
+        num_correct: Number of these images that are classified correctly.
+        confidence: Mean probability of the predicted class, in ``(0, 1]``; ``None`` if the bin is empty.
     """
 
     num_images: int
@@ -62,21 +62,21 @@ class ConfidenceBin:
 
     @property
     def accuracy(self) -> float | None:
-        """Share classified right; ``None`` where there is no image."""
+        """Share of images that are classified correctly; ``None`` if the bin is empty."""
         return self.num_correct / self.num_images if self.num_images else None
 
 
 @dataclass(frozen=True)
 class TopLoss:
-    """An image with one of the highest losses.
+    """Image with one of the highest losses.
 
     Args:
-        index: Place of the image in the data, from 0.
-        id: Identity of the image, see `ImageDataset`; of foreign batches, ``index``.
-        label: Its true class.
-        predicted: The class it is taken for.
-        probability: Of that class, in ``(0, 1]``.
-        loss: Minus the logarithm of the true class's probability, in nats, whatever loss the network was trained with.
+        index: Index of the image in the data, from 0.
+        id: Image id, see `ImageDataset`; equal to ``index`` for external batches.
+        label: Index of the true class.
+        predicted: Index of the predicted class.
+        probability: Probability of the predicted class, in ``(0, 1]``.
+        loss: Negative logarithm of the true class's probability, in nats. It does not depend on the training loss.
     """
 
     index: int

@@ -1,4 +1,4 @@
-"""What an epoch adds up, on the device, so that no step waits for it."""
+"""Running metrics of an epoch, kept on the device so that no step synchronizes with it."""
 
 from __future__ import annotations
 
@@ -13,83 +13,84 @@ __all__ = ["MetricTotals", "RunningMetrics"]
 
 
 class MetricTotals(NamedTuple):
-    """Running sums, read from the device."""
+    """Running metrics, read from the device."""
 
-    loss: float  # summed over images
+    loss: float  # sum over the images
     num_correct: int
     num_images: int
-    first_bad_step: int  # of the epoch, where the loss was not finite; -1 while there is none
+    first_bad_step: int  # first step of the epoch with a NaN or infinite loss; -1 without one
 
     @property
     def mean_loss(self) -> float:
-        """Mean loss an image; NaN before the first."""
+        """Mean loss per image; NaN without images."""
         return self.loss / self.num_images if self.num_images else float("nan")
 
     @property
     def accuracy(self) -> float:
-        """Share classified right; NaN before the first."""
+        """Share of images that are classified correctly; NaN without images."""
         return self.num_correct / self.num_images if self.num_images else float("nan")
 
 
 class RunningMetrics:
-    """Loss, correct answers and the first step that went wrong.
+    """Sums of loss, correct predictions and images, and the first step with a NaN or infinite loss.
 
     Args:
-        device: Where they are kept.
+        device: Device that holds the metrics.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        # mps has no float64
+        # mps does not support float64.
         self._loss = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
         self._num_correct = torch.zeros((), dtype=torch.int64, device=device)
         self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
         self._num_images = torch.zeros((), dtype=torch.int64, device=device)
 
     def reset(self) -> None:
-        """Begin at nothing; the tensors stay where they are, as captured graphs add to them."""
+        """Set all metrics to their start, in place, because captured graphs add to the same tensors."""
         for total in (self._loss, self._num_correct, self._num_images):
             total.zero_()
         self._first_bad_step.fill_(-1)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Where the sums are kept; each is 0-d."""
+        """0-d tensors of the metrics, in the order of `MetricTotals`."""
         return self._loss, self._num_correct, self._num_images, self._first_bad_step
 
     def add(self, loss: Tensor, logits: Logits, labels: Tensor, step: int | Tensor) -> None:
-        """Count one batch.
+        """Add one batch without synchronizing with the device.
 
         Args:
-            loss: Mean over the batch, 0-d.
-            logits: Shape ``(N, K)``.
-            labels: Shape ``(N,)``; or shares of the classes, ``(N, K)``, of which the largest counts.
-            step: Counted from 0 within the epoch; a 0-d int64 tensor where the host does not know it.
+            loss: Mean loss of the batch, 0-d.
+            logits: Logits of the batch, shape ``(N, K)``.
+            labels: Class indices, shape ``(N,)``, or soft labels, shape ``(N, K)``. The class with the largest share
+                counts as the true one.
+            step: Step of the epoch, counted from 0; a 0-d int64 tensor if it is only on the device.
         """
         num_images = len(labels)
         labels = labels.argmax(dim=1) if labels.ndim > 1 else labels
         self._loss += loss.detach().to(self._loss.dtype) * num_images
         self._num_correct += (logits.detach().argmax(dim=1) == labels).sum()
         first_bad = ~loss.detach().isfinite() & (self._first_bad_step < 0)
-        # By arithmetic: on CUDA, `masked_fill_` would read a tensor of steps back, and no graph may do that.
+        # Arithmetic, because `masked_fill_` with a tensor as value synchronizes with CUDA, and a graph forbids that.
         self._first_bad_step += (step - self._first_bad_step) * first_bad
         self._num_images += num_images
 
     def read(self) -> MetricTotals:
-        """Wait for the device and fetch the sums."""
-        # A double holds a count up to 2**53, and mps, which has none, one of images up to 2**24.
+        """Synchronize with the device and return the metrics."""
+        # float64 holds counts up to 2**53 exactly. The float32 of mps holds them up to 2**24 images.
         loss, *counts = torch.stack([total.to(self._loss.dtype) for total in self.tensors]).tolist()
         return MetricTotals(loss, *map(int, counts))
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums as plain values."""
+        """Return the metrics as plain values."""
         return self.read()._asdict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from saved sums.
+        """Restore saved metrics.
 
         Args:
-            state: What ``state_dict`` gave.
+            state: Result of `state_dict`.
         """
         self._loss.fill_(state["loss"])
         self._num_correct.fill_(state["num_correct"])

@@ -1,4 +1,4 @@
-"""An evaluation to read: as text, and as HTML for a notebook."""
+"""Tables of an evaluation, as text and as HTML for a notebook."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = ["html_table", "text_table"]
 
-_MAX_NAME = 24  # letters of a class name in a column
+_MAX_NAME = 24  # characters of a class name in a column
 _MAX_HTML_CLASSES = 100
 _MAX_HTML_CONFUSION = 20  # classes; a wider matrix does not fit a page
 
 
 def text_table(evaluation: Evaluation, *, max_classes: int, num_top_losses: int) -> str:
-    """All scores of an evaluation; see `Evaluation.table`."""
+    """Return all metrics of an evaluation as text; see `Evaluation.table`."""
     check_count("max_classes", max_classes, "20 is the default", least=0)
     check_count("num_top_losses", num_top_losses, "5 is the default", least=0)
     shown, left_out = _choose(evaluation, max_classes)
@@ -34,7 +34,7 @@ def text_table(evaluation: Evaluation, *, max_classes: int, num_top_losses: int)
 
 
 def html_table(evaluation: Evaluation) -> str:
-    """All scores of an evaluation, and the confusion matrix where it is not too wide."""
+    """Return all metrics of an evaluation as HTML, with the confusion matrix for up to 20 classes."""
     shown, left_out = _choose(evaluation, _MAX_HTML_CLASSES)
     parts = [
         f"<p>{escape(str(evaluation))}</p>",
@@ -52,18 +52,18 @@ def html_table(evaluation: Evaluation) -> str:
 
 
 def _choose(evaluation: Evaluation, max_classes: int) -> tuple[list[int], list[str]]:
-    """Which classes to show, in the order of the labels, and a line on the others."""
+    """Return the classes to show, in the order of the labels, and a line about the others."""
     scores = evaluation.per_class
     if len(scores) <= max_classes:
         return list(range(len(scores))), []
-    # A class without images has no score to be judged by.
+    # Classes without images come last, because they have no recall.
     ranked = sorted(range(len(scores)), key=lambda i: (not scores[i].num_images, scores[i].f1))
     left_out = f"{len(scores) - max_classes:,} more classes, none of them with a lower F1"
     return sorted(ranked[:max_classes]), [left_out] if max_classes else []
 
 
 def _scores(evaluation: Evaluation) -> list[tuple[str, str]]:
-    """Of the whole, but for those in its summary: name and value."""
+    """Return name and value of each total metric that the line of ``str()`` does not have."""
     rows = [
         (f"top-{evaluation.k} accuracy", f"{evaluation.top_k_accuracy:.2%}"),
         ("log loss", f"{evaluation.log_loss:.4f}"),
@@ -71,7 +71,7 @@ def _scores(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("calibration error", f"{evaluation.expected_calibration_error:.2%}"),
         ("temperature", f"{evaluation.temperature:.3f}"),
     ]
-    # With all classes as guesses everything is right, and a temperature of 1 changes nothing.
+    # With k = K the top-k accuracy is always 1, and a temperature of 1 changes nothing.
     shown = (evaluation.k < len(evaluation.confusion_matrix), True, True, True, evaluation.temperature != 1)
     return [row for row, show in zip(rows, shown, strict=True) if show]
 
@@ -83,7 +83,7 @@ def _class_rows(evaluation: Evaluation, shown: Iterable[int]) -> list[tuple[str,
 
 
 def _class_row(scores: ClassScores) -> tuple[str, ...]:
-    """A dash where there is nothing to divide by."""
+    """Return the cells of a class, with a dash for each share whose denominator is 0."""
     return (
         _shortened(scores.name),
         _number(scores.num_images),
@@ -94,7 +94,7 @@ def _class_row(scores: ClassScores) -> tuple[str, ...]:
 
 
 def _taken_for(evaluation: Evaluation, index: int) -> str:
-    """The other class that most images of a class were taken for, and how many."""
+    """Return the class that a class is most often confused with, and the number of these images."""
     others = [0 if j == index else count for j, count in enumerate(evaluation.confusion_matrix[index])]
     count = max(others)
     return f"{_shortened(evaluation.class_name(others.index(count)))} ({count:,})" if count else "-"
@@ -116,7 +116,7 @@ def _top_loss_rows(evaluation: Evaluation, num_top_losses: int) -> list[tuple[st
 
 
 def _aligned(rows: Sequence[Sequence[str]], *, left: tuple[int, ...]) -> list[str]:
-    """Columns under each other: numbers to the right, those that ``left`` names to the left."""
+    """Return a line per row with aligned columns: those in ``left`` to the left, all others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     sides = ["<" if i in left else ">" for i in range(len(widths))]
     template = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
@@ -137,6 +137,6 @@ def _number(count: int) -> str:
 
 
 def _shortened(name: str) -> str:
-    """The ends of a name, which is where names differ."""
+    """Shorten a long name to its start and its end, because names differ there."""
     half = (_MAX_NAME - 1) // 2
     return name if len(name) <= _MAX_NAME else f"{name[:half]}…{name[-half:]}"

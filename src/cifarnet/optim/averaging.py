@@ -1,4 +1,4 @@
-"""An average of the weights along the way of the training, which is often better than where it ends."""
+"""Exponential moving average of the weights, which is often more accurate than the last weights."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ __all__ = ["ExponentialMovingAverage"]
 
 
 class ExponentialMovingAverage:
-    """A copy of a network's weights that follows them slowly (Polyak and Juditsky, 1992).
+    """Exponential moving average of a network's weights (averaging: Polyak and Juditsky, 1992).
 
-    After each step ``average = decay * average + (1 - decay) * weights``, running statistics of batch norm
-    included; counters are copied. In the beginning the decay is smaller, ``n / (n + 9)`` after ``n`` updates, so
-    that the initial weights are soon forgotten (the warm-up of TensorFlow's ``ExponentialMovingAverage``).
+    Each step computes ``average = decay * average + (1 - decay) * weights``. The running statistics of batch norm are
+    averaged too, and counters are copied. After ``n`` updates, the decay is at most ``n / (n + 9)``, so that the
+    initial weights do not count for long (the warm-up of TensorFlow's ``ExponentialMovingAverage``).
 
     Args:
-        model: On its device, in its dtype; the average has its memory format. Parameters and persistent buffers are
-            averaged, tied ones once.
-        decay: In ``(0, 1)``; 0.999 averages over about 1,000 steps.
+        model: Network on its device and in its dtype. The average has the same memory format. It covers parameters and
+            persistent buffers, tied ones once.
+        decay: Weight of the old average in each update, in ``(0, 1)``; 0.999 averages over about 1,000 steps.
 
     Attributes:
-        decay: As given.
-        num_updates: How often `update` was called.
+        decay: Weight of the old average in each update.
+        num_updates: Number of calls of `update`.
+        weights: Averages by the names of the model's ``state_dict``. Tied weights share a tensor.
 
     Raises:
         SettingError: If ``decay`` is outside its range.
@@ -50,21 +51,20 @@ class ExponentialMovingAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         if not 0 < decay < 1:
-            raise SettingError(f"the decay of an average must be in (0, 1), got {decay}; 0.999 is usual")
+            raise SettingError(f"The decay of the moving average must be in (0, 1), got {decay}. 0.999 is usual")
         self.decay = decay
         self.num_updates = 0
         self._model = model
-        #: By the names of the model's ``state_dict``; tied weights share a tensor.
         self.weights: dict[str, Tensor] = copied_weights(model)
 
     def begin(self) -> None:
-        """Where nothing was averaged yet, start from the model's weights as they are now."""
+        """Start from the current weights of the model if no step was averaged yet."""
         if not self.num_updates:
             self.weights = copied_weights(self._model)
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take a step of the model into account."""
+        """Include the current weights of the model in the average."""
         floating, counters = pairs_with_weights(self.weights, self._model)
         if floating:
             averages, weights = zip(*floating, strict=True)
@@ -76,7 +76,7 @@ class ExponentialMovingAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the model holds the average, and `weights` what the model had."""
+        """Swap the average and the weights of the model for the block."""
         self._swap()
         try:
             yield

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: when they are written, in a thread, and how a run is found again."""
+"""Saving of a run in a background thread, and its restoration."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class CheckpointSaver:
         """Prepare the first save, and write a best epoch that was found but not written when the run was killed.
 
         Raises:
-            SettingTypeError: If the state holds what cannot be saved.
+            SettingTypeError: If the state holds a value that cannot be saved.
         """
         if not self._is_saved:
             return
@@ -156,7 +156,7 @@ class CheckpointSaver:
             self._write_best()
 
     def after_step(self) -> None:
-        """Save ``last`` if it is time to and the save before is done.
+        """Save ``last`` if ``save_every_s`` has passed and the previous save is complete.
 
         Raises:
             CheckpointSaveError: If an earlier save failed.
@@ -172,7 +172,7 @@ class CheckpointSaver:
             self._save()
 
     def after_epoch(self, *, is_best: bool) -> None:
-        """Save both files if the epoch is the best so far, else ``last`` if it is time to.
+        """Save both files if the epoch is the best so far, else ``last`` as after a step.
 
         Raises:
             CheckpointSaveError: If an earlier save failed.
@@ -215,10 +215,10 @@ class CheckpointSaver:
         return f"{where}; it resumes at the end of epoch {self._state.epoch}, because an iterable resumes there only"
 
     def finish(self) -> None:
-        """Write what is not on the disk yet.
+        """Save the end of the run, unless it is on the disk already.
 
         Raises:
-            CheckpointSaveError: If that fails.
+            CheckpointSaveError: If the save fails.
         """
         if self._group.all_reduce_max(self._checkpointer is not None and self._saved != self._position) == [True]:
             self._save()
@@ -254,7 +254,7 @@ class CheckpointSaver:
         self._saved = self._position
 
     def _after_copies(self, save: Callable[..., object], *content: Any) -> Callable[[], object]:
-        """Return a job that waits for the copies on the device, on a CUDA stream of its own."""
+        """Return a job that waits for the copies on the device in a separate CUDA stream."""
         device = self._trainer.device
         if device.type != "cuda":
             return partial(save, *content)
@@ -356,7 +356,7 @@ def restore_run(
     init_from: Any,
     monitor: str,
 ) -> None:
-    """Find the point that the run starts from: a checkpoint, the weights of another run, or the trainer as it is.
+    """Load the start of the run: a checkpoint, the weights of another run, or nothing.
 
     Raises:
         ResumeMismatchError: If the checkpoint is of another run.

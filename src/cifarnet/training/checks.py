@@ -24,7 +24,7 @@ __all__ = ["check_augmentation", "check_components", "check_optimizer", "warn_of
 
 #: Larger shares of validation or test images among the training images cause a warning.
 _MAX_SHARED = 0.01
-#: Draws after which a transform with one chance in ten has shown itself with 99 %.
+#: Number of draws that reveals a transform with a probability of 10 % in 99 % of all cases.
 _NUM_DRAWS = 44
 
 

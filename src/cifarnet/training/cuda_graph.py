@@ -1,4 +1,4 @@
-"""CUDA graph of a training step, so that the host has next to nothing to do.
+"""CUDA graph of a training step, which leaves almost no work to the host.
 
 Images are augmented in *windows* of many steps by a few large kernels. The step itself, `update`, is captured once per
 shape of its batch and replayed. It reads images, labels, learning rates and its index from buffers.
@@ -28,7 +28,7 @@ __all__ = ["GraphedUpdate", "can_be_captured", "prepare_optimizer", "windows"]
 #: Images that are augmented at once. The pixel indices of a padded window stay below 2**31.
 WINDOW_IMAGES = 8192
 
-#: Records what a function does on the device, and returns a function that does it again.
+#: Function that records the device work of another function, and returns a function that repeats it.
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
 #: Flags that make torch's optimizers read learning rates and count steps on the device.
@@ -41,7 +41,7 @@ _FLAGS: dict[type[torch.optim.Optimizer], dict[str, bool]] = {
 
 
 def can_be_captured(trainer: Trainer) -> bool:
-    """Return whether a step reads nothing back from the device: networks, losses and optimizers that are known to."""
+    """Return whether a CUDA graph can hold a step, because its parts are known to read nothing from the device."""
     return (
         trainer.device.type == "cuda"
         and trainer.group.world_size == 1
@@ -188,7 +188,7 @@ class _CapturedStep:
 
 
 def _read_from_host(trainer: Trainer) -> Any:
-    """Return what a graph holds for good: addresses of tensors, and settings that are numbers of the host."""
+    """Return the addresses of tensors and the settings of the host that a graph keeps from its capture."""
     optimizer, model = trainer.optimizer, trainer.model
     modules = [*model.modules(), trainer.loss_fn] if isinstance(trainer.loss_fn, nn.Module) else [*model.modules()]
     tensors = [tensor for module in modules for tensor in (*module.parameters(False), *module.buffers(False))]

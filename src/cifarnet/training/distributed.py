@@ -36,8 +36,8 @@ _is_broken = False
 class ProcessGroup:
     """This process and the number of processes that train together.
 
-    Collective: every process must call the same methods in the same order. A missing process causes a timeout after
-    10 minutes.
+    Every process must call the same methods in the same order, because they are collective. A missing process causes a
+    timeout after 10 minutes.
 
     Args:
         rank: Index of this process. Rank 0 writes, prints and draws.
@@ -89,7 +89,7 @@ class ProcessGroup:
 
         Raises:
             SettingError: If processes cannot train together on the device, or the script's group has no gloo.
-            RankLostError: If another process does not come.
+            RankLostError: If another process is missing.
         """
         if self.world_size == 1:
             return
@@ -233,7 +233,7 @@ class ProcessGroup:
                     dist.broadcast(tensor, src=0)
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes call this."""
         self.all_reduce_max(0)
 
     def broadcast_from_first(self, function: Callable[[], Any]) -> Any:
@@ -271,7 +271,7 @@ class ProcessGroup:
         """Turn torch's errors about a missing process into `RankLostError`."""
         try:
             yield
-        except RuntimeError as error:  # gloo has no type of its own
+        except RuntimeError as error:  # gloo raises no other type
             if self.world_size == 1 or isinstance(error, RankLostError) or not any(w in str(error) for w in _LOST):
                 raise
             do_not_wait()

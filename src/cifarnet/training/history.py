@@ -1,4 +1,4 @@
-"""What a run did, epoch by epoch, as plain data."""
+"""History of a run: a record of plain values per epoch."""
 
 from __future__ import annotations
 
@@ -99,10 +99,10 @@ class EpochRecord:
 
 
 class History(Sequence[EpochRecord]):
-    """The records of a run in order, and their columns by name.
+    """Sequence of the records of a run, with access to their columns by name.
 
     Args:
-        records: Those there are to begin with.
+        records: Initial records.
 
     Example:
         >>> history = History()
@@ -134,7 +134,7 @@ class History(Sequence[EpochRecord]):
         rows = [record.to_dict() for record in self._records]
         known = dict.fromkeys((*_FIELDS, *(key for row in rows for key in row)))
         if name not in known:
-            raise SettingError(f'there is no column "{name}"; {did_you_mean(name, known)}')
+            raise SettingError(f'The history has no column "{name}"; {did_you_mean(name, known)}')
         return [row.get(name) for row in rows]
 
     def __len__(self) -> int:
@@ -155,18 +155,18 @@ class History(Sequence[EpochRecord]):
         """Add the next epoch.
 
         Args:
-            record: Of that epoch.
+            record: Record of that epoch.
         """
         self._records.append(record)
 
     def best(self, monitor: str = "val_accuracy") -> EpochRecord | None:
-        """The epoch with the best validation; the earliest of equals.
+        """Return the epoch with the best validation result, the earliest of equal ones.
 
         Args:
             monitor: Validation metric, such as ``"val_accuracy"`` or ``"val_loss"``.
 
         Returns:
-            Its record; ``None`` where no epoch was validated.
+            Record of that epoch; ``None`` if no epoch was validated.
 
         Raises:
             SettingError: If the run cannot be selected by ``monitor``.
@@ -174,7 +174,7 @@ class History(Sequence[EpochRecord]):
         check_monitor(monitor)
         known = {"val_accuracy", "val_loss", *(name for record in self._records for name in record.metrics)}
         if monitor not in known:
-            raise SettingError(f'no epoch has "{monitor}"; {did_you_mean(monitor, sorted(known))}')
+            raise SettingError(f'No epoch has "{monitor}"; {did_you_mean(monitor, sorted(known))}')
         best: EpochRecord | None = None
         for record in self._records:
             than = None if best is None else best.metrics.get(monitor)
@@ -201,13 +201,13 @@ class History(Sequence[EpochRecord]):
 
     @classmethod
     def from_list(cls, rows: Iterable[Mapping[str, Any]]) -> History:
-        """The inverse of `to_list`.
+        """Build a history from the rows of `to_list`.
 
         Args:
-            rows: A mapping an epoch.
+            rows: Mapping of names to values for each epoch. Unknown names become metrics.
 
         Raises:
-            InputError: If a row lacks a field, has one too many, or a value of the wrong type.
+            InputError: If a row lacks a field, or a value is not a number.
         """
         return cls(_record(_without_words(row), f"epoch {number}") for number, row in enumerate(rows, 1))
 
@@ -215,7 +215,7 @@ class History(Sequence[EpochRecord]):
         """Write a header and a line per epoch, with all digits of the numbers.
 
         Args:
-            path: File, replaced as a whole or left as it was.
+            path: Path of the file. If the write fails, an existing file is unchanged.
         """
         text = io.StringIO(newline="")
         rows = [record.to_dict() for record in self._records]
@@ -243,10 +243,10 @@ class History(Sequence[EpochRecord]):
         return cls(_record(_numbers(row, str(path)), f"{path}, line {line}") for line, row in enumerate(rows, 2))
 
     def save_json(self, path: str | Path) -> None:
-        """Write a JSON list with an object an epoch; JSON has no NaN, so one is written as ``"nan"``.
+        """Write a JSON list with an object per epoch. NaN is written as ``"nan"``, because JSON has no NaN.
 
         Args:
-            path: Replaced whole, or left as it was.
+            path: Path of the file. If the write fails, an existing file is unchanged.
         """
         write_atomic(to_path(path), (json.dumps(finite_json(self.to_list()), indent=1) + "\n").encode())
 
@@ -255,7 +255,7 @@ class History(Sequence[EpochRecord]):
         """Read what `save_json` wrote.
 
         Args:
-            path: The file.
+            path: File.
 
         Raises:
             InputError: If it is not such a file.
@@ -264,9 +264,9 @@ class History(Sequence[EpochRecord]):
         try:
             rows = json.loads(to_path(path).read_text(encoding="utf-8"))
         except ValueError as error:
-            raise InputError(f"{path} is not JSON ({error}); give a file that save_json wrote") from error
+            raise InputError(f"{path} is not JSON ({error}). Use a file that save_json wrote") from error
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise InputError(f"{path} holds no list of epochs; give a file that save_json wrote")
+            raise InputError(f"{path} holds no list of epochs. Use a file that save_json wrote")
         return cls.from_list(rows)
 
 
@@ -281,7 +281,7 @@ def check_monitor(monitor: str) -> None:
     """
     if not monitor.startswith("val_"):
         hint = did_you_mean(monitor, ("val_accuracy", "val_loss"))
-        raise SettingError(f'a run cannot be selected by "{monitor}"; {hint} The test set chooses nothing')
+        raise SettingError(f'A run cannot be selected by "{monitor}". The test set chooses nothing; {hint}')
 
 
 def is_better(monitor: str, value: float | None, than: float | None) -> bool:
@@ -316,7 +316,7 @@ def _numbers(row: Mapping[str, Any], path: str) -> dict[str, Any]:
         # A column without a name is the index that pandas writes.
         values = {name: float(text) for name, text in row.items() if name not in (None, "") and text not in (None, "")}
     except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: {error}; give a file that save_csv wrote") from error
+        raise InputError(f"{path} has an invalid number ({error}). Use a file that save_csv wrote") from error
     return {name: int(value) if name in _COUNTS and value.is_integer() else value for name, value in values.items()}
 
 

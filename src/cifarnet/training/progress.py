@@ -27,7 +27,7 @@ _MIN_INTERVAL_S = 0.2
 
 
 class Progress:
-    """Context manager that shows the progress of a run. If showing fails, the run goes on without it.
+    """Context manager that shows the progress of a run. If the display fails, training continues without it.
 
     Args:
         trainer: Trainer of the run.
@@ -55,14 +55,14 @@ class Progress:
 
     @contextmanager
     def _safely(self) -> Iterator[None]:
-        """Stop showing anything if the block fails, because the terminal or the reader of a pipe has gone."""
+        """Turn the display off if the block fails, for example because the terminal was closed."""
         try:
             yield
         except Exception:
             self._bar, self._enabled = None, False
 
     def start(self, state: TrainState, patience: int | None) -> None:
-        """Show what is going to be trained, and open the bar."""
+        """Open the bar, and show a line about the run."""
         with self._safely():
             if self._enabled and (sys.stderr.isatty() or "ipykernel" in sys.modules):
                 num_steps = self._num_steps

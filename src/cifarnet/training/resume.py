@@ -68,7 +68,7 @@ class RunIdentity:
         }
 
     def add_groups(self) -> None:
-        """Make the parameter groups that the optimizer was given since the start part of the run."""
+        """Add the parameter groups that the loop body added to the optimizer to the settings of the run."""
         self._settings = self._settings_with_new_groups()
         self._environment["optimizer"] = _optimizer_flags(self._trainer)
 
@@ -98,7 +98,7 @@ class RunIdentity:
         _refuse(self._without_own_rates({key: settings.get(key) for key in known}), now)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Become the run that ``state`` describes, with its base learning rates if there is a schedule."""
+        """Take over settings, environment and, if there is a schedule, the base learning rates of a run."""
         if self._trainer.lr_schedule is not None:
             groups = state["settings"]["optimizer"]["groups"]
             set_learning_rates(self._trainer.optimizer, [group["lr"] for group in groups])
@@ -148,8 +148,8 @@ class RunIdentity:
         trainer, step = self._trainer, self._trainer.state.global_step
         settings, environment = _settings(trainer, data), _environment(trainer, data)
         if self._settings and step:
-            # Between two calls, the optimizer and the trainer belong to the caller. The data must stay the same. What
-            # was read from a file was compared by `check`, before the optimizer took its values over.
+            # The caller may change optimizer and trainer between two calls, but not the data. The state of a file was
+            # compared by `check`, before the optimizer loaded it.
             _refuse({key: self._settings[key] for key in _DATA if key in self._settings}, settings)
             unknown = sorted(set(_incomparable(settings))) if is_resumed else []
             if is_resumed and trainer.group.world_size > 2:  # DistributedDataParallel regroups gradients after it
@@ -177,7 +177,7 @@ def describe_value(value: Any, *, model: nn.Module | None = None, depth: int = 0
         depth: Depth of ``value`` in the setting.
 
     Returns:
-        Nested dictionaries and lists of plain values. What cannot be compared, such as a lambda, becomes
+        Nested dictionaries and lists of plain values. A value that cannot be compared, such as a lambda, becomes
         ``{"incomparable": ...}``.
 
     Example:
@@ -225,7 +225,7 @@ def _is_part_of(model: nn.Module, value: nn.Module | Tensor) -> bool:
 
 
 def _fields(value: Any) -> dict[str, Any] | None:
-    """Return what an object was constructed with, as far as it keeps it; ``None`` if it keeps nothing readable."""
+    """Return the constructor arguments or attributes of an object; ``None`` if none can be read."""
     if is_dataclass(value):
         return {field.name: getattr(value, field.name) for field in fields(value)}
     if not hasattr(value, "__dict__"):
@@ -273,7 +273,7 @@ def _name_of_global(value: Any) -> Any:
 
 
 def _settings(trainer: Trainer, data: RunData | None) -> dict[str, Any]:
-    """Return what must be equal. ``None`` leaves the data out."""
+    """Return the settings, which must be equal. ``None`` leaves the data out."""
     groups = [
         {key: describe_value(value) for key, value in sorted(group.items()) if key not in _NOT_SETTINGS}
         for group in trainer.optimizer.param_groups
@@ -323,7 +323,7 @@ def _describe_images(data: Any) -> dict[str, Any] | None:
 
 
 def _environment(trainer: Trainer, data: RunData) -> dict[str, Any]:
-    """Return what should be equal."""
+    """Return the environment, which should be equal."""
     return {
         "cuda_graph": trainer.uses_cuda_graph,
         "deterministic": trainer.deterministic,

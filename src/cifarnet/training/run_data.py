@@ -131,7 +131,7 @@ def check_batch(trainer: Trainer, data: RunData, batch: Batch | None) -> None:
     Args:
         trainer: Model and processes.
         data: Data of the run.
-        batch: Batch of the whole step; ``None`` at the end of the epoch, where only the processes are compared.
+        batch: Batch of the whole step; ``None`` at the end of the epoch, to compare only the processes.
 
     Raises:
         InputError: If a label has no logit, or the batch differs between processes.

@@ -34,10 +34,10 @@ class BestEpoch:
         monitor: Validation metric that decides, such as ``"val_accuracy"``.
 
     Attributes:
-        monitor: As given.
+        monitor: Validation metric that decides.
         epoch: Number of the best epoch, from 1; 0 if there is none.
         value: Its value of ``monitor``; ``None`` if there is none.
-        epochs_since: Number of epochs since then.
+        epochs_since: Number of epochs since the best one.
         weights: Copy of its weights on their device; ``None`` if there is none.
 
     Raises:
@@ -99,10 +99,10 @@ class BestEpoch:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> BestEpoch:
-        """Return the inverse of `state_dict`.
+        """Build the best epoch from the result of `state_dict`.
 
         Raises:
-            ValueError: If an epoch has no value.
+            ValueError: If there is a best epoch without a finite value.
         """
         best = cls(state["monitor"])
         best.epoch, best.epochs_since = int(state["epoch"]), int(state["epochs_since"])
@@ -207,7 +207,7 @@ class TrainState:
         if self._last_weights is not None:
             if not self._is_changed():
                 load_weights(self.model, self._last_weights, source="the last epoch")
-            else:  # average and selection begin anew, or they would bring the former weights back
+            else:  # average and selection restart, because they belong to the replaced weights
                 self.best = BestEpoch(self.best.monitor)
                 if self._ema is not None:
                     self._ema.num_updates = 0
@@ -262,7 +262,7 @@ class TrainState:
             if isinstance(error, CheckpointMismatchError):
                 raise
             raise CheckpointMismatchError(
-                f"this is not the state of a Trainer ({type(error).__name__}: {error}). Pass what Trainer.state_dict "
+                f"This is not the state of a Trainer ({type(error).__name__}: {error}). Pass what Trainer.state_dict "
                 "returned or fit saved; load other weights with init_from="
             ) from error
         load_weights(self.model, state["model"], source="the checkpoint")

@@ -177,7 +177,7 @@ class Trainer:
     def preprocess(self) -> Preprocess | None:
         """Preprocessing of the images that the model learns from. ``None`` if that is unknown.
 
-        Floating batches have passed a preprocessing of their own. It is known if you pass it in ``transforms``.
+        Your code has preprocessed floating batches. Their preprocessing is known if you pass it in ``transforms``.
         """
         return self.transforms.preprocess if self._has_own_transforms or not self.has_floating_batches else None
 
@@ -198,7 +198,7 @@ class Trainer:
 
     @property
     def draws_per_image(self) -> bool:
-        """Whether all transforms draw for each image on its own, so that a batch can be split before them."""
+        """Whether all transforms draw for each image separately, so that a batch can be split before them."""
         return all(draws_per_image(step) for step in self.transforms.steps)
 
     def fit(
