@@ -1,4 +1,4 @@
-"""Every exception that cifarnet raises on purpose, and how a message helps with a misspelt name.
+"""Exceptions that cifarnet raises on purpose.
 
 All derive from `CifarnetError`, and from the built-in exception where one fits, so that both
 ``except CifarnetError`` and ``except ValueError`` do what they say. A message states the value, the rule
@@ -6,9 +6,6 @@ and the remedy.
 """
 
 from __future__ import annotations
-
-import difflib
-from collections.abc import Iterable
 
 __all__ = [
     "CheckpointCorruptError",
@@ -37,7 +34,6 @@ __all__ = [
     "SettingError",
     "SettingTypeError",
     "UnsafeCheckpointError",
-    "did_you_mean",
 ]
 
 
@@ -143,26 +139,3 @@ class ExportError(CifarnetError, RuntimeError):
 
 class MissingPackageError(CifarnetError, ModuleNotFoundError):
     """Something needs a package that is no requirement of the library, but one of its extras."""
-
-
-def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """The tail of a message about an unknown name: the nearest right one, or all of them.
-
-    Args:
-        name: What was given.
-        options: What would have been right.
-
-    Returns:
-        A clause to put behind a semicolon.
-
-    Example:
-        >>> did_you_mean("refrence", ["basic", "reference"])
-        'did you mean "reference"?'
-        >>> did_you_mean("x", ["basic", "reference"])
-        'choose one of "basic", "reference"'
-    """
-    known = sorted(options)
-    near = difflib.get_close_matches(name, known, n=1)
-    if near:
-        return f'did you mean "{near[0]}"?'
-    return "choose one of " + ", ".join(f'"{option}"' for option in known)

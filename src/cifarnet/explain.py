@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cifarnet._checks import check_count
 from cifarnet._types import Images, Labels, Logits
+from cifarnet._validation import check_count, did_you_mean
 from cifarnet.classifier import Classifier
-from cifarnet.errors import InputError, NonFiniteLogitsError, SettingError, did_you_mean
+from cifarnet.errors import InputError, NonFiniteLogitsError, SettingError
 from cifarnet.images import ImageLike
 from cifarnet.inference import predict_logits
 from cifarnet.inference.loader import EVAL_BATCH_SIZE

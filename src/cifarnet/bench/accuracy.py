@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cifarnet._checks import check_count
+from cifarnet._validation import check_count
 from cifarnet.bench.cold import measure_cold
 from cifarnet.bench.memory import PeakMemory
 from cifarnet.bench.script import run_script

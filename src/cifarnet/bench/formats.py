@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cifarnet._validation import did_you_mean
 from cifarnet.bench.accuracy import format_accuracy
 from cifarnet.bench.inference import format_inference
 from cifarnet.bench.saving import format_saving
 from cifarnet.bench.start import format_start
 from cifarnet.bench.training import format_training
-from cifarnet.errors import InputError, did_you_mean
+from cifarnet.errors import InputError
 
 __all__ = ["FORMATS", "format_report"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cifarnet._checks import check_count
+from cifarnet._validation import check_count
 from cifarnet.bench.memory import PeakMemory
 from cifarnet.bench.timing import summarize, timed
 from cifarnet.classifier import Classifier

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
-from cifarnet._checks import check_count
+from cifarnet._validation import check_count
 from cifarnet.bench.timing import summarize, timed
 from cifarnet.checkpoint import Checkpointer
 from cifarnet.checkpoint.background import BackgroundWriter, snapshot

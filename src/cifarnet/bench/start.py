@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
-from cifarnet._checks import check_count
+from cifarnet._validation import check_count
 from cifarnet.bench.timing import summarize, timed
 from cifarnet.errors import CifarnetError
 from cifarnet.inference import describe_machine, resolve_device, resolve_precision

@@ -12,8 +12,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
-from cifarnet._checks import check_choice, check_count
 from cifarnet._choices import BACKENDS
+from cifarnet._validation import check_choice, check_count
 from cifarnet.bench.contender import BackendProcess, Job
 from cifarnet.bench.script import ScriptRuns
 from cifarnet.bench.timing import summarize

@@ -10,8 +10,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from cifarnet._checks import check_count
 from cifarnet._types import Images
+from cifarnet._validation import check_count
 from cifarnet.checkpoint import Checkpointer, load_best, load_weights
 from cifarnet.checkpoint.restore import unwrapped_state_dict
 from cifarnet.classifier.metadata import build_from_metadata, constructor_call, parse_metadata

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from cifarnet._console import write_line
-from cifarnet._json import finite_json
+from cifarnet._validation import did_you_mean, finite_json
 from cifarnet.cli.arguments import BENCHMARKS, build_parser
 from cifarnet.cli.imports import load_command
-from cifarnet.errors import CifarnetError, SettingError, did_you_mean
+from cifarnet.errors import CifarnetError, SettingError
 
 __all__ = ["main"]
 

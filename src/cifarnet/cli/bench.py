@@ -9,8 +9,8 @@ from typing import Any
 
 import cifarnet
 from cifarnet import bench
-from cifarnet._checks import check_choice, check_count
 from cifarnet._choices import BACKENDS
+from cifarnet._validation import check_choice, check_count
 from cifarnet.cli.data import load_data
 from cifarnet.datasets import find_cifar10
 from cifarnet.errors import SettingError

@@ -15,9 +15,9 @@ import torchvision
 from PIL import Image
 
 import cifarnet
-from cifarnet._checks import check_choice, check_count
 from cifarnet._choices import TTA_NAMES
 from cifarnet._console import write_line
+from cifarnet._validation import check_choice, check_count
 from cifarnet.checkpoint import Checkpointer
 from cifarnet.classifier import Classifier
 from cifarnet.cli.data import load_data, source_of

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cifarnet._checks import check_choice
 from cifarnet._choices import EXPORT_FORMATS
+from cifarnet._validation import check_choice
 from cifarnet.classifier import Classifier
 from cifarnet.export import TOLERANCE, ExportedFile, export_onnx, export_torch
 

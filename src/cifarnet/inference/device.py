@@ -16,7 +16,8 @@ from torch import Tensor
 
 from cifarnet._hardware import cpu_name, is_bf16_faster
 from cifarnet._types import Images
-from cifarnet.errors import SettingError, did_you_mean
+from cifarnet._validation import did_you_mean
+from cifarnet.errors import SettingError
 
 __all__ = ["Precision", "describe_device", "describe_machine", "resolve_device", "resolve_precision"]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cifarnet._json import finite_json
 from cifarnet._types import Json
+from cifarnet._validation import finite_json
 from cifarnet.errors import InputError
 from cifarnet.inference.calibration import check_temperature
 from cifarnet.inference.evaluation_json import parse_evaluation, with_current_keys

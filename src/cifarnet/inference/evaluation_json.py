@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from cifarnet._json import NON_FINITE
+from cifarnet._validation import NON_FINITE
 from cifarnet.errors import InputError
 from cifarnet.inference.records import ConfidenceBin, TopLoss
 from cifarnet.transforms.tta import current_tta_name

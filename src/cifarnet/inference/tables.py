@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from cifarnet._checks import check_count
+from cifarnet._validation import check_count
 from cifarnet.inference.records import ClassScores
 
 if TYPE_CHECKING:

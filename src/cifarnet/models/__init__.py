@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from cifarnet.errors import SettingError, did_you_mean
+from cifarnet._validation import did_you_mean
+from cifarnet.errors import SettingError
 from cifarnet.models.basic_cnn import BasicCNN
 from cifarnet.models.cifar_cnn import CifarCNN
 from cifarnet.models.fast_cnn import FastCNN

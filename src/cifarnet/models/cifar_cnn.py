@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cifarnet._checks import check_count, check_counts
 from cifarnet._types import Images, Logits
+from cifarnet._validation import check_count, check_counts
 from cifarnet.errors import SettingError, SettingTypeError
 from cifarnet.models.layout import flatten
 

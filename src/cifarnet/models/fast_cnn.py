@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cifarnet._checks import check_count, check_counts
 from cifarnet._types import Images, Logits
+from cifarnet._validation import check_count, check_counts
 from cifarnet.errors import InputError, SettingError
 from cifarnet.models.whitening import whitening_filters
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cifarnet._checks import check_count
 from cifarnet._types import Images, Logits
+from cifarnet._validation import check_count
 
 __all__ = ["ResNet18"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from cifarnet import randomness
-from cifarnet._checks import check_count
+from cifarnet._validation import check_count
 from cifarnet.errors import InputError, SettingError, SettingTypeError
 from cifarnet.models.modes import unwrapped
 from cifarnet.models.tracing import Block, Layer, Recorder, recorded

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cifarnet._checks import check_count
 from cifarnet._types import Images
+from cifarnet._validation import check_count
 from cifarnet.errors import InputError, SettingError
 
 __all__ = ["whitening_filters"]

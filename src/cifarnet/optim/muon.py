@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cifarnet._checks import check_choice, check_count
-from cifarnet.errors import SettingError, did_you_mean
+from cifarnet._validation import check_choice, check_count, did_you_mean
+from cifarnet.errors import SettingError
 from cifarnet.optim.updates import ADJUSTMENTS, NS_DTYPES, UPDATES
 
 __all__ = ["Muon"]

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from cifarnet._validation import did_you_mean
 from cifarnet.datasets import ImageDataset
-from cifarnet.errors import SettingError, did_you_mean
+from cifarnet.errors import SettingError
 from cifarnet.models import FastCNN, build_model
 from cifarnet.optim import Muon, param_groups
 from cifarnet.randomness import isolated, seed_torch

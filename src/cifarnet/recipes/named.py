@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from cifarnet.errors import SettingError, did_you_mean
+from cifarnet._validation import did_you_mean
+from cifarnet.errors import SettingError
 from cifarnet.recipes.recipe import Recipe
 
 __all__ = ["RECIPES", "get_recipe"]

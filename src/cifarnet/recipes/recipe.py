@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from cifarnet._checks import check_choice, check_count
-from cifarnet.errors import SettingError, SettingTypeError, did_you_mean
+from cifarnet._validation import check_choice, check_count, did_you_mean
+from cifarnet.errors import SettingError, SettingTypeError
 from cifarnet.models import MODELS
 from cifarnet.optim import Schedule, constant, cosine, linear, one_cycle
 from cifarnet.transforms import TTA, Transforms, build_transforms

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, overload
 
 from cifarnet._files import to_path, write_atomic
-from cifarnet._json import NON_FINITE, finite_json
 from cifarnet._types import Json
-from cifarnet.errors import InputError, SettingError, did_you_mean
+from cifarnet._validation import NON_FINITE, did_you_mean, finite_json
+from cifarnet.errors import InputError, SettingError
 
 __all__ = ["EpochRecord", "History", "check_monitor", "finite_json", "is_better"]
 

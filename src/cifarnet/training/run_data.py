@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cifarnet._checks import check_count
 from cifarnet._types import Json
+from cifarnet._validation import check_count
 from cifarnet.datasets import ImageDataset
 from cifarnet.errors import SettingError
 from cifarnet.inference.data import Data, open_data, open_evaluation_loader

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cifarnet._checks import check_count
 from cifarnet._types import Images, Labels
+from cifarnet._validation import check_count, did_you_mean
 from cifarnet.checkpoint import Checkpointer
 from cifarnet.checkpoint.restore import follow_weights
 from cifarnet.datasets import ImageDataset
-from cifarnet.errors import SettingError, did_you_mean
+from cifarnet.errors import SettingError
 from cifarnet.inference import Evaluation, resolve_device, resolve_precision
 from cifarnet.inference.data import Data, open_data, open_evaluation_loader
 from cifarnet.inference.evaluate import check_model_fits, check_preprocess, evaluate

@@ -17,8 +17,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from cifarnet import randomness
-from cifarnet._checks import check_choice
 from cifarnet._types import Images
+from cifarnet._validation import check_choice
 from cifarnet.errors import InputError, SettingError
 from cifarnet.transforms.preprocess import channel_constant
 

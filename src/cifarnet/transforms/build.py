@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torchvision.transforms import v2
 
-from cifarnet._checks import check_choice
+from cifarnet._validation import check_choice
 from cifarnet.errors import SettingError
 from cifarnet.transforms.augment import Cutout, RandomCrop, RandomFlip
 from cifarnet.transforms.preprocess import CIFAR10_MEAN, CIFAR10_STD, Preprocess, Preprocessing

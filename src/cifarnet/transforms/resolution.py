@@ -9,8 +9,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from cifarnet import randomness
-from cifarnet._checks import check_count
 from cifarnet._resize import resize_images
+from cifarnet._validation import check_count
 from cifarnet.errors import SettingError, SettingTypeError
 
 __all__ = ["ProgressiveResize"]

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch.nn import functional as F
 
-from cifarnet._checks import check_choice
 from cifarnet._choices import TTA, TTA_NAMES
 from cifarnet._types import Images, Logits
+from cifarnet._validation import check_choice
 from cifarnet.errors import InputError
 
 __all__ = ["TTA", "average_logits", "check_tta", "current_tta_name"]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from cifarnet import randomness
-from cifarnet._checks import check_count
+from cifarnet._validation import check_count
 from cifarnet.datasets import ImageDataset
 from cifarnet.errors import InputError
 from cifarnet.transforms import Transforms

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cifarnet._checks import check_count
+from cifarnet._validation import check_count
 from cifarnet.classifier import Classifier
 from cifarnet.errors import InputError
 from cifarnet.explain import feature_maps

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from cifarnet.errors import InputError, SettingError, did_you_mean
+from cifarnet._validation import did_you_mean
+from cifarnet.errors import InputError, SettingError
 from cifarnet.models import unwrapped
 from cifarnet.visualize.canvas import PLAIN, figure_of, ink_on, open_axes, scale_of, shorten
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cifarnet import randomness
-from cifarnet._checks import check_count
+from cifarnet._validation import check_count
 from cifarnet.classifier import Classifier, Prediction
 from cifarnet.datasets import ImageDataset
 from cifarnet.errors import InputError

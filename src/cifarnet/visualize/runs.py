@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cifarnet._checks import check_choice
+from cifarnet._validation import check_choice
 from cifarnet.errors import InputError
 from cifarnet.training.history import History
 from cifarnet.visualize.canvas import percent

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cifarnet._checks import check_count
+from cifarnet._validation import check_count
 from cifarnet.errors import InputError, SettingError
 from cifarnet.optim.schedules import Schedule, tabulate
 from cifarnet.visualize.lines import Chart

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cifarnet._checks import check_count
+from cifarnet._validation import check_count
 from cifarnet.datasets import ImageDataset
 from cifarnet.errors import InputError
 from cifarnet.inference import Evaluation, TopLoss
