@@ -19,7 +19,7 @@ from cifarnet import DatasetSplits, make_synthetic
 from cifarnet.errors import InputError
 from cifarnet.recipes import Recipe, build_trainer, get_recipe
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "docs" / "understanding"
 
 

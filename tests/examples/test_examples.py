@@ -17,7 +17,7 @@ from PIL import Image
 import cifarnet
 from cifarnet import Checkpointer, DatasetSplits, make_synthetic
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

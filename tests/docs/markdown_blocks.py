@@ -1,16 +1,16 @@
-"""The code blocks of the README and of the site, and what is to be done with each.
+"""Code blocks of the README and of the site.
 
-A block of Python, or of commands, is run by `tests/test_pages.py`, unless a comment directly above its fence says
-otherwise and why:
+`tests/docs/test_code_blocks.py` runs a block of Python or of commands, unless a comment directly above its fence gives
+a reason:
 
     <!-- not run: it needs a GPU -->
-    <!-- parsed: it takes an hour -->           (commands: the arguments are checked, nothing is run)
-    <!-- run by: tests/test_export.py -->
+    <!-- parsed: it takes an hour -->           (commands: only the arguments are checked)
+    <!-- run by: tests/export/test_export.py -->
 
-A block of ``text`` directly below one that was run is what it prints: each line has to be among the lines that were
-printed, whatever the numbers are; ``...`` stands for anything.
+A block of ``text`` directly below such a block is its output. Each of its lines must have been printed, except for
+the numbers in it. ``...`` stands for any text.
 
-    python tests/pages.py README.md        # prints the commands and the Python that a reader types, as one script
+    python tests/docs/markdown_blocks.py README.md        # prints the blocks as one script
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MARKER = re.compile(r"<!-- (not run|parsed|run by): (.+?) -->")
 DIRECTIVES = ("{eval-rst}", "{toctree}", "{literalinclude}", "{figure}", "{image}", "{command-help}", "{note}")
 

@@ -13,16 +13,16 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 import torch
+from markdown_blocks import DIRECTIVES, ROOT, Block, matches, pages, parse_blocks, read_blocks
 from PIL import Image
 
 import cifarnet
 from cifarnet import DatasetSplits, ImageDataset, cli, datasets, make_synthetic
 from cifarnet.cli import data as cli_data
 from cifarnet.cli import demo
-from pages import DIRECTIVES, ROOT, Block, matches, pages, parse_blocks, read_blocks
 
 PHOTOS = ("circle", "ring", "dots")
-HINT = "say above its fence why it is not run, see tests/pages.py"
+HINT = "say above its fence why it is not run, see tests/docs/markdown_blocks.py"
 
 
 @pytest.fixture(scope="session")
@@ -89,7 +89,7 @@ def check_line(line: str, block: Block) -> None:
 
 
 def run_line(line: str, place: str = "") -> None:
-    """What a shell would do; scripts of the examples are run by tests/test_examples.py, and named here."""
+    """What a shell would do; scripts of the examples are run by tests/examples/test_examples.py, and named here."""
     program, *words = shlex.split(line, comments=True) or [""]
     arguments = [name for word in words for name in (sorted(glob.glob(word)) if "*" in word else [word])]
     if program == "python" and arguments[0].startswith("examples/"):
@@ -126,7 +126,7 @@ def test_every_block_says_what_it_is(page: str) -> None:
             assert (ROOT / script).resolve().parent == ROOT / "examples", f"{block.place}: only examples are run"
             tests = "".join(
                 (ROOT / "tests" / name).read_text()
-                for name in ("test_examples.py", "test_understanding.py", "distributed/test_sweep.py")
+                for name in ("examples/test_examples.py", "docs/test_lessons.py", "distributed/test_sweep.py")
             )
             assert f'"{script.name}"' in tests, f"{block.place}: not run"
         if block.marker == "run by":

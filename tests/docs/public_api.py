@@ -1,6 +1,6 @@
 """Every public name of the package with its signature, read from the package itself.
 
-python tests/public_api.py > tests/public_api.txt      # after a change that is meant
+python tests/docs/public_api.py > tests/docs/public_api.txt      # after a change that is meant
 """
 
 from __future__ import annotations
