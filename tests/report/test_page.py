@@ -294,7 +294,7 @@ def test_a_hundred_classes_and_a_network_without_filters(tmp_path: Path) -> None
     network = Linear(100)
     preprocess = build_transforms(size=8).preprocess
     Classifier(network, preprocess, classes, device="cpu", precision="float32").save(tmp_path)
-    with pytest.raises(CheckpointMismatchError, match="build it and give it as model="):
+    with pytest.raises(CheckpointMismatchError, match="Build it and pass it as model="):
         load_run(tmp_path, device="cpu")
     page = build_page(load_run(tmp_path, model=network, device="cpu"), data)
     read = Reader(page.html)
