@@ -16,8 +16,8 @@ from cifarnet.checkpoint import Checkpointer, load_best, load_weights
 from cifarnet.checkpoint.restore import unwrapped_state_dict
 from cifarnet.classifier.metadata import build_from_metadata, constructor_call, parse_metadata
 from cifarnet.classifier.prediction import Prediction
-from cifarnet.datasets import ImageDataset
-from cifarnet.datasets.dataset import check_classes
+from cifarnet.data import ImageDataset
+from cifarnet.data.dataset import check_classes
 from cifarnet.errors import (
     CheckpointMismatchError,
     InputError,

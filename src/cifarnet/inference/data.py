@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from cifarnet import randomness
 from cifarnet._types import Json
-from cifarnet.datasets import DatasetSplits, ImageDataset
+from cifarnet.data import DatasetSplits, ImageDataset
 from cifarnet.errors import InputError
 from cifarnet.images import decode_image
 from cifarnet.inference.iterable import IterableLoader

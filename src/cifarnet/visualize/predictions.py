@@ -12,7 +12,7 @@ from torch import Tensor
 from cifarnet import randomness
 from cifarnet._validation import check_count
 from cifarnet.classifier import Classifier, Prediction
-from cifarnet.datasets import ImageDataset
+from cifarnet.data import ImageDataset
 from cifarnet.errors import InputError
 from cifarnet.images import ImageLike
 from cifarnet.visualize.canvas import BLUE, GREY, PLAIN, VERMILION, figure_of, ink_on, shorten, show_image

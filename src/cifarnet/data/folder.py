@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cifarnet._files import to_path
-from cifarnet.datasets.dataset import DatasetSplits, ImageDataset
+from cifarnet.data.dataset import DatasetSplits, ImageDataset
 from cifarnet.errors import DatasetFormatError, DatasetNotFoundError, InputError
 from cifarnet.images import check_size, decode_image, resize_images
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from tiny_cifar import LABELS, PIXELS, ROWS, TINY, TINY_BINARY, TINY_PICKLED, batch_files, write_archive, write_folder
 
-from cifarnet.datasets import DatasetSplits, find_cifar10, load_cifar10
-from cifarnet.datasets.cifar10 import load_from
-from cifarnet.datasets.layouts import BINARY, Layout
+from cifarnet.data import DatasetSplits, find_cifar10, load_cifar10
+from cifarnet.data.cifar10 import load_from
+from cifarnet.data.layouts import BINARY, Layout
 from cifarnet.errors import DatasetDownloadError, DatasetFormatError, DatasetIntegrityError, DatasetNotFoundError
 
 REAL = os.environ.get("CIFARNET_TEST_DATA")
@@ -255,7 +255,7 @@ def test_a_download_lands_in_the_first_place_and_is_found_there_again(tmp_path: 
 
 def test_a_mirror_of_ones_own_is_asked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIFARNET_MIRROR", "file:///nowhere/cifar-10-binary.tar.gz")
-    monkeypatch.setattr("cifarnet.datasets.download.ADDRESSES", ("file:///nowhere/official",))
+    monkeypatch.setattr("cifarnet.data.download.ADDRESSES", ("file:///nowhere/official",))
     with pytest.raises(DatasetDownloadError, match=r"tried 2 addresses \(file:///nowhere/cifar-10-binary.tar.gz: "):
         load_cifar10(tmp_path, progress_bar=False)
 

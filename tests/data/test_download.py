@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cifarnet.datasets.download import ADDRESSES, download_addresses, download_archive
+from cifarnet.data.download import ADDRESSES, download_addresses, download_archive
 from cifarnet.errors import DatasetDownloadError
 
 CONTENT = bytes(range(256)) * 1000
@@ -120,7 +120,7 @@ def test_the_last_failure_says_what_was_tried_and_what_to_do(
 def test_a_silent_host_is_left_for_the_next(
     server: Server, download: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cifarnet.datasets.download.SILENCE_S", 0.3)
+    monkeypatch.setattr("cifarnet.data.download.SILENCE_S", 0.3)
     before = socket.getdefaulttimeout()
     assert download(server.address("silent"), server.address("good")).read_bytes() == CONTENT
     assert socket.getdefaulttimeout() == before
@@ -160,7 +160,7 @@ def test_a_failed_download_keeps_the_file_that_was_there(server: Server, tmp_pat
 
 def test_two_processes_at_once_both_end_with_the_whole_file(server: Server, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from cifarnet.datasets.download import download_archive;"
+        "import sys; from pathlib import Path; from cifarnet.data.download import download_archive;"
         "download_archive(Path(sys.argv[1]), sys.argv[2], addresses=[sys.argv[3]], progress_bar=False)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / NAME), SHA256, server.address("together")]

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from cifarnet._files import to_path
-from cifarnet.datasets.archives import read_archive
-from cifarnet.datasets.dataset import DatasetSplits
-from cifarnet.datasets.download import download_addresses, download_archive
-from cifarnet.datasets.layouts import BINARY, PICKLED, Layout, read_splits
+from cifarnet.data.archives import read_archive
+from cifarnet.data.dataset import DatasetSplits
+from cifarnet.data.download import download_addresses, download_archive
+from cifarnet.data.layouts import BINARY, PICKLED, Layout, read_splits
 from cifarnet.errors import DatasetFormatError, DatasetNotFoundError
 
 __all__ = ["find_cifar10", "load_cifar10", "load_from"]

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cifarnet.datasets.dataset import DatasetSplits, ImageDataset
-from cifarnet.datasets.pickles import LARGEST_BATCH, read_pickled_batch
+from cifarnet.data.dataset import DatasetSplits, ImageDataset
+from cifarnet.data.pickles import LARGEST_BATCH, read_pickled_batch
 from cifarnet.errors import DatasetFormatError
 
 __all__ = ["BINARY", "CLASSES", "PICKLED", "Layout", "read_splits"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cifarnet.datasets import load_image_folder
+from cifarnet.data import load_image_folder
 from cifarnet.errors import DatasetFormatError, DatasetNotFoundError, SettingError, SettingTypeError
 
 LAYOUT = {

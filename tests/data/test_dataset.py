@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cifarnet.datasets import ImageDataset
+from cifarnet.data import ImageDataset
 from cifarnet.errors import CifarnetError, InputError, SettingError, SettingTypeError
 
 GOLDEN_VALIDATION = [3, 9, 10]

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_cifar import TINY_BINARY, TINY_PICKLED, expecting, member, official_members, write_archive
 
-from cifarnet.datasets.archives import read_archive
+from cifarnet.data.archives import read_archive
 from cifarnet.errors import DatasetError, DatasetFormatError, DatasetIntegrityError, DatasetNotFoundError
 
 Members = list[tuple[tarfile.TarInfo, bytes]]

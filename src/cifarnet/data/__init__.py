@@ -6,12 +6,12 @@ The only modules of the package that read data files. Each loader returns a `Dat
 
 from __future__ import annotations
 
-from cifarnet.datasets.cifar10 import find_cifar10, load_cifar10
-from cifarnet.datasets.dataset import DatasetSplits, ImageDataset, check_split
-from cifarnet.datasets.folder import load_image_folder
-from cifarnet.datasets.layouts import CLASSES as CIFAR10_CLASSES
-from cifarnet.datasets.synthetic import CLASSES as SYNTHETIC_CLASSES
-from cifarnet.datasets.synthetic import make_synthetic
+from cifarnet.data.cifar10 import find_cifar10, load_cifar10
+from cifarnet.data.dataset import DatasetSplits, ImageDataset, check_split
+from cifarnet.data.folder import load_image_folder
+from cifarnet.data.layouts import CLASSES as CIFAR10_CLASSES
+from cifarnet.data.synthetic import CLASSES as SYNTHETIC_CLASSES
+from cifarnet.data.synthetic import make_synthetic
 
 __all__ = [
     "CIFAR10_CLASSES",

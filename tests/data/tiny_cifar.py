@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cifarnet.datasets.layouts import BINARY, PICKLED, Layout
+from cifarnet.data.layouts import BINARY, PICKLED, Layout
 
 ROWS = 4
 Bytes = npt.NDArray[np.uint8]

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cifarnet.datasets.dataset import DatasetSplits, ImageDataset
+from cifarnet.data.dataset import DatasetSplits, ImageDataset
 from cifarnet.errors import SettingError, SettingTypeError
 
 __all__ = ["CLASSES", "make_synthetic"]

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_cifar import LABELS, PIXELS, ROWS, pickled_batch
 
-from cifarnet.datasets import pickles
-from cifarnet.datasets.pickles import read_pickled_batch
+from cifarnet.data import pickles
+from cifarnet.data.pickles import read_pickled_batch
 from cifarnet.errors import DatasetFormatError
 
 GOOD = pickled_batch(PIXELS[0], LABELS[0])

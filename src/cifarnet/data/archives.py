@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO, Final, cast
 
-from cifarnet.datasets.dataset import DatasetSplits
-from cifarnet.datasets.layouts import Layout, read_splits
+from cifarnet.data.dataset import DatasetSplits
+from cifarnet.data.layouts import Layout, read_splits
 from cifarnet.errors import DatasetError, DatasetIntegrityError, DatasetNotFoundError
 
 __all__ = ["read_archive"]

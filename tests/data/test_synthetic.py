@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from cifarnet.datasets import ImageDataset, make_synthetic
+from cifarnet.data import ImageDataset, make_synthetic
 from cifarnet.errors import SettingError, SettingTypeError
 
 GOLDEN_TRAIN = "35a2c3963d8c2ab6938e1c4c739b9c59cff1cd2372812b0033078c0958e6e37b"
