@@ -69,7 +69,6 @@ _MODULES = {
     "bench",
     "explain",
     "export",
-    "images",
     "optim",
     "randomness",
     "recipes",

@@ -1,173 +1,70 @@
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from collections.abc import Sequence
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import torch
-from tiny_cifar import LABELS, PIXELS, ROWS, TINY, TINY_BINARY, TINY_PICKLED, batch_files, write_archive, write_folder
+from tiny_cifar import BINARY, PICKLED, ROWS, TINY, write_archive, write_folder
 
-from cifarnet.data import DatasetSplits, find_cifar10, load_cifar10
-from cifarnet.data.cifar10 import load_from
-from cifarnet.data.layouts import BINARY, Layout
-from cifarnet.errors import DatasetDownloadError, DatasetFormatError, DatasetIntegrityError, DatasetNotFoundError
+from cifarnet.data import find_cifar10, load_cifar10
+from cifarnet.data.cifar10 import ADDRESSES
+from cifarnet.data.cifar10_files import Layout
+from cifarnet.errors import DatasetDownloadError, DatasetNotFoundError
 
-REAL = os.environ.get("CIFARNET_TEST_DATA")
-
-both_layouts = pytest.mark.parametrize("layout", TINY, ids=["binary", "pickled"])
+LOOSE = "CIFAR-10, loose files (not checked against the official archive)"
+NAME = BINARY.archive
 
 
 @pytest.fixture(autouse=True)
-def no_data_elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home without data, whatever the machine has; its cache."""
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache in a home without data. Batches have four rows, and no test reaches the internet."""
     home = tmp_path_factory.mktemp("home")
     for name in ("CIFARNET_DATA", "CIFARNET_MIRROR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(home))
+    expect(monkeypatch, *TINY)
+    monkeypatch.setattr("cifarnet.data.cifar10.ADDRESSES", ())
     return home / ".cache" / "cifarnet"
 
 
-def find(*places: Path, layouts: Sequence[Layout] = TINY, addresses: Sequence[str] = ()) -> DatasetSplits:
-    return load_from(places, layouts=layouts, addresses=addresses, progress_bar=False)
+def expect(monkeypatch: pytest.MonkeyPatch, *layouts: Layout) -> None:
+    monkeypatch.setattr("cifarnet.data.cifar10.LAYOUTS", layouts)
 
 
-def write_blank_cifar10(root: Path) -> Path:
-    """The real file sizes, sparse on disk: every image a black airplane."""
-    (root / BINARY.folder).mkdir(parents=True)
-    for name in BINARY.batches:
-        with (root / BINARY.folder / name).open("wb") as file:
-            file.truncate(30_730_000)
-    return root
+def test_folders_and_archives_of_both_layouts_hold_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expect(monkeypatch, *(write_archive(tmp_path / layout.archive, layout) for layout in TINY))
+    folders = [write_folder(tmp_path / layout.folder, layout) for layout in TINY]
+    copies = [*folders, write_folder(tmp_path / "renamed"), *(tmp_path / layout.archive for layout in TINY)]
+    loaded = [load_cifar10(path) for path in copies]
+    assert len({data.train.fingerprint for data in loaded}) == len({data.test.fingerprint for data in loaded}) == 1
+    assert [data.train.name for data in loaded] == [LOOSE] * 3 + ["CIFAR-10"] * 2
+    assert [data.test.name for data in loaded] == [data.train.name for data in loaded]
 
 
-@both_layouts
-def test_every_row_arrives_in_its_place(tmp_path: Path, layout: Layout) -> None:
-    write_folder(tmp_path / layout.folder, layout)
-    data = find(tmp_path)
-    assert data.train.images.shape == (5 * ROWS, 3, 32, 32)
-    assert data.train.images.dtype == torch.uint8
-    assert torch.equal(data.train.images.flatten(1), torch.from_numpy(PIXELS[:5].reshape(-1, 3072)))
-    assert torch.equal(data.test.images.flatten(1), torch.from_numpy(PIXELS[5]))
-    assert data.train.labels.tolist() == LABELS[:5].reshape(-1).tolist()
-    assert data.test.labels.tolist() == LABELS[5].tolist()
-    assert data.train.ids.tolist() == list(range(5 * ROWS))
-    assert data.test.ids.tolist() == list(range(ROWS))
-    assert data.train.classes[:2] == ("airplane", "automobile")
+def test_a_damaged_copy_is_not_skipped(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(cache / BINARY.folder)
+    folder = write_folder(tmp_path / PICKLED.folder, PICKLED)
+    monkeypatch.setenv("CIFARNET_DATA", str(tmp_path))
+    (folder / "data_batch_3").unlink()
+    with pytest.raises(DatasetNotFoundError, match=f"{re.escape(str(folder))}: data_batch_3 missing. Add them"):
+        load_cifar10()
 
 
-def test_folders_and_archives_of_both_layouts_hold_the_same(tmp_path: Path) -> None:
-    found = []
-    for layout in TINY:
-        write_folder(tmp_path / "loose" / layout.folder, layout)
-        found.append(find(tmp_path / "loose" / layout.folder))
-        expected = write_archive(tmp_path / layout.archive, layout)
-        found.append(find(tmp_path / layout.archive, layouts=[expected]))
-    assert len({data.train.fingerprint for data in found}) == 1
-    assert len({data.test.fingerprint for data in found}) == 1
-    assert [data.train.name for data in found] == [
-        "CIFAR-10, loose files (not checked against the official archive)",
-        "CIFAR-10",
-    ] * 2
-    assert [data.test.name for data in found] == [data.train.name for data in found]
-
-
-def test_reading_an_archive_leaves_no_unpacked_copy(tmp_path: Path) -> None:
-    layout = write_archive(tmp_path / TINY_BINARY.archive, TINY_BINARY)
-    find(tmp_path, layouts=[layout])
-    assert [path.name for path in tmp_path.iterdir()] == [TINY_BINARY.archive]
-
-
-def test_the_first_place_that_has_data_is_used(tmp_path: Path) -> None:
-    for name in ("second", "third"):
-        write_folder(tmp_path / name / TINY_BINARY.folder, TINY_BINARY)
-    (tmp_path / "third" / TINY_BINARY.folder / "test_batch.bin").unlink()
-    assert len(find(tmp_path / "absent", tmp_path / "second", tmp_path / "third").test) == ROWS
-
-
-def test_a_folder_of_another_name_is_known_by_its_files(tmp_path: Path) -> None:
-    write_folder(tmp_path / "mine", TINY_PICKLED)
-    assert len(find(tmp_path / "mine").train) == 5 * ROWS
-
-
-@both_layouts
-def test_a_missing_file_is_named_and_not_skipped(tmp_path: Path, layout: Layout) -> None:
-    write_folder(tmp_path / "broken" / layout.folder, layout)
-    write_folder(tmp_path / "whole" / layout.folder, layout)
-    missing = layout.batches[2]
-    (tmp_path / "broken" / layout.folder / missing).unlink()
-    with pytest.raises(DatasetNotFoundError, match=f"{re.escape(missing)} missing; put back what is missing"):
-        find(tmp_path / "broken", tmp_path / "whole")
-
-
-def test_an_empty_layout_folder_is_broken_not_absent(tmp_path: Path) -> None:
-    (tmp_path / TINY_BINARY.folder).mkdir()
-    with pytest.raises(DatasetNotFoundError, match=r"data_batch_1.bin, .*test_batch.bin missing"):
-        find(tmp_path)
-
-
-@both_layouts
-@pytest.mark.parametrize("length", [0, 1, 3073, -1])
-def test_a_truncated_file_is_refused(tmp_path: Path, layout: Layout, length: int) -> None:
-    folder = write_folder(tmp_path / layout.folder, layout)
-    path = folder / layout.batches[1]
-    path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(DatasetFormatError, match=rf"{re.escape(path.name)}: "):
-        find(tmp_path)
-
-
-def test_a_binary_file_that_is_too_long_is_refused(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / TINY_BINARY.folder, TINY_BINARY)
-    with (folder / "data_batch_4.bin").open("ab") as file:
-        file.write(b"\0")
-    with pytest.raises(DatasetFormatError, match=r"data_batch_4.bin: more than 12,292 bytes, expected 12,292 \(4 rec"):
-        find(tmp_path)
-
-
-@both_layouts
-def test_a_wrong_label_is_named_with_its_row(tmp_path: Path, layout: Layout) -> None:
-    folder = write_folder(tmp_path / layout.folder, layout)
-    path = folder / layout.batches[1]
-    content = bytearray(path.read_bytes())
-    if layout is TINY_BINARY:
-        content[3 * 3073] = 10
-    else:
-        content[content.index(b"]q\x04(K") + 5 + 2 * 3] = 10
-    path.write_bytes(content)
-    with pytest.raises(DatasetFormatError, match=rf"{re.escape(path.name)}: label 10 at row 3 \(0 to 9\)"):
-        find(tmp_path)
-
-
-def test_a_batch_that_is_a_dangling_link_is_missing(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / TINY_BINARY.folder, TINY_BINARY)
-    (folder / "test_batch.bin").unlink()
-    (folder / "test_batch.bin").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(DatasetNotFoundError, match=r"test_batch.bin missing"):
-        find(tmp_path)
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_read_permission_is_a_typed_error(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / TINY_BINARY.folder, TINY_BINARY)
-    (folder / "test_batch.bin").chmod(0)
-    with pytest.raises(DatasetNotFoundError, match=r"cannot read .*test_batch.bin"):
-        find(tmp_path)
-
-
-def test_data_that_is_nowhere_names_the_places_and_the_remedies(tmp_path: Path, no_data_elsewhere: Path) -> None:
+def test_missing_data_names_the_places_and_the_remedies(cache: Path) -> None:
     with pytest.raises(DatasetNotFoundError) as caught:
         load_cifar10(download=False)
-    message = str(caught.value)
-    assert f"CIFAR-10 is not in {no_data_elsewhere}" in message
-    for remedy in ("--data DIR", "set CIFARNET_DATA", f"put {BINARY.archive} in {no_data_elsewhere}", "synthetic"):
-        assert remedy in message
+    for words in (f"is not in {cache}", "--data DIR", "set CIFARNET_DATA", f"put {NAME} in {cache}", "synthetic"):
+        assert words in str(caught.value)
 
 
-def test_a_named_place_is_the_only_place(tmp_path: Path, no_data_elsewhere: Path) -> None:
-    write_blank_cifar10(no_data_elsewhere)
-    assert find_cifar10() is not None
+def test_a_named_place_is_the_only_place(tmp_path: Path, cache: Path) -> None:
+    write_folder(cache / BINARY.folder)
+    assert find_cifar10() == cache / BINARY.folder
     other = tmp_path / "cifar-100-python"
     for _ in ("absent", "empty"):
         with pytest.raises(DatasetNotFoundError, match=re.escape(f"CIFAR-10 is not in {other}")):
@@ -179,101 +76,151 @@ def test_a_named_place_is_the_only_place(tmp_path: Path, no_data_elsewhere: Path
         load_cifar10(other, download=True)
 
 
-def test_a_user_without_a_home_directory_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def expanduser(path: Path) -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "expanduser", expanduser)  # a user id without an entry in /etc/passwd
-    for name in ("XDG_CACHE_HOME", "CIFARNET_DATA"):
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(DatasetNotFoundError, match="CIFAR-10 is not in"):
-        load_cifar10(tmp_path, download=False)
-    find_cifar10()
+def test_the_home_directory_is_expanded(cache: Path) -> None:
+    folder = write_folder(cache / BINARY.folder)
+    assert find_cifar10("~/.cache/cifarnet") == folder
 
 
-def test_the_home_directory_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    write_blank_cifar10(tmp_path / "data")
-    assert find_cifar10("~/data") == tmp_path / "data" / BINARY.folder
+@pytest.mark.parametrize("name", ["cifar-10-python.tar.gz", "notes.txt"])
+def test_a_file_that_is_absent_or_another_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(
+        DatasetNotFoundError, match=rf"{name} is not a folder with CIFAR-10, nor cifar-10-binary.tar.gz"
+    ):
+        load_cifar10(tmp_path / name)
 
 
-def test_an_archive_that_was_named_but_is_absent_is_not_replaced_by_another(tmp_path: Path) -> None:
-    with pytest.raises(DatasetNotFoundError, match=r"cifar-10-python.tar.gz: no such file; put the archive there"):
-        load_cifar10(tmp_path / "cifar-10-python.tar.gz", download=False)
-
-
-def test_a_root_that_is_some_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "notes.txt"
-    path.write_text("hello")
-    with pytest.raises(DatasetFormatError, match=r"notes.txt is a file; expected a folder, or one of cifar-10-binary"):
-        load_cifar10(path, download=False)
-
-
-def test_find_says_what_load_would_read_without_reading_it(tmp_path: Path, no_data_elsewhere: Path) -> None:
-    assert find_cifar10(tmp_path) is None
-    no_data_elsewhere.mkdir(parents=True)
-    (no_data_elsewhere / "cifar-10-python.tar.gz").write_bytes(b"broken")
-    assert find_cifar10() == no_data_elsewhere / "cifar-10-python.tar.gz"
-    (tmp_path / BINARY.folder).mkdir()
-    assert find_cifar10(tmp_path) == find_cifar10(str(tmp_path / BINARY.folder)) == tmp_path / BINARY.folder
-
-
-def test_an_archive_with_another_hash_is_refused(tmp_path: Path) -> None:
-    write_archive(tmp_path / BINARY.archive, TINY_BINARY)
-    with pytest.raises(DatasetIntegrityError, match=rf"SHA-256 [0-9a-f]{{64}}, expected {BINARY.sha256}; delete it"):
-        load_cifar10(tmp_path)
-
-
-def test_cifarnet_data_and_the_cache_are_looked_at_in_turn(
-    tmp_path: Path, no_data_elsewhere: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cached = write_blank_cifar10(no_data_elsewhere)
-    data = load_cifar10(download=False)
-    assert (len(data.train), len(data.test)) == (50_000, 10_000)
-    assert data.train.class_counts["airplane"] == 50_000
-    assert data.train.name == "CIFAR-10, loose files (not checked against the official archive)"
+def test_cifarnet_data_goes_before_the_cache(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(cache / BINARY.folder)
     monkeypatch.setenv("CIFARNET_DATA", str(tmp_path))
-    (tmp_path / BINARY.folder).mkdir()
-    with pytest.raises(DatasetNotFoundError, match=re.escape(str(tmp_path / BINARY.folder))):
-        load_cifar10(download=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert find_cifar10() == cache / BINARY.folder
+    (tmp_path / PICKLED.archive).write_bytes(b"found, not read")
+    assert find_cifar10() == tmp_path / PICKLED.archive
     monkeypatch.setenv("CIFARNET_DATA", "")
-    shutil.move(cached, tmp_path / "cache" / "cifarnet")
-    assert load_cifar10(download=False).test.fingerprint == data.test.fingerprint
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert find_cifar10() is None
 
 
-def test_a_download_lands_in_the_first_place_and_is_found_there_again(tmp_path: Path) -> None:
-    published = tmp_path / "published" / TINY_BINARY.archive
-    layout = write_archive(published, TINY_BINARY)
+class Server:
+    """A web server on this machine. ``requests`` are the paths, whose first part says what to answer."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.requests: list[str] = []
+        self.release = threading.Event()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.requests.append(self.path)
+                server.answer(self, self.path.split("/")[1])
+
+            def log_message(self, *_: object) -> None:
+                """Print nothing."""
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+    def answer(self, request: BaseHTTPRequestHandler, kind: str) -> None:
+        if kind == "404":
+            return request.send_error(404)
+        if kind == "together" and len(self.requests) == 2:
+            self.release.set()
+        if kind in ("together", "silent"):
+            self.release.wait(timeout=30)
+        content = b"<html>please log in</html>" if kind == "page" else self.content
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        request.wfile.write(content[: len(content) // 2] if kind == "cut" else content)
+        return None
+
+    def address(self, kind: str) -> str:
+        return f"http://127.0.0.1:{self.http.server_port}/{kind}/{NAME}"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A mirror whose first answer is that of ``CIFARNET_MIRROR``, and whose second one is good."""
+    expect(monkeypatch, write_archive(tmp_path / "published" / NAME))
+    server = Server((tmp_path / "published" / NAME).read_bytes())
+    monkeypatch.setattr("cifarnet.data.cifar10.ADDRESSES", (server.address("good"),))
+    thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.release.set()
+    server.http.shutdown()
+    server.http.server_close()
+    thread.join()
+
+
+def test_a_download_arrives_whole_and_is_found_again(server: Server, tmp_path: Path) -> None:
     root = tmp_path / "not" / "yet" / "there"
-    data = find(root, tmp_path / "cache", layouts=[layout], addresses=[published.as_uri()])
-    assert data.train.name == "CIFAR-10"
-    published.unlink()
-    assert find(root, layouts=[layout]).train.fingerprint == data.train.fingerprint
-    assert not (tmp_path / "cache").exists()
+    data = load_cifar10(root, progress_bar=False)
+    assert (len(data.train), len(data.test), data.train.name) == (5 * ROWS, ROWS, "CIFAR-10")
+    assert [file.name for file in root.iterdir()] == [NAME]
+    assert load_cifar10(root).train.fingerprint == data.train.fingerprint
+    assert server.requests == [f"/good/{NAME}"]
 
 
-def test_a_mirror_of_ones_own_is_asked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CIFARNET_MIRROR", "file:///nowhere/cifar-10-binary.tar.gz")
-    monkeypatch.setattr("cifarnet.data.download.ADDRESSES", ("file:///nowhere/official",))
-    with pytest.raises(DatasetDownloadError, match=r"tried 2 addresses \(file:///nowhere/cifar-10-binary.tar.gz: "):
-        load_cifar10(tmp_path, progress_bar=False)
+@pytest.mark.parametrize("kind", ["404", "page", "cut", "silent"])
+def test_the_official_host_is_next_if_the_mirror_fails(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr("cifarnet.data.cifar10.SILENCE_S", 0.3)
+    monkeypatch.setenv("CIFARNET_MIRROR", server.address(kind))
+    load_cifar10(tmp_path / "new", progress_bar=False)
+    assert server.requests == [f"/{kind}/{NAME}", f"/good/{NAME}"]
+    assert [file.name for file in (tmp_path / "new").iterdir()] == [NAME]
+    assert socket.getdefaulttimeout() is None
 
 
-@pytest.mark.real_data
-@pytest.mark.skipif(REAL is None, reason="set CIFARNET_TEST_DATA to a folder that holds cifar-10-batches-bin")
-def test_the_real_data_set_is_whole_balanced_and_known() -> None:
-    data = load_cifar10(REAL, download=False)
-    assert "loose files" not in data.train.name
-    assert set(data.train.class_counts.values()) == {5000}
-    assert set(data.test.class_counts.values()) == {1000}
-    mean = data.train.images.float().mean((0, 2, 3)) / 255
-    assert torch.allclose(mean, torch.tensor([0.4914, 0.4822, 0.4465]), atol=1e-4)  # the published statistic
-    train, val = data.train.split(0.1, seed=0)
-    assert all(abs(count - 500) < 4 * 21.3 for count in val.class_counts.values())  # four standard deviations
-    assert train.name == data.train.name
+def test_a_failed_download_names_every_reason_and_the_remedy(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = {
+        server.address("404"): "HTTP Error 404",
+        server.address("page"): "invalid hash value",
+        "file:///nowhere": "No such file",
+        "http://host.invalid:bad/": "nonnumeric port",
+    }
+    monkeypatch.setattr("cifarnet.data.cifar10.ADDRESSES", tuple(bad))
+    monkeypatch.setenv("CIFARNET_MIRROR", "/a/path")
+    root = tmp_path / "new"
+    with pytest.raises(DatasetDownloadError) as caught:
+        load_cifar10(root, progress_bar=False)
+    for address, reason in {"/a/path": "an address begins with https://", **bad}.items():
+        assert re.search(rf"{re.escape(address)}: .*{reason}", str(caught.value))
+    assert f"Put {NAME} in {root}, name a folder" in str(caught.value)
+    assert list(root.iterdir()) == []
 
 
-def test_no_layout_has_two_files_of_one_name() -> None:
-    for layout in TINY:
-        assert len(set(batch_files(layout)) | set(layout.extras)) == 8
+def test_a_folder_that_cannot_be_made_is_the_reason(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DatasetDownloadError, match=r"could not be downloaded .*Not a directory"):
+        load_cifar10(tmp_path / "file" / "data")
+    assert server.requests == []
+
+
+def test_two_downloads_at_once_both_end_with_the_whole_file(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIFARNET_MIRROR", server.address("together"))
+    with ThreadPoolExecutor(2) as threads:
+        both = list(threads.map(lambda _: load_cifar10(tmp_path / "new", progress_bar=False), range(2)))
+    assert len(server.requests) == 2, "they did not meet"
+    assert both[0].train.fingerprint == both[1].train.fingerprint
+    assert [file.name for file in (tmp_path / "new").iterdir()] == [NAME]
+
+
+@pytest.mark.parametrize("progress_bar", [False, True])
+def test_the_bar_goes_to_stderr_and_can_be_silenced(
+    server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str], progress_bar: bool
+) -> None:
+    load_cifar10(tmp_path / "new", progress_bar=progress_bar)
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert ("100%" in printed.err) == progress_bar
+
+
+def test_the_official_host_is_the_first_address() -> None:
+    assert ADDRESSES[0] == f"https://www.cs.toronto.edu/~kriz/{NAME}"
