@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import pickle
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +38,9 @@ def test_every_row_arrives_in_its_place(tmp_path: Path, layout: Layout, as_archi
     assert os.listdir(tmp_path) == [layout.archive]  # nothing is unpacked
 
 
-@both_layouts
-def test_an_archive_with_another_hash_is_refused(tmp_path: Path, layout: Layout) -> None:
-    path = tmp_path / layout.archive
-    expected = write_archive(path, layout)
+def test_an_archive_with_another_hash_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "archive"
+    expected = write_archive(path)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DatasetIntegrityError, match=rf"SHA-256 [0-9a-f]{{64}}, expected {expected.sha256}. Delete it"):
         read_splits(path, expected)
@@ -52,27 +50,18 @@ def test_an_archive_with_another_hash_is_refused(tmp_path: Path, layout: Layout)
 def test_a_missing_batch_is_named(tmp_path: Path, layout: Layout) -> None:
     folder = write_folder(tmp_path / "data", layout)
     (folder / layout.batches[2]).unlink()
-    (folder / layout.batches[2]).symlink_to(tmp_path / "nowhere")
     with pytest.raises(DatasetNotFoundError, match=rf"{layout.batches[2]} missing\. Add them, or move the folder"):
         read_splits(folder, layout)
 
 
 @both_layouts
-@pytest.mark.parametrize("length", [0, 1, 3073, -1])
-def test_a_truncated_batch_is_refused(tmp_path: Path, layout: Layout, length: int) -> None:
-    folder = write_folder(tmp_path / "data", layout)
-    path = folder / layout.batches[1]
-    path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(DatasetFormatError, match=rf"{path.name}: .* The copy is damaged\. Get the file again"):
-        read_splits(folder, layout)
-
-
-def test_a_binary_batch_that_is_too_long_is_refused(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "data")
-    with (folder / "data_batch_4.bin").open("ab") as file:
-        file.write(b"\0")
-    with pytest.raises(DatasetFormatError, match=r"data_batch_4.bin: expected 12,292 bytes \(4 records of 3,073\)"):
-        read_splits(folder, BINARY)
+@pytest.mark.parametrize("length", [0, 3073, -1, None])
+def test_a_batch_of_another_length_is_refused(tmp_path: Path, layout: Layout, length: int | None) -> None:
+    path = write_folder(tmp_path / "data", layout) / layout.batches[1]
+    path.write_bytes(path.read_bytes()[:length] if length is not None else bytes(5 * 3073))
+    message = r"expected 12,292 bytes \(4 records of 3,073\)" if layout is BINARY else "not a batch as published"
+    with pytest.raises(DatasetFormatError, match=rf"{path.name}: {message}.* Get the file again"):
+        read_splits(path.parent, layout)
 
 
 @both_layouts
@@ -107,13 +96,6 @@ def test_a_batch_pickled_again_by_this_numpy_is_read(protocol: int, order: Any) 
     assert np.array_equal(labels, LABELS[0])
 
 
-def test_our_reading_equals_that_of_pickle() -> None:
-    batch = pickle.loads(GOOD, encoding="bytes")
-    pixels, labels = read(GOOD)
-    assert np.array_equal(batch[b"data"], pixels)
-    assert batch[b"labels"] == labels.tolist()
-
-
 class Gadget:
     """Pickles as a call. ``pickle.load`` makes the folder ``made``."""
 
@@ -127,27 +109,22 @@ class Gadget:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("place", ["whole", "value", "label", "key"])
 def test_a_gadget_is_refused_and_not_run(tmp_path: Path, protocol: int, place: str) -> None:
-    made = tmp_path / "made"
-    gadget = Gadget(made)
-    batch: Any = {"data": PIXELS[0], "labels": LABELS[0].tolist()}
-    if place == "whole":
-        batch = gadget
-    elif place == "label":
-        batch["labels"][2] = gadget
-    else:
-        batch |= {"more": gadget} if place == "value" else {gadget: 1}
-    content = pickle.dumps(batch, protocol)
-    refuses(content, "which no batch needs, is refused")
-    folder = write_folder(tmp_path / "data", PICKLED)
-    (folder / "data_batch_2").write_bytes(content)
-    with pytest.raises(DatasetFormatError, match=r"data_batch_2: not a batch as published .*is refused"):
-        read_splits(folder, PICKLED)
-    assert not made.exists()
-    pickle.loads(content)
-    assert made.exists(), "the gadget does not work, so the test above proves nothing"
+    gadget = Gadget(tmp_path / "made")
+    batches: dict[str, Any] = {
+        "whole": gadget,
+        "value": {"data": gadget, "labels": LABELS[0].tolist()},
+        "label": {"data": PIXELS[0], "labels": [gadget, 1, 2, 3]},
+        "key": {"data": PIXELS[0], "labels": LABELS[0].tolist(), gadget: 1},
+    }
+    path = write_folder(tmp_path / "data", PICKLED) / "data_batch_2"
+    path.write_bytes(pickle.dumps(batches[place], protocol))
+    with pytest.raises(DatasetFormatError, match=r"data_batch_2: not a batch .*which no batch needs, is refused"):
+        read_splits(path.parent, PICKLED)
+    assert not gadget.made.exists()
+    pickle.loads(path.read_bytes())
+    assert gadget.made.exists(), "the gadget does not work, so the test above proves nothing"
 
 
-NUMPY = b"cnumpy.core.multiarray\n_reconstruct\n"
 #: A tuple that holds a tuple twice, 60 times: a hash takes 2**60 steps.
 NESTED = b"K\x01" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60))
 DEEP = b")" + b"\x85" * 100_000  # a hash overflows the stack
@@ -161,14 +138,10 @@ DEEP = b")" + b"\x85" * 100_000  # a hash overflows the stack
         (b"cnumpy\nload\n.", "the name 'numpy.load'"),
         (b"(S'true'\nios\nsystem\n.", "opcode STRING"),
         (b"(U\x04trueios\nsystem\n.", "opcode INST"),
-        (b"(cnumpy\ndtype\nU\x04trueo.", "opcode OBJ"),
         (b"cnumpy\nndarray\n)\x81.", "opcode NEWOBJ"),
         (b"\x82\x01.", "opcode EXT1"),
         (b"Ppersistent\n.", "opcode PERSID"),
-        (b"K\x01Q.", "opcode BINPERSID"),
-        (b"q\x00.", "UnpicklingError"),
         (b"h\x05.", "UnpicklingError"),
-        (b"e.", "UnpicklingError"),
         (b".", "UnpicklingError"),
         (b"K\x01.", "TypeError"),
         (b"}.", "KeyError: 'data'"),
@@ -180,7 +153,7 @@ DEEP = b")" + b"\x85" * 100_000  # a hash overflows the stack
         (b"}" + DEEP + b"K\x01s.", "opcode TUPLE1"),
         (b"]" * 500_002 + b".", "opcode EMPTY_LIST"),
     ],
-    ids=range(23),
+    ids=range(19),
 )
 def test_a_hostile_program_is_refused(program: bytes, message: str) -> None:
     refuses(program, message)
@@ -192,18 +165,16 @@ def test_a_hostile_program_is_refused(program: bytes, message: str) -> None:
         ({"data": PIXELS[0]}, "KeyError: 'labels'"),
         ({"labels": [1, 2, 3, 4]}, "KeyError: 'data'"),
         ({"data": PIXELS[0], "labels": (1, 2, 3, 4)}, "labels must be a list of 4 numbers"),
-        ({"data": PIXELS[0], "labels": 4}, "labels must be a list of 4 numbers"),
         ({"data": PIXELS[0], "labels": [1, 2, 3]}, "labels must be a list of 4 numbers"),
         ({"data": PIXELS[0], "labels": [1, -1, 2, 3]}, "ValueError"),
         ({"data": PIXELS[0], "labels": [2**99, 1, 2, 3]}, "OverflowError|ValueError"),
         ({"data": PIXELS[0], "labels": ["1", 1, 2, 3]}, "TypeError"),
         ({"data": b"bytes", "labels": [1, 2, 3, 4]}, "AttributeError"),
         ({"data": PIXELS[0, :3], "labels": [1, 2, 3, 4]}, r"data must be uint8 of shape \(4, 3072\)"),
-        ({"data": PIXELS[0].reshape(-1), "labels": [1, 2, 3, 4]}, r"data must be uint8 of shape \(4, 3072\)"),
         ({"data": PIXELS[0].astype(np.int8), "labels": [1, 2, 3, 4]}, r"data must be uint8 of shape \(4, 3072\)"),
         ({"data": np.array([[{}]]), "labels": [1, 2, 3, 4]}, r"data must be uint8 of shape \(4, 3072\)"),
     ],
-    ids=range(13),
+    ids=range(11),
 )
 def test_a_batch_of_another_form_is_refused(batch: dict[str, Any], message: str) -> None:
     refuses(pickle.dumps(batch, 3), message)
@@ -234,8 +205,3 @@ def test_random_changes_give_a_clear_error_or_a_batch(changes: list[tuple[int, i
         return
     assert pixels.shape == (ROWS, 3072)
     assert labels.shape == (ROWS,)
-
-
-def test_every_published_batch_has_its_own_name() -> None:
-    assert [len(set(layout.batches)) for layout in LAYOUTS] == [6, 6]
-    assert replace(BINARY, rows=10_000) == LAYOUTS[0]

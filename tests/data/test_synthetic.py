@@ -48,21 +48,11 @@ def test_images_are_the_same_in_every_version_and_on_every_platform() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting",
-    [
-        {"num_train": 0},
-        {"num_test": -1},
-        {"seed": -1},
-        {"seed": 2**64},
-        {"size": 7},
-        {"num_train": 10.0},
-        {"size": True},
-    ],
+    ("name", "value"), [("num_train", 0), ("num_test", -1), ("seed", 0.5), ("size", 7), ("size", True)]
 )
-def test_another_number_is_refused(setting: dict[str, Any]) -> None:
-    (name, value), *_ = setting.items()
+def test_another_number_is_refused(name: str, value: Any) -> None:
     with pytest.raises(SettingError, match=rf"{name} must be .*, got {value}"):
-        make_synthetic(**setting)
+        make_synthetic(**{name: value})
 
 
 def accuracy_after_training(model: nn.Module, train: ImageDataset, test: ImageDataset, epochs: int) -> float:

@@ -161,7 +161,7 @@ class _BatchUnpickler(pickle.Unpickler):
     """
 
     def find_class(self, module: str, name: str) -> _Record:
-        if (module, name) not in _NAMES:
+        if not _NAMES.fullmatch(f"{module}.{name}"):
             raise pickle.UnpicklingError(f"the name {shorten(f'{module}.{name}')}, which no batch needs, is refused")
         return _Record()
 
@@ -181,12 +181,7 @@ class _Record:
         self.state = state
 
 
-_NAMES: Final = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),  # numpy 2
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-}
+_NAMES: Final = re.compile(r"numpy\.(ndarray|dtype|_?core\.multiarray\._reconstruct)")  # _core: numpy 2
 _OPCODES: Final = re.compile(
     "PROTO|FRAME|STOP|MARK|(STACK_)?GLOBAL|REDUCE|BUILD|(LONG_)?BIN(PUT|GET)|MEMOIZE|EMPTY_(DICT|LIST|TUPLE)|"
     "SETITEMS?|APPENDS?|TUPLE[123]?|NONE|NEWTRUE|NEWFALSE|BININT[12]?|LONG1|(SHORT_)?BIN(STRING|UNICODE|BYTES)"

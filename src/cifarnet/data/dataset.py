@@ -60,7 +60,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         self, images: Images, labels: Labels, classes: Sequence[str], *, ids: Tensor | None = None, name: str = "images"
     ) -> None:
         ids = torch.arange(len(labels), device="cpu") if ids is None else ids
-        _check_tensor("images", images, torch.uint8, "Floats in [0, 1] need (x * 255).round().to(torch.uint8)")
+        _check_tensor("images", images, torch.uint8, "Use (x * 255).round().to(torch.uint8) for floats in [0, 1]")
         if images.ndim != 4 or 0 in images.shape:
             raise InputError(f"images must have the shape (N, C, H, W), N at least 1, got {tuple(images.shape)}")
         check_classes(classes)

@@ -35,9 +35,9 @@ def load_image_folder(root: str | Path, *, size: int = 32) -> DatasetSplits:
 
     Raises:
         DatasetNotFoundError: If ``root``, ``train`` or ``test`` is missing, or a folder has no pictures.
-        DatasetFormatError: If there are fewer than two classes, ``test`` or ``val`` has a class that ``train`` lacks,
-            or a file is outside a class folder.
-        InputError: If a file is no picture.
+        DatasetFormatError: If ``test`` or ``val`` has a class that ``train`` lacks, or a file is outside the class
+            folders.
+        InputError: If a file is no picture, or there are fewer than two classes.
         SettingError: If ``size`` is not a whole number of at least 2.
 
     Example:
@@ -50,8 +50,6 @@ def load_image_folder(root: str | Path, *, size: int = 32) -> DatasetSplits:
     parts = ("train", "test", "val") if (root / "val").is_dir() else ("train", "test")
     listed = {part: _list_part(root / part) for part in parts}
     classes = tuple(listed["train"])
-    if len(classes) < 2:
-        raise DatasetFormatError(f"{root / 'train'}: one class only ({classes[0]!r}). Add a folder for another class")
     for part in parts[1:]:
         unknown = sorted(set(listed[part]) - set(classes))
         if unknown:

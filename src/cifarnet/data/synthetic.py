@@ -18,7 +18,6 @@ import torch
 
 from cifarnet._validation import check_count
 from cifarnet.data.dataset import DatasetSplits, ImageDataset
-from cifarnet.errors import SettingError
 
 __all__ = ["SYNTHETIC_CLASSES", "make_synthetic"]
 
@@ -63,22 +62,18 @@ def make_synthetic(num_train: int = 5000, num_test: int = 1000, *, seed: int = 0
         Two parts of uint8 RGB images, named ``synthetic shapes``.
 
     Raises:
-        SettingError: If a number is out of range.
+        SettingError: If a number is too small or no whole number.
+        OverflowError: If the seed is too large.
 
     Example:
         >>> data = make_synthetic(num_train=20, num_test=10)
         >>> data.train
         ImageDataset('synthetic shapes', 20 images of 3x32x32, 10 classes)
     """
-    for name, value, least in (
-        ("num_train", num_train, 1),
-        ("num_test", num_test, 1),
-        ("seed", seed, 0),
-        ("size", size, 8),
-    ):
-        check_count(name, value, "See make_synthetic for its range", least=least)
-    if seed >= 2**64:
-        raise SettingError(f"seed must be below 2**64, got {seed}. Use seed=0, for example")
+    check_count("num_train", num_train, "Use num_train=5000, for example")
+    check_count("num_test", num_test, "Use num_test=1000, for example")
+    check_count("seed", seed, "Use seed=0, for example", least=0)
+    check_count("size", size, "Use size=32, for example", least=8)
     return DatasetSplits(train=_draw_part(num_train, seed, 0, size), test=_draw_part(num_test, seed, 1, size))
 
 
@@ -109,7 +104,8 @@ def _compose(draws: Floats, labels: npt.NDArray[np.intp], noise: Floats) -> npt.
     """Paint foreground, clutter and noise over a gradient: shape ``(N, 3, H, W)``."""
     size = noise.shape[-1]
     d = draws[:, :, None, None]  # (24, N, 1, 1)
-    y, x = _pixel_centres(size)
+    line = ((2 * np.arange(size) + 1 - size) / size).astype(np.float32)  # pixel centres in (-1, 1)
+    y, x = line[None, :, None], line[None, None, :]
     slope = (d[14] - 0.5) * x + (d[15] - 0.5) * y  # (N, H, W)
     background, foreground = _colours(draws)  # (N, 3, 1, 1) each
     image = background + 90 * slope[:, None]
@@ -120,12 +116,6 @@ def _compose(draws: Floats, labels: npt.NDArray[np.intp], noise: Floats) -> npt.
     image += noise * (0.5 + 1.5 * d[13])[:, None]
     pixels: npt.NDArray[np.uint8] = np.clip(np.floor(image + 0.5), 0, 255).astype(np.uint8)
     return pixels
-
-
-def _pixel_centres(size: int) -> tuple[Plane, Plane]:
-    """Return coordinates in (-1, 1), as broadcastable ``y (1, H, 1)`` and ``x (1, 1, W)``."""
-    line = ((2 * np.arange(size) + 1 - size) / size).astype(np.float32)
-    return line[None, :, None], line[None, None, :]
 
 
 def _colours(draws: Floats) -> tuple[Floats, Floats]:
