@@ -41,9 +41,7 @@ def resize_images(images: Images, size: int) -> Images:
         or images.ndim not in (3, 4)
         or 0 in images.shape
     ):
-        raise InputError(
-            f"images must be uint8 or floating, (N, C, H, W) or (C, H, W), got {images.dtype} {tuple(images.shape)}"
-        )
+        raise InputError(f"expected uint8 or float images (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
     height, width = images.shape[-2:]
     if height == width == size:
         return images

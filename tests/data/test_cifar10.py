@@ -72,16 +72,14 @@ def test_a_named_place_is_the_only_place(tmp_path: Path, cache: Path) -> None:
         assert find_cifar10(other) is None
         other.mkdir(exist_ok=True)
     (other / "train").write_bytes(b"another data set")
-    with pytest.raises(DatasetNotFoundError, match=r"does not hold CIFAR-10\. Name the folder that does, a new folder"):
+    with pytest.raises(DatasetNotFoundError, match=r"does not hold CIFAR-10\. Name the folder that does"):
         load_cifar10(other, download=True)
 
 
 @pytest.mark.parametrize("name", ["cifar-10-python.tar.gz", "notes.txt"])
 def test_a_file_that_is_absent_or_another_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(
-        DatasetNotFoundError, match=rf"{name} is not a folder with CIFAR-10, nor cifar-10-binary.tar.gz"
-    ):
+    with pytest.raises(DatasetNotFoundError, match=rf"{name} is not an archive of CIFAR-10"):
         load_cifar10(tmp_path / name)
 
 
@@ -189,13 +187,6 @@ def test_a_failed_download_names_every_reason_and_the_remedy(
         assert re.search(rf"{re.escape(address)}: .*{reason}", str(caught.value))
     assert f"Put {NAME} in {root}, name a folder" in str(caught.value)
     assert list(root.iterdir()) == []
-
-
-def test_a_folder_that_cannot_be_made_is_the_reason(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DatasetDownloadError, match=r"could not be downloaded .*Not a directory"):
-        load_cifar10(tmp_path / "file" / "data")
-    assert server.requests == []
 
 
 def test_two_downloads_at_once_both_end_with_the_whole_file(

@@ -86,8 +86,8 @@ def test_tensors_become_contiguous() -> None:
         ({"classes": ("a",)}, r"at least two classes, got \['a'\]"),
         ({"classes": ("a", "a")}, r"must be distinct, non-empty strings, got \['a', 'a'\]"),
         ({"classes": ("a", " ")}, r"non-empty strings, got \['a', ' '\]"),
-        ({"classes": {"a", "b"}}, "must be a list or tuple of names in the order of the labels, got set"),
-        ({"classes": "ab"}, "must be a list or tuple of names in the order of the labels, got str"),
+        ({"classes": {"a", "b"}}, "must be a list or tuple of names, got set"),
+        ({"classes": "ab"}, "must be a list or tuple of names, got str"),
         ({"ids": torch.tensor([4, 4])}, "ids must be distinct"),
         ({"ids": torch.tensor([1, 2], dtype=torch.int32)}, "ids must be a tensor of torch.int64"),
     ],
@@ -120,7 +120,7 @@ def test_subset_keeps_order_ids_and_name() -> None:
         ([-1], "got -1 to -1"),
         ([1, 1], "ids must be distinct"),
         ([1.0], "indices must be integers, at least one, got torch.float32"),
-        ([True, False, True, True], r"got torch.bool \(4,\)\. Use mask.nonzero"),
+        ([True, False, True, True], r"got torch.bool \(4,\)"),
     ],
 )
 def test_subset_refuses_other_indices(indices: list[Any], message: str) -> None:
@@ -217,7 +217,7 @@ class TestSplit:
 
     @pytest.mark.parametrize("val_fraction", [0, 1, 1.5, -0.1, float("nan"), float("inf"), "0.1", None, True])
     def test_another_fraction_is_refused(self, val_fraction: Any) -> None:
-        with pytest.raises(SettingError, match=r"val_fraction must be in \(0, 1\), got .*\. 0\.1 gives about"):
+        with pytest.raises(SettingError, match=r"val_fraction must be in \(0, 1\), got .* Use 0.1"):
             dataset([0, 1, 2, 1]).split(val_fraction, seed=0)
 
     @pytest.mark.parametrize("seed", [0.5, None, -1])

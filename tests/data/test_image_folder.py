@@ -55,7 +55,7 @@ def test_hidden_files_and_folders_are_ignored(flowers: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "name", "error", "message"),
     [
-        ("remove", "train", DatasetNotFoundError, r"/train: no class folders\. Put the pictures into train/<class>/"),
+        ("remove", "train", DatasetNotFoundError, r"/train: no class folders\. Put pictures into train/<class>/"),
         ("remove", "test", DatasetNotFoundError, r"/test: no class folders"),
         ("mkdir", "train/lily", DatasetNotFoundError, r"train/lily: no pictures\. Add some or remove the folder"),
         ("mkdir", "train/rose/more", InputError, r"train/rose/more: not a picture"),
@@ -88,8 +88,7 @@ def test_a_val_folder_is_the_validation_set(flowers: Path) -> None:
 @pytest.mark.parametrize("part", ["test", "val"])
 def test_a_class_without_training_images_is_refused(flowers: Path, part: str) -> None:
     write_picture(flowers / part / "lily" / "a.png", 1)
-    message = rf"/{part}: class 'lily' is not in .*train \(daisy, rose, tulip\)\. Rename"
-    with pytest.raises(DatasetFormatError, match=message):
+    with pytest.raises(DatasetFormatError, match=rf"/{part}: class 'lily' is not in .*train\. Rename it"):
         load_image_folder(flowers)
 
 

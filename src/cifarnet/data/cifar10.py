@@ -74,14 +74,12 @@ def load_cifar10(root: str | Path | None = None, *, download: bool = True, progr
         files = places[0].iterdir() if root and places[0].is_dir() else ()
         if any(not file.name.startswith(layout.archive) for file in files):  # an unfinished download may be there
             raise DatasetNotFoundError(
-                f"{places[0]} does not hold CIFAR-10. Name the folder that does, a new folder to download it into, or "
-                "no folder to use the cache"
+                f"{places[0]} does not hold CIFAR-10. Name the folder that does, or a new folder for a download"
             )
         if not download:
             raise DatasetNotFoundError(
-                f"CIFAR-10 is not in {' or '.join(map(str, places))}. Name the folder that holds it (--data DIR), set "
-                f"CIFARNET_DATA to it, or put {layout.archive} in {places[-1]}. make_synthetic() (--data synthetic) "
-                "needs no files"
+                f"CIFAR-10 is not in {' or '.join(map(str, places))}. Name its folder (--data DIR), set CIFARNET_DATA "
+                f"to it, put {layout.archive} in {places[-1]}, or use make_synthetic() (--data synthetic)"
             )
         found = places[0] / layout.archive, layout
         _download(*found, progress_bar=progress_bar)
@@ -128,8 +126,7 @@ def _find(root: str | Path | None) -> tuple[Path, Layout] | None:
                 if is_archive or any(os.path.isfile(path / name) for name in layout.batches):
                     return path, layout
         if os.path.isfile(place) or place.suffix == ".gz":
-            names = " or ".join(layout.archive for layout in LAYOUTS)
-            raise DatasetNotFoundError(f"{place} is not a folder with CIFAR-10, nor {names}. Name one of them")
+            raise DatasetNotFoundError(f"{place} is not an archive of CIFAR-10. Name the folder that holds it")
     return None
 
 

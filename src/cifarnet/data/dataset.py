@@ -144,10 +144,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         """
         chosen = torch.as_tensor(indices, device="cpu")
         if chosen.ndim != 1 or chosen.numel() == 0 or chosen.is_floating_point() or chosen.dtype == torch.bool:
-            raise InputError(
-                f"indices must be integers, at least one, got {chosen.dtype} {tuple(chosen.shape)}. Use "
-                "mask.nonzero()[:, 0] for a mask"
-            )
+            raise InputError(f"indices must be integers, at least one, got {chosen.dtype} {tuple(chosen.shape)}")
         low, high = int(chosen.min()), int(chosen.max())
         if low < 0 or high >= len(self):
             raise InputError(f"indices must be in [0, {len(self)}), got {low} to {high}")
@@ -195,10 +192,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             if is_val[of_class].all():
                 is_val[of_class[draws[of_class].argmax()]] = False
         if not is_val.any():
-            raise SettingError(
-                f"val_fraction {val_fraction} of {len(self)} images gives no validation image. Use a larger one or "
-                "more images, because every class keeps one image for training"
-            )
+            raise SettingError(f"val_fraction={val_fraction} gives no validation image. Use a larger one")
         return self.subset((~is_val).nonzero()[:, 0]), self.subset(is_val.nonzero()[:, 0])
 
 
@@ -246,9 +240,7 @@ def check_split(val_fraction: float, seed: int) -> None:
     """
     check_count("seed", seed, "Use seed=0, for example", least=0)
     if not isinstance(val_fraction, Real) or not 0 < val_fraction < 1:
-        raise SettingError(
-            f"val_fraction must be in (0, 1), got {val_fraction!r}. 0.1 gives about 45,000 and 5,000 images of CIFAR-10"
-        )
+        raise SettingError(f"val_fraction must be in (0, 1), got {val_fraction!r}. Use 0.1, for example")
 
 
 def check_classes(classes: object) -> None:
@@ -262,10 +254,7 @@ def check_classes(classes: object) -> None:
             twice.
     """
     if not isinstance(classes, Sequence) or isinstance(classes, str | bytes):
-        raise InputError(
-            f"classes must be a list or tuple of names in the order of the labels, got {type(classes).__name__}. "
-            'Use ["cat", "dog"], for example'
-        )
+        raise InputError(f"classes must be a list or tuple of names, got {type(classes).__name__}. Use ['cat', 'dog']")
     if not all(isinstance(name, str) and name.strip() for name in classes) or len(set(classes)) < len(classes):
         raise InputError(f"classes must be distinct, non-empty strings, got {list(classes)!r}. Rename one of them")
 

@@ -53,10 +53,7 @@ def load_image_folder(root: str | Path, *, size: int = 32) -> DatasetSplits:
     for part in parts[1:]:
         unknown = sorted(set(listed[part]) - set(classes))
         if unknown:
-            raise DatasetFormatError(
-                f"{root / part}: class {unknown[0]!r} is not in {root / 'train'} ({', '.join(classes)}). Rename the "
-                "folder, or add training pictures"
-            )
+            raise DatasetFormatError(f"{root / part}: class {unknown[0]!r} is not in {root / 'train'}. Rename it")
     return DatasetSplits(*(_load_part(listed[part], classes, size, f"images in {root}") for part in parts))
 
 
@@ -64,9 +61,7 @@ def _list_part(folder: Path) -> dict[str, list[Path]]:
     """Return the picture files of each class in the order of names."""
     class_folders = _visible(folder) if folder.is_dir() else []
     if not class_folders:
-        raise DatasetNotFoundError(
-            f"{folder}: no class folders. Put the pictures into train/<class>/ and test/<class>/ under {folder.parent}"
-        )
+        raise DatasetNotFoundError(f"{folder}: no class folders. Put pictures into train/<class>/ and test/<class>/")
     listed: dict[str, list[Path]] = {}
     for class_folder in class_folders:
         if not class_folder.is_dir():

@@ -70,12 +70,11 @@ def _channels_first(image: Tensor, channels: int, given: str) -> Tensor:
     """Return a view of shape ``(C, H, W)``."""
     if image.ndim == 2 and 0 not in image.shape:
         return image[None]
+    if image.ndim == 4:
+        raise InputError(f"{_EXPECTED}; got a batch, {given}. Give its images as a list: list(images)")
     counts = {1, 3, 4, channels}
     if image.ndim != 3 or 0 in image.shape or (image.shape[0] in counts) == (image.shape[2] in counts):
-        raise InputError(
-            f"{_EXPECTED}; got {given}. Give a batch as a list of images, and an image whose channels are "
-            "ambiguous as a Pillow image"
-        )
+        raise InputError(f"{_EXPECTED}; got {given}. Give a Pillow image instead")
     return image if image.shape[0] in counts else image.permute(2, 0, 1)
 
 
@@ -88,10 +87,8 @@ def _to_uint8(image: Tensor, given: str) -> Tensor:
     values = 255 * (values if values.dtype == torch.float64 else values.float())  # exact enough for 256 levels
     low, high = (float(end) for end in values.aminmax())
     if not (low >= -0.5 and high < 255.5):  # also if a value is NaN
-        raise InputError(
-            f"{_EXPECTED}; got {given} with min {low / 255:.4g} and max {high / 255:.4g}. Give the image before "
-            "normalisation, and divide values in 0 to 255 by 255 or convert them to uint8"
-        )
+        extremes = f"min {low / 255:.4g} and max {high / 255:.4g}"
+        raise InputError(f"{_EXPECTED}; got {given} with {extremes}. Divide by 255 or pass uint8, and do not normalise")
     return values.round_().to(torch.uint8)
 
 
@@ -100,10 +97,7 @@ def _with_channels(pixels: Tensor, channels: int) -> Tensor:
     if pixels.shape[0] == channels:
         return pixels.clone(memory_format=torch.contiguous_format)
     if channels not in (1, 3) or pixels.shape[0] not in (1, 3, 4):
-        raise InputError(
-            f"the network takes {channels} channels, the image has {pixels.shape[0]} (shape {tuple(pixels.shape)}). "
-            "Give an image like those of the training"
-        )
+        raise InputError(f"the network takes {channels} channels, got an image of shape {tuple(pixels.shape)}")
     array = pixels.permute(1, 2, 0).numpy()
     colour = _to_rgb(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array))
     return _to_tensor(colour if channels == 3 else colour.convert("L"))
@@ -138,10 +132,7 @@ def decode_image(source: ImageSource) -> Tensor:
         image = source if isinstance(source, Image.Image) else Image.open(source)
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and image.width * image.height > limit:  # before a pixel is decoded
-            raise ValueError(
-                f"{image.width} x {image.height} pixels are more than {limit:,} and may be a decompression bomb; "
-                "raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
-            )
+            raise ValueError(f"more than PIL.Image.MAX_IMAGE_PIXELS = {limit:,} pixels, perhaps a decompression bomb")
         if image.mode == "F":
             raise ValueError("the range of floating-point pixels is unknown")
         return _to_tensor(_to_rgb(ImageOps.exif_transpose(image)))

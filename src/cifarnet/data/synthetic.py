@@ -32,7 +32,7 @@ _SHAPES: Final[dict[str, Callable[[Plane, Plane], Plane]]] = {
     "circle": lambda u, v: np.sqrt(u * u + v * v) - 0.95,
     "square": lambda u, v: np.maximum(np.abs(u), np.abs(v)) - 0.9,
     "triangle": lambda u, v: np.maximum(np.abs(u) * 0.894 + v * 0.447, -v) - 0.447,
-    "cross": lambda u, v: np.minimum(_bar(u, v), _bar(v, u)),
+    "cross": lambda u, v: np.maximum(np.maximum(np.abs(u), np.abs(v)) - 1, np.minimum(np.abs(u), np.abs(v)) - 0.3),
     "ring": lambda u, v: np.abs(np.sqrt(u * u + v * v) - 0.75) - 0.25,
 }
 #: Signed distance, in periods, to the edges of an endless pattern that a ``wave`` makes of coordinates.
@@ -151,11 +151,6 @@ def _outside(name: str, u: Plane, v: Plane, phase: Plane, frequency: Plane) -> P
     pattern = _TEXTURES[name](u, v, lambda t: _wave(t * frequency + phase)) / frequency
     outside: Plane = np.maximum(_SHAPES["square"](u, v), pattern)
     return outside
-
-
-def _bar(u: Plane, v: Plane) -> Plane:
-    bar: Plane = np.maximum(np.abs(u) - 0.3, np.abs(v) - 1)
-    return bar
 
 
 def _wave(t: Plane) -> Plane:
