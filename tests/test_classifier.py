@@ -24,6 +24,7 @@ from cifarnet import (
     load_image_folder,
     make_synthetic,
 )
+from cifarnet.data import resize_images
 from cifarnet.errors import (
     CheckpointCorruptError,
     CheckpointMismatchError,
@@ -33,7 +34,6 @@ from cifarnet.errors import (
     SettingError,
     UnsafeCheckpointError,
 )
-from cifarnet.images import resize_images
 
 SIZE = 16  # pixels, as those of `synthetic`
 

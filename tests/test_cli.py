@@ -299,7 +299,7 @@ def test_a_directory_that_cannot_be_written_is_refused_before_training(run: Run,
 def test_a_missing_data_set_is_told_with_its_remedies(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("cifarnet.datasets.cifar10.download_addresses", lambda: ("http://127.0.0.1:9/x.tar.gz",))
+    monkeypatch.setattr("cifarnet.data.cifar10.ADDRESSES", ("http://127.0.0.1:9/x.tar.gz",))
     (tmp_path / "data").mkdir()
     code, _, err = run("train", "--data", str(tmp_path / "data"))
     assert code == 1

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cifarnet import CifarCNN, Classifier, DatasetSplits, FastCNN, Preprocess, ResNet18
+from cifarnet.data import ImageLike
 from cifarnet.errors import InputError, NonFiniteLogitsError, SettingError
 from cifarnet.explain import feature_maps, grad_cam, map_shapes
-from cifarnet.images import ImageLike
 
 SIZE = 16
 CLASSES = tuple(f"kind {i}" for i in range(10))

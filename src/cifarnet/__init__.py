@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cifarnet.checkpoint import Checkpointer
     from cifarnet.classifier import Classifier, Prediction
-    from cifarnet.datasets import DatasetSplits, ImageDataset, load_cifar10, load_image_folder, make_synthetic
+    from cifarnet.data import DatasetSplits, ImageDataset, load_cifar10, load_image_folder, make_synthetic
     from cifarnet.errors import CifarnetError
     from cifarnet.inference import Evaluation
     from cifarnet.models import BasicCNN, CifarCNN, FastCNN, ResNet18
@@ -48,28 +48,27 @@ _HOMES = {
     "CifarCNN": "models",
     "CifarnetError": "errors",
     "Classifier": "classifier",
-    "DatasetSplits": "datasets",
+    "DatasetSplits": "data",
     "EpochRecord": "training",
     "Evaluation": "inference",
     "FastCNN": "models",
     "History": "training",
-    "ImageDataset": "datasets",
+    "ImageDataset": "data",
     "Prediction": "classifier",
     "Preprocess": "transforms",
     "ResNet18": "models",
     "Trainer": "training",
     "Transforms": "transforms",
     "build_transforms": "transforms",
-    "load_cifar10": "datasets",
-    "load_image_folder": "datasets",
-    "make_synthetic": "datasets",
+    "load_cifar10": "data",
+    "load_image_folder": "data",
+    "make_synthetic": "data",
 }
 _MODULES = {
     *_HOMES.values(),
     "bench",
     "explain",
     "export",
-    "images",
     "optim",
     "randomness",
     "recipes",

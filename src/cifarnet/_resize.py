@@ -1,4 +1,4 @@
-"""Images of any size brought to the size that a network takes: one way for files, data sets and pipelines."""
+"""Crop and resize: one geometry for files, data sets and transforms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from cifarnet._types import Images
-from cifarnet.errors import InputError, SettingError, SettingTypeError
+from cifarnet._validation import check_count
+from cifarnet.errors import InputError
 
 __all__ = ["check_size", "crop_square", "resize_images"]
 
@@ -16,7 +17,7 @@ __all__ = ["check_size", "crop_square", "resize_images"]
 def resize_images(images: Images, size: int) -> Images:
     """Bring images to ``size`` x ``size`` by antialiased bilinear interpolation.
 
-    What is not square is first cropped to the square in its centre: a stretched picture would show things in
+    An image that is not square is first cropped to the square in its centre, because a stretched image has
     proportions that no training image has.
 
     Args:
@@ -35,11 +36,12 @@ def resize_images(images: Images, size: int) -> Images:
         torch.Size([3, 32, 32])
     """
     check_size(size)
-    right = images.dtype == torch.uint8 or images.is_floating_point()
-    if not right or images.ndim not in (3, 4) or 0 in images.shape:
-        raise InputError(
-            f"expected uint8 or floating images (N, C, H, W) or (C, H, W), got {images.dtype} {tuple(images.shape)}"
-        )
+    if (
+        not (images.dtype == torch.uint8 or images.is_floating_point())
+        or images.ndim not in (3, 4)
+        or 0 in images.shape
+    ):
+        raise InputError(f"expected uint8 or float images (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
     height, width = images.shape[-2:]
     if height == width == size:
         return images
@@ -48,7 +50,7 @@ def resize_images(images: Images, size: int) -> Images:
 
 
 def crop_square(images: Images) -> Images:
-    """The largest square in the centre: what `resize_images` leaves of an image.
+    """Crop images to the largest square in the centre, as `resize_images` does.
 
     Args:
         images: Any dtype, shape ``(..., H, W)``.
@@ -67,15 +69,13 @@ def crop_square(images: Images) -> Images:
 
 
 def check_size(size: int) -> None:
-    """Refuse what is no size of an image.
+    """Check the height and width of an image.
 
     Args:
-        size: Pixels a side.
+        size: Pixels per side.
 
     Raises:
         SettingError: If ``size`` is not a whole number of at least 2.
     """
-    if isinstance(size, bool) or not isinstance(size, int):
-        raise SettingTypeError(f"size must be a whole number of pixels, got {size!r}")
-    if size < 2:  # torch 2.15 has a broken assertion where three channels become one pixel
-        raise SettingError(f"size must be at least 2 pixels, got {size}; CIFAR-10's networks take 32")
+    # At least 2, because torch 2.15 has a broken assertion where three channels become one pixel.
+    check_count("size", size, "Use 32, as in CIFAR-10, for example", least=2)

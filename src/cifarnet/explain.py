@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from cifarnet._types import Images, Labels, Logits
 from cifarnet._validation import check_count, did_you_mean
 from cifarnet.classifier import Classifier
+from cifarnet.data import ImageLike
 from cifarnet.errors import InputError, NonFiniteLogitsError, SettingError
-from cifarnet.images import ImageLike
 from cifarnet.inference import predict_logits
 from cifarnet.inference.loader import EVAL_BATCH_SIZE
 from cifarnet.models import evaluation_mode, unwrapped

@@ -17,7 +17,7 @@ from markdown_blocks import DIRECTIVES, ROOT, Block, matches, pages, parse_block
 from PIL import Image
 
 import cifarnet
-from cifarnet import DatasetSplits, ImageDataset, cli, datasets, make_synthetic
+from cifarnet import DatasetSplits, ImageDataset, cli, data, make_synthetic
 from cifarnet.cli import data as cli_data
 from cifarnet.cli import demo
 
@@ -50,13 +50,13 @@ def make_everything_small(patch: pytest.MonkeyPatch, folder: Path) -> None:
         return make_synthetic(min(num_train, 120), min(num_test, 40), seed=seed, size=size)
 
     def load_few(*_: object, **__: object) -> DatasetSplits:
-        few, classes = draw_few(), datasets.CIFAR10_CLASSES
+        few, classes = draw_few(), data.CIFAR10_CLASSES
         parts = (ImageDataset(x.images, x.labels, classes, name="CIFAR-10") for x in (few.train, few.test))
         return DatasetSplits(*parts)
 
-    for module in (cifarnet, cli_data, datasets):
+    for module in (cifarnet, cli_data, data):
         patch.setattr(module, "load_cifar10", load_few)
-    for module in (cifarnet, cli_data, demo, datasets):
+    for module in (cifarnet, cli_data, demo, data):
         patch.setattr(module, "make_synthetic", draw_few)
     patch.setattr(demo, "_EPOCHS", 1)
     patch.setitem(mpl.rcParams, "figure.dpi", 30)

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cifarnet import CifarCNN, Classifier, DatasetSplits, ImageDataset, Preprocess
+from cifarnet.data import ImageLike
 from cifarnet.errors import InputError, SettingError
-from cifarnet.images import ImageLike
 from cifarnet.visualize import plot_predictions
 
 SIZE = 16

@@ -20,7 +20,7 @@ from cifarnet.bench.script import run_script
 from cifarnet.bench.student import mean_interval, p_mean_at_most
 from cifarnet.bench.timing import summarize, timed
 from cifarnet.bench.trial import run_trial, warm_up
-from cifarnet.datasets import DatasetSplits
+from cifarnet.data import DatasetSplits
 from cifarnet.errors import SettingError
 from cifarnet.inference import describe_machine, resolve_device, resolve_precision, wilson_interval
 from cifarnet.recipes import Recipe, build_trainer

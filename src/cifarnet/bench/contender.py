@@ -16,7 +16,7 @@ from typing import Any
 from cifarnet import randomness
 from cifarnet.bench.memory import PeakMemory
 from cifarnet.bench.timing import synchronize, timed
-from cifarnet.datasets import DatasetSplits, ImageDataset
+from cifarnet.data import DatasetSplits, ImageDataset
 from cifarnet.errors import CifarnetError, SettingError
 from cifarnet.inference import resolve_device
 from cifarnet.inference.loader import TensorLoader

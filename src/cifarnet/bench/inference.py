@@ -14,7 +14,7 @@ from cifarnet._validation import check_count
 from cifarnet.bench.memory import PeakMemory
 from cifarnet.bench.timing import summarize, timed
 from cifarnet.classifier import Classifier
-from cifarnet.datasets import ImageDataset
+from cifarnet.data import ImageDataset
 from cifarnet.inference import describe_machine, resolve_device
 from cifarnet.inference.data import open_evaluation_loader
 from cifarnet.inference.evaluate import evaluate

@@ -16,7 +16,7 @@ from cifarnet.bench.timing import summarize, timed
 from cifarnet.checkpoint import Checkpointer
 from cifarnet.checkpoint.background import BackgroundWriter, snapshot
 from cifarnet.checkpoint.restore import unwrapped_state_dict
-from cifarnet.datasets import ImageDataset
+from cifarnet.data import ImageDataset
 from cifarnet.errors import SettingError
 from cifarnet.inference import describe_machine
 from cifarnet.recipes import Recipe, build_trainer

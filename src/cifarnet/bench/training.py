@@ -17,7 +17,7 @@ from cifarnet._validation import check_choice, check_count
 from cifarnet.bench.contender import BackendProcess, Job
 from cifarnet.bench.script import ScriptRuns
 from cifarnet.bench.timing import summarize
-from cifarnet.datasets import DatasetSplits
+from cifarnet.data import DatasetSplits
 from cifarnet.errors import SettingError
 from cifarnet.inference import describe_machine, resolve_device, resolve_precision
 from cifarnet.recipes import Recipe

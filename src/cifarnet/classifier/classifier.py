@@ -16,8 +16,8 @@ from cifarnet.checkpoint import Checkpointer, load_best, load_weights
 from cifarnet.checkpoint.restore import unwrapped_state_dict
 from cifarnet.classifier.metadata import build_from_metadata, constructor_call, parse_metadata
 from cifarnet.classifier.prediction import Prediction
-from cifarnet.datasets import ImageDataset
-from cifarnet.datasets.dataset import check_classes
+from cifarnet.data import ImageDataset, ImageLike, resize_images, to_pixels
+from cifarnet.data.dataset import check_classes
 from cifarnet.errors import (
     CheckpointMismatchError,
     InputError,
@@ -25,7 +25,6 @@ from cifarnet.errors import (
     RunExistsError,
     SettingError,
 )
-from cifarnet.images import ImageLike, resize_images, to_pixels
 from cifarnet.inference import (
     Evaluation,
     Precision,
@@ -234,7 +233,7 @@ class Classifier:
         """Predict the class of an image, or of each image of a list.
 
         An image may have any size. It is cropped to the square in its centre and resized, as in training. Colour modes,
-        transparency, channel orders, ranges and devices are converted, see `cifarnet.images.to_pixels`.
+        transparency, channel orders, ranges and devices are converted, see `cifarnet.data.to_pixels`.
 
         Args:
             images: Path, bytes of a picture file, open binary file, Pillow image, array or tensor, or a list of them.

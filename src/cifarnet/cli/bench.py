@@ -12,7 +12,7 @@ from cifarnet import bench
 from cifarnet._choices import BACKENDS
 from cifarnet._validation import check_choice, check_count
 from cifarnet.cli.data import load_data
-from cifarnet.datasets import find_cifar10
+from cifarnet.data import find_cifar10
 from cifarnet.errors import SettingError
 from cifarnet.inference import resolve_device, resolve_precision
 from cifarnet.inference.data import describe_data

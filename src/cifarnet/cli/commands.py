@@ -22,7 +22,7 @@ from cifarnet.checkpoint import Checkpointer
 from cifarnet.classifier import Classifier
 from cifarnet.cli.data import load_data, source_of
 from cifarnet.cli.figures import save_figures
-from cifarnet.datasets import ImageDataset, check_split, find_cifar10
+from cifarnet.data import ImageDataset, check_split, find_cifar10
 from cifarnet.errors import InputError, SettingError
 from cifarnet.inference import Evaluation, describe_device, resolve_device, resolve_precision
 from cifarnet.recipes import RECIPES, build_trainer, get_recipe, measured_results

@@ -8,7 +8,7 @@ from pathlib import Path
 from cifarnet._console import write_line
 from cifarnet._files import to_path
 from cifarnet.classifier import Classifier
-from cifarnet.datasets import (
+from cifarnet.data import (
     CIFAR10_CLASSES,
     SYNTHETIC_CLASSES,
     DatasetSplits,

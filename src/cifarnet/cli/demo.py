@@ -16,7 +16,7 @@ from cifarnet._console import write_line
 from cifarnet.checkpoint import Checkpointer
 from cifarnet.classifier import Classifier
 from cifarnet.cli.figures import save_figures
-from cifarnet.datasets import ImageDataset, make_synthetic
+from cifarnet.data import ImageDataset, make_synthetic
 from cifarnet.inference import resolve_device
 from cifarnet.models import CifarCNN
 from cifarnet.optim import linear

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cifarnet.classifier import Classifier
-from cifarnet.datasets import ImageDataset
+from cifarnet.data import ImageDataset
 from cifarnet.training.history import History
 
 __all__ = ["save_figures"]

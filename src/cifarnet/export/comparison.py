@@ -9,9 +9,9 @@ from torch import Tensor
 
 from cifarnet._types import Images
 from cifarnet.classifier import Classifier
+from cifarnet.data import resize_images
 from cifarnet.errors import ExportError, InputError, NonFiniteLogitsError
 from cifarnet.export.portable import reason
-from cifarnet.images import resize_images
 from cifarnet.inference import predict_logits
 from cifarnet.models import evaluation_mode
 from cifarnet.transforms import Preprocess
@@ -134,7 +134,7 @@ def check_images(images: Images, preprocess: Preprocess) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != wanted or not len(images):
         raise InputError(
             f"expected uint8 images of shape (N, {wanted[0]}, {wanted[1]}, {wanted[2]}), got {images.dtype} "
-            f"{tuple(images.shape)}; images.resize_images makes them of others, or leave images= out"
+            f"{tuple(images.shape)}; data.resize_images makes them of others, or leave images= out"
         )
 
 

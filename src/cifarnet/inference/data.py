@@ -13,9 +13,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from cifarnet import randomness
 from cifarnet._types import Json
-from cifarnet.datasets import DatasetSplits, ImageDataset
+from cifarnet.data import DatasetSplits, ImageDataset, decode_image
 from cifarnet.errors import InputError
-from cifarnet.images import decode_image
 from cifarnet.inference.iterable import IterableLoader
 from cifarnet.inference.loader import EVAL_BATCH_SIZE, Loader, TensorLoader
 

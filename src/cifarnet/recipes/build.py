@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cifarnet._validation import did_you_mean
-from cifarnet.datasets import ImageDataset
+from cifarnet.data import ImageDataset
 from cifarnet.errors import SettingError
 from cifarnet.models import FastCNN, build_model
 from cifarnet.optim import Muon, param_groups

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from cifarnet._files import to_path, write_atomic
-from cifarnet.datasets import ImageDataset
+from cifarnet.data import ImageDataset
 from cifarnet.errors import InputError
 from cifarnet.inference import Evaluation, describe_machine
 from cifarnet.models import count_flops

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cifarnet import randomness
 from cifarnet._types import Images
-from cifarnet.datasets import ImageDataset
+from cifarnet.data import ImageDataset
 from cifarnet.errors import SettingError, SettingTypeError
 from cifarnet.transforms import Transforms, draws_per_image
 

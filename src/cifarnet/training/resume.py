@@ -24,7 +24,7 @@ import torchvision
 from torch import Tensor, nn
 
 from cifarnet.checkpoint.restore import OPTIMIZER_FLAGS
-from cifarnet.datasets import ImageDataset
+from cifarnet.data import ImageDataset
 from cifarnet.errors import CheckpointMismatchError, CheckpointWarning, ResumeMismatchError
 from cifarnet.models import describe_model
 from cifarnet.training.step import set_learning_rates

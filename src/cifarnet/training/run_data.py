@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cifarnet._types import Json
 from cifarnet._validation import check_count
-from cifarnet.datasets import ImageDataset
+from cifarnet.data import ImageDataset
 from cifarnet.errors import SettingError
 from cifarnet.inference.data import Data, open_data, open_evaluation_loader
 from cifarnet.inference.evaluate import check_model_fits, check_preprocess, check_sizes

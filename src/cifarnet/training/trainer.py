@@ -17,7 +17,7 @@ from cifarnet._types import Images, Labels
 from cifarnet._validation import check_count, did_you_mean
 from cifarnet.checkpoint import Checkpointer
 from cifarnet.checkpoint.restore import follow_weights
-from cifarnet.datasets import ImageDataset
+from cifarnet.data import ImageDataset
 from cifarnet.errors import SettingError
 from cifarnet.inference import Evaluation, resolve_device, resolve_precision
 from cifarnet.inference.data import Data, open_data, open_evaluation_loader

@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from cifarnet import randomness
 from cifarnet._validation import check_count
-from cifarnet.datasets import ImageDataset
+from cifarnet.data import ImageDataset
 from cifarnet.errors import InputError
 from cifarnet.transforms import Transforms
 from cifarnet.visualize.canvas import divide, figure_of, ink_on, open_axes, scale_of, show_image

@@ -6,7 +6,7 @@ from matplotlib import rcParams
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from cifarnet.images import ImageLike, crop_square, resize_images, to_pixels
+from cifarnet.data import ImageLike, crop_square, resize_images, to_pixels
 from cifarnet.visualize.canvas import PLAIN, divide, ink_on, open_axes, scale_of, shorten
 
 __all__ = ["open_cells", "shrink", "thumbnail", "title_of", "write_title"]
@@ -42,7 +42,7 @@ def thumbnail(image: ImageLike, channels: int) -> Tensor:
     """What a network saw of an image, in the image's own resolution as far as that shows.
 
     Args:
-        image: Whatever `cifarnet.images.to_pixels` takes.
+        image: Whatever `cifarnet.data.to_pixels` takes.
         channels: How many the network takes.
 
     Returns:

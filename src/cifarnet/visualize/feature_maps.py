@@ -11,9 +11,9 @@ from torch import Tensor
 
 from cifarnet._validation import check_count
 from cifarnet.classifier import Classifier
+from cifarnet.data import ImageLike
 from cifarnet.errors import InputError
 from cifarnet.explain import feature_maps
-from cifarnet.images import ImageLike
 from cifarnet.visualize.canvas import (
     PLAIN,
     divide,

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from cifarnet._validation import check_count
 from cifarnet.classifier import Classifier
+from cifarnet.data import ImageLike
 from cifarnet.explain import grad_cam
-from cifarnet.images import ImageLike
 from cifarnet.visualize.canvas import figure_of, percent, shorten, show_image
 from cifarnet.visualize.cells import open_cells, write_title
 

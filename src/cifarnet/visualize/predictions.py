@@ -12,9 +12,8 @@ from torch import Tensor
 from cifarnet import randomness
 from cifarnet._validation import check_count
 from cifarnet.classifier import Classifier, Prediction
-from cifarnet.datasets import ImageDataset
+from cifarnet.data import ImageDataset, ImageLike
 from cifarnet.errors import InputError
-from cifarnet.images import ImageLike
 from cifarnet.visualize.canvas import BLUE, GREY, PLAIN, VERMILION, figure_of, ink_on, shorten, show_image
 from cifarnet.visualize.cells import open_cells, thumbnail, title_of, write_title
 

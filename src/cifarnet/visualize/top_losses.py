@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cifarnet._validation import check_count
-from cifarnet.datasets import ImageDataset
+from cifarnet.data import ImageDataset
 from cifarnet.errors import InputError
 from cifarnet.inference import Evaluation, TopLoss
 from cifarnet.visualize.canvas import BLUE, PLAIN, VERMILION, figure_of, ink_on, percent, show_image

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import cifarnet
 from cifarnet._files import check_target, write_atomic
-from cifarnet.datasets import ImageDataset
+from cifarnet.data import ImageDataset
 from cifarnet.errors import CifarnetError
 from cifarnet.inference import Evaluation
 from cifarnet.report.page import facts, looks, scores

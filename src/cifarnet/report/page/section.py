@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cifarnet.datasets import ImageDataset
+from cifarnet.data import ImageDataset
 from cifarnet.inference import Evaluation
 from cifarnet.report.page.markup import Markup, element
 from cifarnet.report.run import Run

@@ -1,4 +1,4 @@
-"""CIFAR-10's files with four rows a batch, in the bytes of the published formats."""
+"""CIFAR-10's files with four rows per batch, in the bytes of the published formats."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cifarnet.datasets.layouts import BINARY, PICKLED, Layout
+from cifarnet.data.cifar10_files import LAYOUTS, Layout
 
 ROWS = 4
 Bytes = npt.NDArray[np.uint8]
 
-TINY_BINARY = replace(BINARY, rows=ROWS, largest_batch=ROWS * 3073)
-TINY_PICKLED = replace(PICKLED, rows=ROWS)
-TINY = (TINY_BINARY, TINY_PICKLED)
+BINARY, PICKLED = TINY = tuple(replace(layout, rows=ROWS) for layout in LAYOUTS)
 
 _random = np.random.default_rng(7)
-PIXELS: Bytes = _random.integers(0, 256, (6, ROWS, 3072), dtype=np.uint8)  # 6 batches, the last to test on
+PIXELS: Bytes = _random.integers(0, 256, (6, ROWS, 3072), dtype=np.uint8)  # 6 batches, the last one for the test images
 LABELS: Bytes = _random.integers(0, 10, (6, ROWS), dtype=np.uint8)
 
 
@@ -56,36 +54,22 @@ def batch_files(layout: Layout) -> dict[str, bytes]:
     return {name: write(PIXELS[i], LABELS[i]) for i, name in enumerate(layout.batches)}
 
 
-def write_folder(folder: Path, layout: Layout) -> Path:
+def write_folder(folder: Path, layout: Layout = BINARY) -> Path:
     folder.mkdir(parents=True)
     for name, content in batch_files(layout).items():
         (folder / name).write_bytes(content)
     return folder
 
 
-def member(name: str, content: bytes = b"", **attributes: object) -> tuple[tarfile.TarInfo, bytes]:
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    for key, value in attributes.items():
-        setattr(info, key, value)
-    return info, content
-
-
-def official_members(layout: Layout) -> list[tuple[tarfile.TarInfo, bytes]]:
-    """What the published archives hold; their order is not that of the batches either."""
-    files = batch_files(layout) | dict.fromkeys(layout.extras, b"text\n")
-    named = [member(f"{layout.folder}/{name}", content) for name, content in sorted(files.items(), reverse=True)]
-    return [member(layout.folder, type=tarfile.DIRTYPE), *named]
-
-
-def write_archive(path: Path, layout: Layout, members: Iterable[tuple[tarfile.TarInfo, bytes]] | None = None) -> Layout:
-    """Write an archive, the published kind by default, and return the layout that expects its hash."""
+def write_archive(path: Path, layout: Layout = BINARY) -> Layout:
+    """Write an archive as published, whose order is not that of the batches. Return the layout with its hash."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w:gz", compresslevel=1) as archive:
-        for info, content in official_members(layout) if members is None else members:
-            archive.addfile(info, io.BytesIO(content))
-    return expecting(path, layout)
-
-
-def expecting(path: Path, layout: Layout) -> Layout:
+        folder = tarfile.TarInfo(layout.folder)
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for name, content in sorted((batch_files(layout) | {"readme.html": b"text"}).items(), reverse=True):
+            member = tarfile.TarInfo(f"{layout.folder}/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
     return replace(layout, sha256=hashlib.sha256(path.read_bytes()).hexdigest())

@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from cifarnet._files import to_path
-from cifarnet.datasets.dataset import DatasetSplits, ImageDataset
-from cifarnet.errors import DatasetFormatError, DatasetNotFoundError, InputError
-from cifarnet.images import check_size, decode_image, resize_images
+from cifarnet._resize import check_size, resize_images
+from cifarnet.data.dataset import DatasetSplits, ImageDataset
+from cifarnet.data.images import decode_image
+from cifarnet.errors import DatasetFormatError, DatasetNotFoundError
 
 __all__ = ["load_image_folder"]
 
@@ -35,8 +35,9 @@ def load_image_folder(root: str | Path, *, size: int = 32) -> DatasetSplits:
 
     Raises:
         DatasetNotFoundError: If ``root``, ``train`` or ``test`` is missing, or a folder has no pictures.
-        DatasetFormatError: If there are fewer than two classes, ``test`` or ``val`` has a class that ``train`` lacks,
-            or a file is out of place or no picture.
+        DatasetFormatError: If ``test`` or ``val`` has a class that ``train`` lacks, or a file is outside the class
+            folders.
+        InputError: If a file is no picture, or there are fewer than two classes.
         SettingError: If ``size`` is not a whole number of at least 2.
 
     Example:
@@ -49,39 +50,26 @@ def load_image_folder(root: str | Path, *, size: int = 32) -> DatasetSplits:
     parts = ("train", "test", "val") if (root / "val").is_dir() else ("train", "test")
     listed = {part: _list_part(root / part) for part in parts}
     classes = tuple(listed["train"])
-    if len(classes) < 2:
-        raise DatasetFormatError(
-            f"{root / 'train'}: one class only ({classes[0]!r}); expected a folder for each of two or more classes"
-        )
     for part in parts[1:]:
         unknown = sorted(set(listed[part]) - set(classes))
         if unknown:
-            raise DatasetFormatError(
-                f"{root / part}: class {unknown[0]!r} is not in {root / 'train'} ({', '.join(classes)}). Rename the "
-                "folder, or add training pictures"
-            )
+            raise DatasetFormatError(f"{root / part}: class {unknown[0]!r} is not in {root / 'train'}. Rename it")
     return DatasetSplits(*(_load_part(listed[part], classes, size, f"images in {root}") for part in parts))
 
 
 def _list_part(folder: Path) -> dict[str, list[Path]]:
     """Return the picture files of each class in the order of names."""
-    if not folder.is_dir():
-        raise DatasetNotFoundError(
-            f"{folder}: no such folder; expected train/<class>/* and test/<class>/* under {folder.parent}"
-        )
+    class_folders = _visible(folder) if folder.is_dir() else []
+    if not class_folders:
+        raise DatasetNotFoundError(f"{folder}: no class folders. Put pictures into train/<class>/ and test/<class>/")
     listed: dict[str, list[Path]] = {}
-    for class_folder in _visible(folder):
+    for class_folder in class_folders:
         if not class_folder.is_dir():
-            raise DatasetFormatError(f"{class_folder}: a file outside a class folder; move it into its class")
+            raise DatasetFormatError(f"{class_folder}: a file outside a class folder. Move it into its class")
         files = _visible(class_folder)
-        listed.setdefault(unicodedata.normalize("NFC", class_folder.name), []).extend(files)
         if not files:
-            raise DatasetNotFoundError(f"{class_folder}: no pictures; put some there or remove the folder")
-        for path in files:
-            if not path.is_file():
-                raise DatasetFormatError(f"{path}: not a file; pictures go directly into {class_folder}")
-    if not listed:
-        raise DatasetNotFoundError(f"{folder}: no class folders; expected one for each class, with its pictures")
+            raise DatasetNotFoundError(f"{class_folder}: no pictures. Add some or remove the folder")
+        listed.setdefault(unicodedata.normalize("NFC", class_folder.name), []).extend(files)
     return listed
 
 
@@ -92,21 +80,10 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _load_part(listed: dict[str, list[Path]], classes: tuple[str, ...], size: int, name: str) -> ImageDataset:
-    labelled = [(path, classes.index(class_name)) for class_name, files in listed.items() for path in files]
-    images = torch.empty(len(labelled), 3, size, size, dtype=torch.uint8, device="cpu")
-
-    def load(row: int) -> None:
-        images[row] = _load_picture(labelled[row][0], size)
-
-    # Decoders release the GIL. Each thread writes rows of its own: the result does not depend on their timing.
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        for _ in threads.map(load, range(len(labelled))):
-            pass
-    return ImageDataset(images, torch.tensor([label for _, label in labelled], device="cpu"), classes, name=name)
-
-
-def _load_picture(path: Path, size: int) -> Tensor:
-    try:
-        return resize_images(decode_image(path), size)
-    except InputError as error:
-        raise DatasetFormatError(f"{error} or remove it from the data set") from error
+    files = [path for class_files in listed.values() for path in class_files]
+    labels = [classes.index(class_name) for class_name, class_files in listed.items() for _ in class_files]
+    images = torch.empty(len(files), 3, size, size, dtype=torch.uint8, device="cpu")
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:  # decoders release the GIL
+        for row, pixels in enumerate(threads.map(lambda path: resize_images(decode_image(path), size), files)):
+            images[row] = pixels
+    return ImageDataset(images, torch.tensor(labels, device="cpu"), classes, name=name)

@@ -9,11 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from cifarnet.datasets import ImageDataset, make_synthetic
-from cifarnet.errors import SettingError, SettingTypeError
-
-GOLDEN_TRAIN = "35a2c3963d8c2ab6938e1c4c739b9c59cff1cd2372812b0033078c0958e6e37b"
-GOLDEN_TEST = "cf2e2be59a69e34b8d813a81a1eb927b9e4717559563515fb685da2b90bebc79"
+from cifarnet.data import ImageDataset, make_synthetic
+from cifarnet.errors import SettingError
 
 
 def test_classes_are_balanced_and_named() -> None:
@@ -28,7 +25,7 @@ def test_classes_are_balanced_and_named() -> None:
 
 @settings(max_examples=8, deadline=None)
 @given(num_train=st.integers(1, 1100), seed=st.integers(0, 2**64 - 1), size=st.sampled_from([8, 9, 16]))
-def test_an_image_depends_on_seed_part_and_place_alone(num_train: int, seed: int, size: int) -> None:
+def test_an_image_depends_on_seed_part_and_position_alone(num_train: int, seed: int, size: int) -> None:
     short = make_synthetic(num_train, 3, seed=seed, size=size)
     long = make_synthetic(1100, 5, seed=seed, size=size)
     assert torch.equal(short.train.images, long.train.images[:num_train])
@@ -36,38 +33,26 @@ def test_an_image_depends_on_seed_part_and_place_alone(num_train: int, seed: int
     assert short.train.images.shape[2:] == (size, size)
 
 
-def test_other_seeds_and_the_other_part_give_other_images() -> None:
+def test_another_seed_and_part_give_other_images() -> None:
     data, other = make_synthetic(20, 20, seed=1), make_synthetic(20, 20, seed=2)
-    assert data.train.fingerprint != data.test.fingerprint
-    assert data.train.fingerprint != other.train.fingerprint
+    assert len({part.fingerprint for part in (data.train, data.test, other.train, other.test)}) == 4
     assert len({bytes(image.numpy()) for image in data.train.images}) == 20
 
 
-def test_it_is_the_same_in_every_version_and_on_every_platform() -> None:
-    data = make_synthetic(40, 10, seed=3)
-    assert data.train.fingerprint == GOLDEN_TRAIN
-    assert data.test.fingerprint == GOLDEN_TEST
-
-
-def test_torchs_generator_is_left_alone() -> None:
+def test_images_are_the_same_in_every_version_and_on_every_platform() -> None:
     before = torch.get_rng_state()
-    make_synthetic(20, 20)
+    data = make_synthetic(40, 10, seed=3)
+    assert data.train.fingerprint == "35a2c3963d8c2ab6938e1c4c739b9c59cff1cd2372812b0033078c0958e6e37b"
+    assert data.test.fingerprint == "cf2e2be59a69e34b8d813a81a1eb927b9e4717559563515fb685da2b90bebc79"
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(
-    "setting", [{"num_train": 0}, {"num_test": -1}, {"seed": -1}, {"seed": 2**64}, {"size": 7}, {"size": 10_000}]
+    ("name", "value"), [("num_train", 0), ("num_test", -1), ("seed", 0.5), ("size", 7), ("size", True)]
 )
-def test_a_number_out_of_range_is_refused(setting: dict[str, int]) -> None:
-    (name, value), *_ = setting.items()
-    with pytest.raises(SettingError, match=rf"{name} must be in \[.*\], got {value}"):
-        make_synthetic(**setting)
-
-
-@pytest.mark.parametrize("setting", [{"num_train": 10.0}, {"seed": None}, {"size": True}, {"num_test": "9"}])
-def test_a_number_that_is_none_is_refused(setting: dict[str, Any]) -> None:
-    with pytest.raises(SettingTypeError, match="must be a whole number, got"):
-        make_synthetic(**setting)
+def test_another_number_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(SettingError, match=rf"{name} must be .*, got {value}"):
+        make_synthetic(**{name: value})
 
 
 def accuracy_after_training(model: nn.Module, train: ImageDataset, test: ImageDataset, epochs: int) -> float:

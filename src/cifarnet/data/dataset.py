@@ -12,6 +12,7 @@ import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from typing import Final, SupportsIndex
 
 import numpy as np
@@ -20,32 +21,33 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cifarnet._types import Images, Labels
-from cifarnet.errors import InputError, SettingError, SettingTypeError
+from cifarnet._validation import check_count
+from cifarnet.errors import InputError, SettingError
 from cifarnet.randomness import draw, scope
 
 __all__ = ["DatasetSplits", "ImageDataset", "check_classes", "check_split"]
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
-    """Labelled images in memory; the tensors are never changed once made.
+    """Labelled images in memory. The tensors never change.
 
     Args:
         images: uint8, shape ``(N, C, H, W)``, on the CPU, at least one.
         labels: Class indices in ``[0, K)``, int64, shape ``(N,)``.
         classes: The ``K >= 2`` class names, each once, in the order of the labels.
-        ids: The identity of each image, int64, shape ``(N,)``, each once; ``0 .. N-1`` if not given.
-            Augmentation and order are keyed by it, so `split` and `subset` hand it on.
-        name: What reports call the data.
+        ids: Identity of each image, int64, shape ``(N,)``, all distinct. ``0 .. N-1`` by default.
+            It decides the augmentation and the order of an image, so `split` and `subset` keep it.
+        name: Name of the data in reports.
 
     Attributes:
-        images: As above.
-        labels: As above.
-        classes: As above, a tuple.
-        ids: As above.
-        name: As above; it may be set.
+        images: The images.
+        labels: The labels.
+        classes: The class names, a tuple.
+        ids: The identities of the images.
+        name: The name, which you may change.
 
     Raises:
-        InputError: If a shape, dtype or range differs from the above.
+        InputError: If a shape, dtype or range is another.
 
     Example:
         >>> data = ImageDataset(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 1, 0]), ("a", "b"))
@@ -55,21 +57,24 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(
-        self,
-        images: Images,
-        labels: Labels,
-        classes: Sequence[str],
-        *,
-        ids: Tensor | None = None,
-        name: str = "images",
+        self, images: Images, labels: Labels, classes: Sequence[str], *, ids: Tensor | None = None, name: str = "images"
     ) -> None:
         ids = torch.arange(len(labels), device="cpu") if ids is None else ids
-        _check_images(images)
+        _check_tensor("images", images, torch.uint8, "Use (x * 255).round().to(torch.uint8) for floats in [0, 1]")
+        if images.ndim != 4 or 0 in images.shape:
+            raise InputError(f"images must have the shape (N, C, H, W), N at least 1, got {tuple(images.shape)}")
         check_classes(classes)
         if len(classes) < 2:
             raise InputError(f"A classifier needs at least two classes, got {list(classes)!r}. Add images of another")
-        _check_labels(labels, len(images), len(classes))
-        _check_ids(ids, len(images))
+        for key, column in (("labels", labels), ("ids", ids)):
+            _check_tensor(key, column, torch.int64, f"Use torch.as_tensor({key}, dtype=torch.int64)")
+            if column.shape != (len(images),):
+                raise InputError(f"{key} must have the shape ({len(images)},), got {tuple(column.shape)}")
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= len(classes):
+            raise InputError(f"labels must be in [0, {len(classes)}), got {low} to {high}. Give every class a name")
+        if len(np.unique(ids.numpy())) < len(ids):  # torch.unique takes 0.16 s for 50,000 ids, numpy 2 ms
+            raise InputError("ids must be distinct, got one more than once")
         self.images: Final[Images] = images.contiguous()
         self.labels: Final[Labels] = labels.contiguous()
         self.classes: Final[tuple[str, ...]] = tuple(classes)
@@ -87,12 +92,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             InputError: If it is a slice.
         """
         if isinstance(index, slice):
-            raise InputError(
-                "an ImageDataset gives one image an index; several are a data set: data.subset(range(500))"
-            )
+            raise InputError("An index gives one image. Use data.subset(range(500)) for several")
         i = operator.index(index)
         if not -len(self) <= i < len(self):
-            raise IndexError(f"index {i} of {len(self)} images; indices go from 0 to {len(self) - 1}")
+            raise IndexError(f"index {i} is out of range for {len(self)} images")
         return self.images[i].clone(), int(self.labels[i])  # a transform may write into its input
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
@@ -104,7 +107,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
     @property
     def class_counts(self) -> dict[str, int]:
-        """How many images each class has, in the order of the labels."""
+        """Number of images of each class, in the order of the labels."""
         counts = torch.bincount(self.labels, minlength=len(self.classes))
         return dict(zip(self.classes, counts.tolist(), strict=True))
 
@@ -123,10 +126,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return _hash_images(self.images)
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageDataset:
-        """Copy some of the images, in the order given; they keep their ids and the name.
+        """Copy some of the images, in the order of the indices. They keep their ids and the name.
 
         Args:
-            indices: Positions in ``[0, N)``, each at most once, at least one.
+            indices: Positions in ``[0, N)``, at least one, all distinct.
 
         Returns:
             The chosen images.
@@ -140,17 +143,13 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             [3, 1]
         """
         chosen = torch.as_tensor(indices, device="cpu")
-        if chosen.ndim != 1 or chosen.numel() == 0:
-            raise InputError(f"expected at least one index in a row, got shape {tuple(chosen.shape)}")
-        if chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool:
-            raise InputError(f"expected integer indices, got {chosen.dtype}; mask.nonzero()[:, 0] gives them")
+        if chosen.ndim != 1 or chosen.numel() == 0 or chosen.is_floating_point() or chosen.dtype == torch.bool:
+            raise InputError(f"indices must be integers, at least one, got {chosen.dtype} {tuple(chosen.shape)}")
         low, high = int(chosen.min()), int(chosen.max())
         if low < 0 or high >= len(self):
-            raise InputError(f"expected indices in [0, {len(self)}), got {low} to {high}")
-        chosen = chosen.to(torch.int64)
-        return ImageDataset(
-            self.images[chosen], self.labels[chosen], self.classes, ids=self.ids[chosen], name=self.name
-        )
+            raise InputError(f"indices must be in [0, {len(self)}), got {low} to {high}")
+        rows = chosen.to(torch.int64)
+        return ImageDataset(self.images[rows], self.labels[rows], self.classes, ids=self.ids[rows], name=self.name)
 
     def split(self, val_fraction: float, *, seed: int) -> tuple[ImageDataset, ImageDataset]:
         """Split into training and validation images.
@@ -193,21 +192,18 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             if is_val[of_class].all():
                 is_val[of_class[draws[of_class].argmax()]] = False
         if not is_val.any():
-            raise SettingError(
-                f"val_fraction {val_fraction} of {len(self)} images gives no validation image. Use a larger one or "
-                "more images, because every class keeps one image for training"
-            )
+            raise SettingError(f"val_fraction={val_fraction} gives no validation image. Use a larger one")
         return self.subset((~is_val).nonzero()[:, 0]), self.subset(is_val.nonzero()[:, 0])
 
 
 @dataclass(frozen=True)
 class DatasetSplits:
-    """The parts in which a data set is published.
+    """Training, test and perhaps validation images of a data set.
 
     Args:
         train: Training images.
-        test: Test images, which choose nothing.
-        val: Validation images, which choose the best epoch; ``None`` if the data set has none.
+        test: Test images. They choose nothing.
+        val: Validation images, which choose the best epoch. ``None`` if the data set has none.
     """
 
     train: ImageDataset
@@ -242,29 +238,13 @@ def check_split(val_fraction: float, seed: int) -> None:
     Raises:
         SettingError: If ``val_fraction`` is outside ``(0, 1)``, or the seed is not a whole number.
     """
-    for name, value, kinds in (("val_fraction", val_fraction, (int, float)), ("seed", seed, (int,))):
-        if isinstance(value, bool) or not isinstance(value, kinds):
-            raise SettingTypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
-    if not 0 < val_fraction < 1:
-        raise SettingError(
-            f"val_fraction must be in (0, 1), got {val_fraction}. 0.1 gives about 45,000 and 5,000 images of CIFAR-10"
-        )
-
-
-def _check_images(images: Images) -> None:
-    if not isinstance(images, Tensor):
-        raise InputError(f"expected a uint8 tensor (N, C, H, W), got {type(images).__name__}")
-    if images.dtype != torch.uint8 or images.ndim != 4 or 0 in images.shape:
-        raise InputError(
-            f"expected uint8 images (N, C, H, W), at least one, got {images.dtype} {tuple(images.shape)}; "
-            "floats in [0, 1] become (x * 255).round().to(torch.uint8)"
-        )
-    if images.device.type != "cpu":
-        raise InputError(f"expected images in main memory, got device {images.device}; use images.cpu()")
+    check_count("seed", seed, "Use seed=0, for example", least=0)
+    if not isinstance(val_fraction, Real) or not 0 < val_fraction < 1:
+        raise SettingError(f"val_fraction must be in (0, 1), got {val_fraction!r}. Use 0.1, for example")
 
 
 def check_classes(classes: object) -> None:
-    """Refuse anything but a sequence of distinct, non-empty class names.
+    """Check that class names are a sequence of distinct, non-empty strings.
 
     Args:
         classes: Class names in the order of the labels.
@@ -274,34 +254,12 @@ def check_classes(classes: object) -> None:
             twice.
     """
     if not isinstance(classes, Sequence) or isinstance(classes, str | bytes):
-        raise InputError(
-            f"classes must be a list or tuple of names in the order of the labels, got {type(classes).__name__}. "
-            'Use ["cat", "dog"], for example'
-        )
-    if not all(isinstance(name, str) and name.strip() for name in classes):
-        raise InputError(f"Class names must be non-empty strings, got {list(classes)!r}. Name every class")
-    if len(set(classes)) < len(classes):
-        twice = sorted({name for name in classes if list(classes).count(name) > 1})
-        raise InputError(f"Class names must be distinct, got {twice!r} more than once. Rename one of them")
+        raise InputError(f"classes must be a list or tuple of names, got {type(classes).__name__}. Use ['cat', 'dog']")
+    if not all(isinstance(name, str) and name.strip() for name in classes) or len(set(classes)) < len(classes):
+        raise InputError(f"classes must be distinct, non-empty strings, got {list(classes)!r}. Rename one of them")
 
 
-def _check_labels(labels: Labels, num_images: int, num_classes: int) -> None:
-    _check_column("labels", labels, num_images)
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        raise InputError(f"expected labels in [0, {num_classes}), got {low} to {high}; give every class a name")
-
-
-def _check_ids(ids: Tensor, num_images: int) -> None:
-    _check_column("ids", ids, num_images)
-    distinct = len(np.unique(ids.numpy()))  # of 50,000 ids, torch.unique takes 0.16 s and this 2 ms
-    if distinct < num_images:
-        raise InputError(f"expected each id once, got {distinct} different ones for {num_images} images")
-
-
-def _check_column(what: str, column: object, num_images: int) -> None:
-    if not isinstance(column, Tensor) or column.dtype != torch.int64 or column.device.type != "cpu":
-        got = f"{column.dtype} on {column.device}" if isinstance(column, Tensor) else type(column).__name__
-        raise InputError(f"expected {what} as an int64 tensor in main memory, got {got}")
-    if column.shape != (num_images,):
-        raise InputError(f"expected {what} of shape ({num_images},), got {tuple(column.shape)}")
+def _check_tensor(key: str, value: object, dtype: torch.dtype, remedy: str) -> None:
+    if not isinstance(value, Tensor) or value.dtype != dtype or value.device.type != "cpu":
+        got = f"{value.dtype} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(f"{key} must be a tensor of {dtype} on the CPU, got {got}. {remedy}")
