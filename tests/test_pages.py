@@ -17,8 +17,7 @@ from PIL import Image
 
 import cifarnet
 from cifarnet import DatasetSplits, ImageDataset, cli, datasets, make_synthetic
-from cifarnet.cli import data as cli_data
-from cifarnet.cli import demo
+from cifarnet.cli import data_source, demo
 from pages import DIRECTIVES, ROOT, Block, matches, pages, parse_blocks, read_blocks
 
 PHOTOS = ("circle", "ring", "dots")
@@ -54,9 +53,9 @@ def make_everything_small(patch: pytest.MonkeyPatch, folder: Path) -> None:
         parts = (ImageDataset(x.images, x.labels, classes, name="CIFAR-10") for x in (few.train, few.test))
         return DatasetSplits(*parts)
 
-    for module in (cifarnet, cli_data, datasets):
+    for module in (cifarnet, data_source, datasets):
         patch.setattr(module, "load_cifar10", load_few)
-    for module in (cifarnet, cli_data, demo, datasets):
+    for module in (cifarnet, data_source, demo, datasets):
         patch.setattr(module, "make_synthetic", draw_few)
     patch.setattr(demo, "_EPOCHS", 1)
     patch.setitem(mpl.rcParams, "figure.dpi", 30)
