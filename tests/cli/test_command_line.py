@@ -8,36 +8,21 @@ import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import SYNTHETIC, Run, run_command, small_synthetic
 from PIL import Image
 
 from cifarnet import cli, recipes
-from cifarnet.cli.arguments import EXPORT_FORMATS, RECIPE_NAMES, TTA_NAMES, build_parser
+from cifarnet.cli.arguments import RECIPE_NAMES, TTA_NAMES, build_parser
 from cifarnet.errors import CifarnetError
 from cifarnet.transforms import tta
 
+Run = Callable[..., tuple[int, str, str]]
+SYNTHETIC = ("--data", "synthetic", "--recipe", "basic")
 COMMANDS = ("demo", "train", "evaluate", "predict", "export", "report", "recipes", "info")
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    small_synthetic(monkeypatch, tmp_path)
-    return lambda *arguments: run_command(capsys, *arguments)
-
-
-@pytest.fixture(scope="module")
-def a_run(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A trained run and a picture."""
-    directory = tmp_path_factory.mktemp("a_run")
-    with pytest.MonkeyPatch.context() as patch:
-        small_synthetic(patch, directory)
-        assert cli.main(["train", *SYNTHETIC, "--epochs", "1", "--out", "r"]) == 0
-        Image.new("RGB", (40, 30)).save("a.png")
-    return str(directory)
 
 
 @pytest.mark.parametrize(
@@ -45,9 +30,7 @@ def a_run(tmp_path_factory: pytest.TempPathFactory) -> str:
     [
         ("train --recipe refrence", 'unknown recipe "refrence"; did you mean "reference"?'),
         ("train --batch-size 0", "batch_size must be at least 1, got 0"),
-        ("train --epochs -1", "max_epochs must be at least 1, got -1"),
         ("train --epochs many", "argument --epochs: invalid int value: 'many'"),
-        ("train --precision fp8", 'precision "fp8" is unknown'),
         ("train --device gpu", 'device "gpu" cannot be used'),
         ("train --val-fraction 1.5 --data no/such", "val_fraction must be in (0, 1), got 1.5"),
         ("train --seed -1 --data no/such", "seed must be at least 0, got -1"),
@@ -56,10 +39,8 @@ def a_run(tmp_path_factory: pytest.TempPathFactory) -> str:
         ("train --epohcs 3", 'unknown option --epohcs; did you mean "--epochs"?'),
         ("--json info", "--json must come after a command: cifarnet COMMAND --json ..."),
         ("info now", "now: one argument too many; cifarnet info --help shows the usage"),
-        ("predict runs/a", "the following arguments are required: IMAGE"),
         ("predict no/such cat.png --top 0", "--top must be at least 1, got 0"),
         ("predict cat.png runs/a", "cat.png is a picture; the run comes first"),
-        ("predict no/such cat.png --tta crop", '--tta "crop" is unknown; choose one of "flip", "flip+'),
         ("evaluate no/such --tta filp", '--tta "filp" is unknown; did you mean "flip"?'),
         ("export no/such --format onix", '--format "onix" is unknown; did you mean "onnx"?'),
         ("demo --device gpu", 'device "gpu" cannot be used'),
@@ -91,6 +72,7 @@ def test_train_refuses_a_directory_before_training(run: Run, tmp_path: Path) -> 
     code, _, err = run("train", "--data", "photos")
     assert code == 1
     assert "photos: the folder holds neither CIFAR-10 nor train/CLASS/" in err
+    assert 'phtos: there is no such folder. Did you mean "photos"?' in run("train", "--data", "phtos")[2]
 
 
 def test_missing_cifar10_is_explained_with_remedies(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -101,13 +83,6 @@ def test_missing_cifar10_is_explained_with_remedies(run: Run, monkeypatch: pytes
     for remedy in ("--data", "CIFARNET_DATA", "cifar-10-binary.tar.gz", "synthetic"):
         assert remedy in err
     assert not (tmp_path / "runs").exists()
-
-
-def test_misspelt_folder_suggests_its_neighbour(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    code, _, err = run("train", "--data", "phtos")
-    assert code == 2
-    assert 'phtos: there is no such folder. Did you mean "photos"?' in err
 
 
 def test_ctrl_c_exits_with_130_and_a_hint(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,11 +115,11 @@ def test_json_has_words_for_non_finite_numbers(run: Run, monkeypatch: pytest.Mon
     assert json.loads(run("info", "--json")[1], parse_constant=pytest.fail)["hardware"] == "inf"
 
 
-def test_output_survives_closed_pipes_and_ascii_terminals(a_run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(a_run)
+@pytest.mark.usefixtures("run", "a")
+def test_output_survives_closed_pipes_and_ascii_terminals() -> None:
     name = "\N{LATIN SMALL LETTER E WITH ACUTE}.png"
-    Path(name).write_bytes(Path("a.png").read_bytes())
-    command = [sys.executable, "-m", "cifarnet", "predict", "r", name]
+    Image.new("RGB", (40, 30)).save(name)
+    command = [sys.executable, "-m", "cifarnet", "predict", "a", name]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert (done.returncode, done.stdout[:9]) == (0, "\\xe9.png:")
@@ -171,18 +146,15 @@ def test_help_and_wrong_use_do_not_import_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_only_drawing_commands_import_matplotlib(a_run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(a_run)
+@pytest.mark.usefixtures("run", "a")
+def test_only_drawing_commands_import_matplotlib() -> None:
+    Image.new("RGB", (40, 30)).save("a.png")
     code = (
-        "import sys; from cifarnet.cli import main; codes = [main(['info']), main(['predict', 'r', 'a.png']), "
-        "main(['evaluate', 'r', '--data', 'synthetic'])]; print(codes, 'matplotlib' in sys.modules)"
+        "import sys; from cifarnet.cli import main; codes = [main(['info']), main(['predict', 'a', 'a.png']), "
+        "main(['evaluate', 'a', '--data', 'synthetic'])]; print(codes, 'matplotlib' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[0, 0, 0] False"
-
-
-def test_help_names_all_choices() -> None:
-    assert (tuple(recipes.RECIPES), tta.TTA_NAMES, EXPORT_FORMATS) == (RECIPE_NAMES, TTA_NAMES, ("onnx", "torch"))
 
 
 def test_every_command_has_help_with_valid_examples(run: Run) -> None:
@@ -195,10 +167,4 @@ def test_every_command_has_help_with_valid_examples(run: Run) -> None:
     for example in examples:
         assert callable(cli._load(parser.parse_args(example.split()).command))
     assert run("--help")[1] == pages[0]
-
-
-def test_module_runs_the_same_program() -> None:
-    command = [sys.executable, "-m", "cifarnet", "train", "--recipe", "referenc"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == 'cifarnet: error: unknown recipe "referenc"; did you mean "reference"?\n'
+    assert (tuple(recipes.RECIPES), tta.TTA_NAMES) == (RECIPE_NAMES, TTA_NAMES)
