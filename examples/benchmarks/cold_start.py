@@ -127,7 +127,8 @@ def marked_train(options: list[str]) -> int:
         nonlocal is_first
         if is_first:
             is_first = False
-            if torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing():
+            is_used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+            if is_used and not torch.cuda.is_current_stream_capturing():
                 torch.cuda.synchronize()
             mark("first_step")
 

@@ -137,8 +137,8 @@ def compare(answers: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
     contenders = []
     for name, parts in answers.items():
         rates = [part["images_per_s"] for part in parts]
-        contender = {"name": name, "images_per_s": {**summarize(rates), "values": rates}}
-        contender |= {"ratio": medians[name] / medians[baseline]}
+        contender: dict[str, Any] = {"name": name, "images_per_s": {**summarize(rates), "values": rates}}
+        contender["ratio"] = medians[name] / medians[baseline]
         contender |= {key: parts[0].get(key) for key in ("backend", "precision")}
         contender |= {key: reduce(parts, key) for key in ("start_s", "preparation_s")}
         contenders.append({**contender, "peak_memory_mb": reduce(parts, "peak_memory_mb", max)})

@@ -486,7 +486,12 @@ def inference(context: Context) -> dict[str, Any]:
     """Run inference.py and saving.py."""
     few = context.is_dry
     found = {}
-    words = ["inference.py", "--data", context.data, *(["--rounds", "1", "--calls", "2"] if few else [])]
+    words = [
+        "inference.py",
+        "--data",
+        context.data,
+        *(["--rounds", "1", "--calls", "2", "--batch-sizes", "1"] if few else []),
+    ]
     found["inference"] = bench(context, "inference", 30, *words, *context.options())
     words = ["saving.py", "--data", context.data, *(["--steps", "1", "--rounds", "1"] if few else [])]
     found["saving"] = bench(context, "saving", 40, *words, *context.options())

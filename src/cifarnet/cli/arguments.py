@@ -32,7 +32,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--deterministic": {"action": "store_true", "help": "on CUDA, use slower kernels that always give equal bits"},
     "--seed": {"type": int, "default": 0, "metavar": "N", "help": "default: 0"},
     "--format": {"default": "onnx", "metavar": "F", "help": f"{' or '.join(EXPORT_FORMATS)} (default: onnx)"},
-    "--out": {"type": to_path, "metavar": "PATH", "help": "output; the examples name the default"},
+    "--out": {"type": to_path, "metavar": "PATH", "help": "output (default: see the examples)"},
     "--save-every": {"type": float, "default": 30.0, "metavar": "S", "help": "seconds between saves (default: 30)"},
     "--resume": {"action": "store_true", "help": "resume the run in --out, or start it if there is none"},
     "--json": {"action": "store_true", "help": "print one JSON document to stdout, all else to stderr"},

@@ -148,8 +148,9 @@ def evaluate(args: argparse.Namespace, command: str) -> Result:
     classifier = Classifier.load(args.path, device=args.device)
     test = load_data(args.data or source_of(args.path, classifier), size=classifier.preprocess.size).test
     evaluation = classifier.evaluate(test, tta=args.tta)
-    document = {"command": command, "path": str(args.path), "data": test.name, "selected_by": classifier.selected_by}
-    document |= {"precision": classifier.precision.name, **evaluation.to_dict()}
+    document: dict[str, Any] = {"command": command, "path": str(args.path), "data": test.name}
+    document |= {"selected_by": classifier.selected_by, "precision": classifier.precision.name}
+    document |= evaluation.to_dict()
     return document, f"{test.name}: test {evaluation.table()}"
 
 
@@ -210,9 +211,9 @@ def report(args: argparse.Namespace, command: str) -> Result:
     page = build_page(run, test)
     path = save_page(page, out)
     num_bytes = path.stat().st_size
-    document = {"command": command, "run": str(args.path), "path": str(path), "num_bytes": num_bytes, "data": test.name}
+    document: dict[str, Any] = {"command": command, "run": str(args.path), "path": str(path), "data": test.name}
     document |= {"sections": list(page.sections), "left_out": dict(page.left_out), "remarks": list(page.remarks)}
-    document |= page.evaluation.to_dict()
+    document |= {"num_bytes": num_bytes, **page.evaluation.to_dict()}
     lines = [f"{path}: {num_bytes / 1e6:.1f} MB, {len(page.sections)} sections; {test.name}: test {page.evaluation}"]
     lines += [f"left out, {section}: {reason}" for section, reason in page.left_out.items()]
     return document, "\n".join([*lines, *page.remarks])

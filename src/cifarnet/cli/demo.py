@@ -53,7 +53,7 @@ def demo(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
         say(f"   {picture}: {prediction}")
     figures = [str(out / name) for name in save_figures(out, classifier, history, data.test)]
     say(f"6. Figures: {', '.join(figures)}.")
-    document = {"command": command, **evaluation.to_dict(), "figures": figures}
+    document: dict[str, Any] = {"command": command, **evaluation.to_dict(), "figures": figures}
     document["predictions"] = [{"image": picture, **asdict(prediction)} for picture, prediction in predictions]
     return document, (
         "\nNext:\n"
