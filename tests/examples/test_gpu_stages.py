@@ -44,7 +44,7 @@ def run_stages(directory: Path, command: Sequence[str | Path], *options: str | P
 
 def run_second_part(directory: Path, *stages: str) -> Records:
     (directory / "examples").symlink_to(ROOT / "examples")
-    options = ("second", "--dry", "--seconds", "500", "--work", "work", "--out", "out", "--only")
+    options = ("second", "--dry", "--seconds", "900", "--work", "work", "--out", "out", "--only")
     return run_stages(directory, [sys.executable, STAGES / "remote.py", *options], *stages)
 
 
