@@ -29,6 +29,7 @@ from cifarnet.transforms import tta
 #: A command's exit code, stdout and stderr.
 Run = Callable[..., tuple[int, str, str]]
 SYNTHETIC = ("--data", "synthetic", "--recipe", "basic")
+PHOTOS = ("--data", "photos", "--recipe", "basic")
 COMMANDS = ("demo", "train", "evaluate", "predict", "export", "report", "recipes", "info")
 DATA = make_synthetic(num_train=200, num_test=60, seed=0)
 
@@ -63,7 +64,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ("--epochs", "3", "--val-fraction", "0.25", "--precision", "bf16", "--out", "a")
     with pytest.MonkeyPatch.context() as patch:
         prepare(patch, directory)
-        assert cli.main(["train", "--data", "synthetic", *options]) == 0
+        assert cli.main(["train", *SYNTHETIC, *options]) == 0
     return directory / "a"
 
 
@@ -141,7 +142,7 @@ def test_every_seed_has_the_same_validation_images(run: Run) -> None:
 
 def test_resume_after_kill_is_bit_identical(run: Run, tmp_path: Path) -> None:
     save_photos(tmp_path / "photos", DATA, 10)
-    options = ("train", "--data", "photos", "--epochs", "3", "--precision", "bf16", "--save-every", "0")
+    options = ("train", *PHOTOS, "--epochs", "3", "--precision", "bf16", "--save-every", "0")
     assert run(*options, "--out", "a")[0] == 0
     command = [sys.executable, "-m", "cifarnet", *options, "--out", "b"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
@@ -159,7 +160,7 @@ def test_resume_after_kill_is_bit_identical(run: Run, tmp_path: Path) -> None:
 
 def test_image_folder_trains_a_network_for_its_classes(run: Run, tmp_path: Path) -> None:
     save_photos(tmp_path / "photos", make_synthetic(30, 10, seed=1), 2)
-    assert run("train", "--data", "photos", "--epochs", "1", "--out", "a")[0] == 0
+    assert run("train", *PHOTOS, "--epochs", "1", "--out", "a")[0] == 0
     code, out, err = run("evaluate", "a", "--json")  # the run knows its data
     assert code == 0, err
     assert json.loads(out)["accuracy"] == load_report("a/report.json")["metrics"]["test_accuracy"]
@@ -170,7 +171,7 @@ def test_image_folder_trains_a_network_for_its_classes(run: Run, tmp_path: Path)
     document = json.loads(run("evaluate", "large", "--data", "photos", "--json")[1])
     assert document["loss"] == large.evaluate(photos.test).loss, "photos are read in the size of the network"
     shutil.copytree("photos/test", "photos/val")
-    code, out, err = run("train", "--data", "photos", "--epochs", "1", "--out", "b", "--json")
+    code, out, err = run("train", *PHOTOS, "--epochs", "1", "--out", "b", "--json")
     assert json.loads(out)["selected_by"]["monitor"] == "val_accuracy"
     code, _, err = run("train", "--data", "photos", "--val-fraction", "0.1", "--out", "c")
     assert (code, "photos has a val/ folder, which chooses the best epoch" in err) == (2, True)
