@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -55,17 +54,7 @@ class CommandHelp(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """In the order of ``cifarnet --help``."""
-        return [command_section(name, parser) for name, parser in every_command(build_parser()[1])]
-
-
-def every_command(commands: Mapping[str, argparse.ArgumentParser]) -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """Every command that does something by itself: ``bench training``, not ``bench``."""
-    for name, parser in commands.items():
-        nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-        if not nested:
-            yield name, parser
-        for action in nested:
-            yield from ((f"{name} {below}", command) for below, command in every_command(action.choices))
+        return [command_section(name, parser) for name, parser in build_parser()[1].items()]
 
 
 def command_section(name: str, parser: argparse.ArgumentParser) -> nodes.section:

@@ -5,6 +5,7 @@ python docs/make_tables.py --check    # exits with 1 where a table differs from 
 """
 
 import argparse
+import importlib
 import json
 import re
 import statistics
@@ -16,12 +17,12 @@ from typing import Any
 import torch
 
 from cifarnet import recipes
-from cifarnet.bench import format_report
 from cifarnet.models import build_model, count_flops
 from cifarnet.recipes import RECIPES, get_recipe
 from cifarnet.report import comparison_table, format_result, published_table, read_reports, summarize_seeds
 
 ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT / "examples" / "benchmarks"
 RESULTS = ROOT / "docs" / "results"
 #: Of the library that is imported: in a clone the one under ``src``.
 MEASURED = Path(recipes.__file__).with_name("measured.json")
@@ -196,9 +197,14 @@ def speed_table(paths: Sequence[Path]) -> str:
     return "\n".join(lines)
 
 
-def start_table(path: Path) -> str:
-    """How long a new process takes."""
-    return format_report(json.loads(path.read_text()))
+def benchmark_table(script: str, path: Path) -> str:
+    """Return the table that a benchmark prints of its report."""
+    sys.path.insert(0, str(BENCHMARKS))  # scripts import their neighbour
+    try:
+        table: str = importlib.import_module(script).format_table(json.loads(path.read_text()))
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    return table
 
 
 def results(machine: str) -> list[dict[str, Any]]:
@@ -221,16 +227,16 @@ def tables() -> dict[str, str]:
             RESULTS / "cpu_epyc" / "plain_pytorch", summarize_seeds(read_reports(RESULTS / "cpu_epyc" / "reference"))
         ),
         "precision": precision_table(RESULTS / "cpu" / "precision"),
-        "training": format_report(json.loads((RESULTS / "cpu" / "training.json").read_text())),
-        "training-amx": format_report(json.loads((RESULTS / "cpu" / "training_amx.json").read_text())),
+        "training": benchmark_table("train_throughput", RESULTS / "cpu" / "training.json"),
+        "training-amx": benchmark_table("train_throughput", RESULTS / "cpu" / "training_amx.json"),
         "speed": speed_table([RESULTS / "cpu" / name for name in ("training.json", "training_amx.json")]),
-        "inference": format_report(json.loads((RESULTS / "cpu" / "inference.json").read_text())),
-        "saving": format_report(json.loads((RESULTS / "saving.json").read_text())),
+        "inference": benchmark_table("inference", RESULTS / "cpu" / "inference.json"),
+        "saving": benchmark_table("saving", RESULTS / "saving.json"),
         "ablation": ablation_table(RESULTS / "ablation"),
         "features": features_table(RESULTS / "features.json"),
         "size": size_table(RESULTS / "size"),
         "recipes-by-size": recipes_by_size_table([row for machine in MACHINES for row in results(machine)]),
-        "start": start_table(RESULTS / "cpu" / "start.json"),
+        "start": benchmark_table("cold_start", RESULTS / "cpu" / "start.json"),
         "stress": stress_table(RESULTS / "stress.json"),
     }
 

@@ -1,7 +1,7 @@
 """The reference run as a tutorial would write it: a `DataLoader`, Pillow transforms, float32, a loop.
 
-Nothing of the library is used but its reader of CIFAR-10 and the network. `cifarnet bench training` runs it beside
-the library's backends:
+It uses the network of the library and its reader of CIFAR-10, and nothing else of it.
+`examples/benchmarks/train_throughput.py` compares it with the library.
 
     python examples/plain_pytorch.py --data data                    the whole run
     python examples/plain_pytorch.py --data data --steps 100        the speed of 100 steps
@@ -9,6 +9,7 @@ the library's backends:
 
 import argparse
 import json
+import resource
 import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -92,6 +93,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, help="measure so many steps instead of training")
     args = parser.parse_args()
+    imported_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     torch.manual_seed(args.seed)
     data = make_synthetic() if args.data == "synthetic" else load_cifar10(args.data)
@@ -107,7 +109,9 @@ def main() -> None:
         started = time.perf_counter()
         train_on(model, islice(batches, args.steps), optimizer, args.device)
         rate = args.steps * args.batch_size / (time.perf_counter() - started)
-        memory_mb = torch.cuda.max_memory_allocated() / 1e6 if args.device == "cuda" else None
+        memory_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imported_kb) * 1024 / 1e6
+        if args.device == "cuda":
+            memory_mb = torch.cuda.max_memory_allocated() / 1e6
         print(json.dumps({"images_per_s": rate, "precision": "float32", "peak_memory_mb": memory_mb}))
         return
     train_s, history = 0.0, list[dict[str, float]]()

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from cifarnet import CifarCNN, Classifier, DatasetSplits, Preprocess, Trainer
-from cifarnet._choices import TTA_NAMES
 from cifarnet.errors import InputError, SettingError
 from cifarnet.inference import predict_logits, resolve_precision
 from cifarnet.transforms import TTA, average_logits
-from cifarnet.transforms.tta import current_tta_name
+from cifarnet.transforms.tta import TTA_NAMES, current_tta_name
 
 MakeTrainer = Callable[..., Trainer]
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Train, judge and use CIFAR-10 classifiers: exact resume, honest numbers, files that cannot execute code."""
+"""Train, evaluate and use CIFAR-10 classifiers: exact resume, honest numbers, files that cannot execute code."""
 
 from __future__ import annotations
 
@@ -40,55 +40,37 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-#: Where each public name lives. A module is imported when a name of it is first asked for (PEP 562), so that
-#: ``import cifarnet`` costs next to nothing; the imports above say the same to type checkers, and a test compares.
-_HOMES = {
-    "BasicCNN": "models",
-    "Checkpointer": "checkpoint",
-    "CifarCNN": "models",
-    "CifarnetError": "errors",
-    "Classifier": "classifier",
-    "DatasetSplits": "data",
-    "EpochRecord": "training",
-    "Evaluation": "inference",
-    "FastCNN": "models",
-    "History": "training",
-    "ImageDataset": "data",
-    "Prediction": "classifier",
-    "Preprocess": "transforms",
-    "ResNet18": "models",
-    "Trainer": "training",
-    "Transforms": "transforms",
-    "build_transforms": "transforms",
-    "load_cifar10": "data",
-    "load_image_folder": "data",
-    "make_synthetic": "data",
-}
-_MODULES = {
-    *_HOMES.values(),
-    "bench",
-    "explain",
-    "export",
-    "optim",
-    "randomness",
-    "recipes",
-    "report",
-    "visualize",
+#: Submodules, and the public names that each of them defines. The first use of a name imports its submodule (PEP 562),
+#: so that ``import cifarnet`` does not import torch. Type checkers read the imports above; a test compares them.
+_NAMES: dict[str, tuple[str, ...]] = {
+    "checkpoint": ("Checkpointer",),
+    "classifier": ("Classifier", "Prediction"),
+    "data": ("DatasetSplits", "ImageDataset", "load_cifar10", "load_image_folder", "make_synthetic"),
+    "errors": ("CifarnetError",),
+    "explain": (),
+    "export": (),
+    "inference": ("Evaluation",),
+    "models": ("BasicCNN", "CifarCNN", "FastCNN", "ResNet18"),
+    "optim": (),
+    "randomness": (),
+    "recipes": (),
+    "report": (),
+    "training": ("EpochRecord", "History", "Trainer"),
+    "transforms": ("Preprocess", "Transforms", "build_transforms"),
+    "visualize": (),
 }
 
-if not TYPE_CHECKING:  # type checkers would take any name for one that is there
+if not TYPE_CHECKING:  # with it, type checkers would accept any name
 
     def __getattr__(name: str) -> object:
-        """Import what is asked for the first time."""
-        if name in _HOMES:
-            value = getattr(importlib.import_module(f"cifarnet.{_HOMES[name]}"), name)
-        elif name in _MODULES:
-            value = importlib.import_module(f"cifarnet.{name}")
-        else:
+        """Import a submodule or a name of one."""
+        home = next((home for home, names in _NAMES.items() if name in (home, *names)), None)
+        if home is None:
             raise AttributeError(f"module 'cifarnet' has no attribute {name!r}")
-        globals()[name] = value
-        return value
+        module = importlib.import_module(f"cifarnet.{home}")
+        globals()[name] = module if name == home else getattr(module, name)
+        return globals()[name]
 
     def __dir__() -> list[str]:
-        """Every public name, imported or not."""
-        return sorted({*globals(), *_HOMES, *_MODULES})
+        """Return every public name, imported or not."""
+        return sorted({*globals(), *__all__, *_NAMES})

@@ -16,7 +16,7 @@ from typing import Any
 import cifarnet
 
 #: The modules whose ``__all__`` is public.
-MODULES = ("cifarnet", *(f"cifarnet.{name}" for name in sorted(cifarnet._MODULES)))
+MODULES = ("cifarnet", *(f"cifarnet.{name}" for name in sorted(cifarnet._NAMES)))
 
 
 def public_names() -> dict[str, Any]:

@@ -18,8 +18,7 @@ from PIL import Image
 
 import cifarnet
 from cifarnet import DatasetSplits, ImageDataset, cli, data, make_synthetic
-from cifarnet.cli import data as cli_data
-from cifarnet.cli import demo
+from cifarnet.cli import data_source, demo
 
 PHOTOS = ("circle", "ring", "dots")
 HINT = "say above its fence why it is not run, see tests/docs/markdown_blocks.py"
@@ -54,9 +53,9 @@ def make_everything_small(patch: pytest.MonkeyPatch, folder: Path) -> None:
         parts = (ImageDataset(x.images, x.labels, classes, name="CIFAR-10") for x in (few.train, few.test))
         return DatasetSplits(*parts)
 
-    for module in (cifarnet, cli_data, data):
+    for module in (cifarnet, data_source, data):
         patch.setattr(module, "load_cifar10", load_few)
-    for module in (cifarnet, cli_data, demo, data):
+    for module in (cifarnet, data_source, demo, data):
         patch.setattr(module, "make_synthetic", draw_few)
     patch.setattr(demo, "_EPOCHS", 1)
     patch.setitem(mpl.rcParams, "figure.dpi", 30)
@@ -94,6 +93,8 @@ def run_line(line: str, place: str = "") -> None:
     arguments = [name for word in words for name in (sorted(glob.glob(word)) if "*" in word else [word])]
     if program == "python" and arguments[0].startswith("examples/"):
         script = (ROOT / arguments[0]).read_text()
+        if arguments[0].startswith("examples/benchmarks/"):  # whose shared options are in one file
+            script += (ROOT / "examples/benchmarks/measurement.py").read_text()
         assert all(f'"{word}"' in script for word in arguments[1:] if word.startswith("--")), f"{place}: {line}"
         return
     assert program == "cifarnet", f"{place}: {line!r} is no command of cifarnet; {HINT}"

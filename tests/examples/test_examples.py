@@ -77,7 +77,7 @@ def test_compare_models_makes_a_report_a_run_and_repeats_none(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run_one = "import sys, cifarnet.cli.commands, cifarnet as n; small = n.make_synthetic(num_train=96, num_test=32); "
-    run_one += "cifarnet.cli.data.make_synthetic = lambda size: small; sys.exit(cifarnet.cli.main(sys.argv[1:]))"
+    run_one += "cifarnet.cli.data_source.make_synthetic = lambda size: small; sys.exit(cifarnet.cli.main(sys.argv[1:]))"
     calls = []
 
     def run(command: list[str], *, check: bool) -> None:

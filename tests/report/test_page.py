@@ -155,7 +155,7 @@ def test_every_picture_has_something_on_it_and_a_dark_one_beside_it(made: Made) 
 def test_the_command_gives_the_same_small_page_once_more(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("cifarnet.cli.data.make_synthetic", lambda size: made.data)
+    monkeypatch.setattr("cifarnet.cli.data_source.make_synthetic", lambda size: made.data)
     path = tmp_path / "page.html"
     best = str(made.directory / "best.safetensors")
     command = ["report", best, "--data", "synthetic", "--out", str(path), "--device", "cpu", "--json"]

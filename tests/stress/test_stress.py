@@ -286,7 +286,7 @@ def test_a_mutated_file_is_refused_by_a_typed_error(
 KILLED_TRAINING = """
 import sys
 from cifarnet import cli, make_synthetic
-from cifarnet.cli import data
+from cifarnet.cli import data_source as data
 data.make_synthetic = lambda size: make_synthetic(num_train=320, num_test=60, seed=0)
 options = ["--data", "synthetic", "--epochs", "8", "--val-fraction", "0.2", "--save-every", "0", "--out", sys.argv[1]]
 sys.exit(cli.main(["train", *options, "--resume"]))

@@ -434,7 +434,7 @@ class TestMemory:
 CHILD = """
 import os, signal, sys, threading, time
 from cifarnet import Checkpointer, cli, make_synthetic
-from cifarnet.cli import data
+from cifarnet.cli import data_source as data
 data.make_synthetic = lambda size: make_synthetic(num_train=200, num_test=60, seed=0)
 where, signum, times = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 def strike():

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 KIT = Path(__file__).resolve().parent
+BENCHMARKS = KIT.parent
 #: Fingerprint of the training images in the reports.
 FINGERPRINT = "8de7456ef7ffacfa284b9ead85280d94b29089a0f4e17a4c23e5827748b826d7"
 PACKED = ("make_cifar10.py", "labels.npz", "test_batch.webp", *(f"data_batch_{i}.webp" for i in range(1, 6)))
@@ -168,12 +169,12 @@ def warned(done: Done) -> list[str]:
     return sorted({line[:300] for line in done.stderr.splitlines() if "warning" in line.lower()})[:5]
 
 
-def bench(context: Context, report: str, seconds: float, *words: str) -> dict[str, Any]:
-    """Run a benchmark of the command line and keep its report."""
-    done = run(context, f"bench-{report}", cifarnet("bench", *words, "--json"), seconds)
-    found = document(done)
-    if found:
-        save_json(context.reports / f"{report}.json", found)
+def bench(context: Context, report: str, seconds: float, script: str, *words: str) -> dict[str, Any]:
+    """Run a benchmark script and keep its report."""
+    path = context.reports / f"{report}.json"
+    path.unlink(missing_ok=True)
+    done = run(context, f"bench-{report}", python(BENCHMARKS / script, *words, "--json", path), seconds)
+    found = json.loads(path.read_text()) if path.exists() else {}
     return {
         **facts_of(done),
         "report": f"{report}.json" if found else None,
@@ -391,7 +392,7 @@ def unpack(context: Context) -> dict[str, Any]:
 def accuracy(
     recipe: str, runs: int, *words: str, seconds: float, name: str | None = None
 ) -> Callable[[Context], dict[str, Any]]:
-    """Build a stage that runs cifarnet bench accuracy."""
+    """Build a stage that runs time_to_accuracy.py."""
     report = name or f"accuracy-{recipe}"
 
     def stage(context: Context) -> dict[str, Any]:
@@ -400,7 +401,7 @@ def accuracy(
             context,
             report,
             seconds,
-            "accuracy",
+            "time_to_accuracy.py",
             "--recipe",
             recipe,
             "--data",
@@ -422,7 +423,6 @@ def accuracy(
             "eval_s",
             "warm_up_s",
             "p_value",
-            "cold",
         ):
             if whole.get(key) is not None:
                 found[key] = whole[key]
@@ -458,14 +458,14 @@ def train(recipe: str, seeds: int, *, seconds: float) -> Callable[[Context], dic
 
 
 def training(context: Context) -> dict[str, Any]:
-    """Run cifarnet bench training beside examples/plain_pytorch.py."""
+    """Run train_throughput.py beside examples/plain_pytorch.py."""
     if context.is_dry:  # the script reads CIFAR-10 itself
         size = ["--steps", "2", "--rounds", "1", "--workers", "0"]
         data = "data" if Path("data").exists() else "synthetic"
     else:
-        size, data = ["--steps", "400", "--rounds", "4", "--workers", "0", "8"], context.data
+        size, data = ["--steps", "300", "--rounds", "3", "--workers", "8"], context.data
     script = ["--script", "examples/plain_pytorch.py"]
-    found = bench(context, "training", 120, "training", "--data", data, *script, *size, *context.options())
+    found = bench(context, "training", 120, "train_throughput.py", "--data", data, *script, *size, *context.options())
     whole = found.pop("document")
     found["images_per_s"] = {
         one["name"]: [one["images_per_s"]["median"], one.get("backend")] for one in whole.get("contenders", [])
@@ -474,21 +474,26 @@ def training(context: Context) -> dict[str, Any]:
 
 
 def start(context: Context) -> dict[str, Any]:
-    """Run cifarnet bench start, which trains whole reference runs in new processes."""
+    """Run cold_start.py, which trains whole reference runs in new processes."""
     size = ["--runs", "1", "--epochs", "1"] if context.is_dry else ["--runs", "2", "--epochs", "10"]
-    found = bench(context, "start", 60, "start", "--data", context.data, *size, *context.options())
+    found = bench(context, "start", 60, "cold_start.py", "--data", context.data, *size, *context.options())
     whole = found.pop("document")
     found |= {key: whole.get(key) for key in ("to_first_step_s", "to_model_s", "total_s", "stages")}
     return found
 
 
 def inference(context: Context) -> dict[str, Any]:
-    """Run cifarnet bench inference and bench saving."""
+    """Run inference.py and saving.py."""
     few = context.is_dry
     found = {}
-    words = ["inference", "--data", context.data, *(["--rounds", "1", "--calls", "2"] if few else [])]
+    words = [
+        "inference.py",
+        "--data",
+        context.data,
+        *(["--rounds", "1", "--calls", "2", "--batch-sizes", "1"] if few else []),
+    ]
     found["inference"] = bench(context, "inference", 30, *words, *context.options())
-    words = ["saving", "--data", context.data, *(["--steps", "2", "--rounds", "1"] if few else [])]
+    words = ["saving.py", "--data", context.data, *(["--steps", "1", "--rounds", "1"] if few else [])]
     found["saving"] = bench(context, "saving", 40, *words, *context.options())
     for one in found.values():
         one.pop("document")

@@ -1,113 +1,80 @@
-"""``cifarnet demo``: the whole way on drawn images, with a sentence at each step."""
+"""``cifarnet demo``: from training to prediction on synthetic images."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
-import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from cifarnet._console import write_line
 from cifarnet.checkpoint import Checkpointer
 from cifarnet.classifier import Classifier
-from cifarnet.cli.figures import save_figures
-from cifarnet.data import ImageDataset, make_synthetic
-from cifarnet.inference import resolve_device
-from cifarnet.models import CifarCNN
-from cifarnet.optim import linear
-from cifarnet.randomness import isolated, seed_torch
-from cifarnet.training import Trainer
-from cifarnet.transforms import build_transforms
+from cifarnet.cli.commands import save_figures
+from cifarnet.data import make_synthetic
+from cifarnet.recipes import build_trainer, get_recipe
 
-__all__ = ["run_demo"]
+__all__ = ["demo"]
 
 _EPOCHS = 6
 
 
-def run_demo(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
-    """Train, reload, evaluate, predict, draw."""
+def demo(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], str]:
+    """Train, reload, evaluate, predict and draw, and print each step."""
     out = args.out or Path("runs/demo")
-    device = resolve_device(args.device)
-    channel = sys.stderr if args.json else sys.stdout
-
-    def say(sentence: str) -> None:
-        if channel is sys.stderr:
-            write_line(sentence)
-        else:
-            print(sentence, flush=True)
-
+    say = write_line if args.json else _print
+    # There are few images, so the network is smaller and has less dropout.
+    recipe = replace(get_recipe("reference"), model_arguments={"hidden": 128, "dropout": 0.2}, max_epochs=_EPOCHS)
     data = make_synthetic()
     train, val = data.train.split(0.1, seed=0)
+    trainer = build_trainer(recipe, train, device=args.device)
+    say(f"1. Data: {len(train):,} training and {len(val):,} validation images of {', '.join(train.classes)}.")
     say(
-        f"1. Data: {len(data.train):,} images of shapes and textures, drawn just now; {len(val):,} of them are held "
-        f"out to choose by. Classes: {', '.join(data.train.classes)}."
+        f"2. Training: the network of the reference recipe with fewer hidden units, {_EPOCHS} epochs on "
+        f"{trainer.device} in {trainer.precision.name}. If you stop it, the same command resumes it."
     )
-    trainer = _build_trainer(device)
-    say(
-        f"2. Training: the published network, CifarCNN, with a quarter of its hidden units, {_EPOCHS} epochs on "
-        f"{trainer.device} in {trainer.precision.name}. Killed on the way? The same command goes on."
-    )
-    history = trainer.fit(
-        train,
-        val,
-        max_epochs=_EPOCHS,
-        checkpointer=Checkpointer(out),
-        resume=True,
-    )
+    history = trainer.fit(train, val, max_epochs=_EPOCHS, checkpointer=Checkpointer(out), resume=True)
     history.save_csv(out / "history.csv")
-    classifier = Classifier.load(out, device=device)
+    classifier = Classifier.load(out, device=args.device)
+    selected = classifier.selected_by
     say(
-        f"3. Best checkpoint: {out}/best.safetensors has the weights of epoch {classifier.selected_by['epoch']}, the "
-        f"best on the held-out images ({classifier.selected_by['value']:.2%} right), with preprocessing and class "
-        "names. Loaded back, as another program would."
+        f"3. Best checkpoint: {out}/best.safetensors has the weights of epoch {selected['epoch']}, the best one on the "
+        f"validation images ({selected['value']:.2%}), with preprocessing and class names."
     )
     evaluation = classifier.evaluate(data.test)
-    say(f"4. Evaluation on {len(data.test):,} test images, by which nothing was chosen: {evaluation}.")
+    say(f"4. Evaluation on {len(data.test):,} test images, which chose nothing: {evaluation}.")
     pictures = _save_pictures(out / "pictures")
-    predictions = classifier.predict(pictures, top_k=2)
-    say("5. Prediction for pictures in files, of any size:")
-    for picture, prediction in zip(pictures, predictions, strict=True):
+    predictions = list(zip(map(str, pictures), classifier.predict(pictures, top_k=2), strict=True))
+    say("5. Prediction of picture files of any size:")
+    for picture, prediction in predictions:
         say(f"   {picture}: {prediction}")
     figures = [str(out / name) for name in save_figures(out, classifier, history, data.test)]
-    say(f"6. Figures to look at: {', '.join(figures)}.")
-    document = {
-        "command": command,
-        **evaluation.to_dict(),
-        "predictions": [{"image": str(p), **asdict(q)} for p, q in zip(pictures, predictions, strict=True)],
-        "figures": figures,
-    }
+    say(f"6. Figures: {', '.join(figures)}.")
+    document: dict[str, Any] = {"command": command, **evaluation.to_dict(), "figures": figures}
+    document["predictions"] = [{"image": picture, **asdict(prediction)} for picture, prediction in predictions]
     return document, (
-        "\nNow the real thing:\n"
+        "\nNext:\n"
         f"  {shlex.join(['cifarnet', 'predict', str(out), str(pictures[0])])}\n"
-        "  cifarnet train --val-fraction 0.1     CIFAR-10: 170 MB are downloaded once, then the published run\n"
-        "  cifarnet train --help                 your own photos, resuming, other devices"
+        "  cifarnet train --val-fraction 0.1     train on CIFAR-10; the first run downloads 170 MB\n"
+        "  cifarnet train --help                 train on your photos, resume, choose a device"
     )
 
 
-def _build_trainer(device: torch.device) -> Trainer:
-    """What a user would write; smaller and with less dropout than the published run, as 4,500 images want it."""
-    cpu = torch.device("cpu")
-    with isolated(cpu):
-        seed_torch(0, cpu)
-        model = CifarCNN(hidden=128, dropout=0.2)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
-    return Trainer(model, optimizer, transforms=build_transforms(), lr_schedule=linear(), device=device, seed=0)
+def _print(line: str) -> None:
+    print(line, flush=True)
 
 
 def _save_pictures(directory: Path) -> list[Path]:
-    """Three images that no run has seen, as files that are neither square nor 32 pixels wide."""
+    """Save three new images as files that are neither square nor 32 pixels wide."""
     directory.mkdir(parents=True, exist_ok=True)
-    data: ImageDataset = make_synthetic(1, 10, seed=1, size=240).test
-    paths: list[Path] = []
-    for index, (height, width), suffix in ((0, (180, 240), "png"), (4, (240, 200), "jpg"), (8, (200, 230), "webp")):
-        path = directory / f"{data.classes[index]}-{width}x{height}.{suffix}"
+    images = make_synthetic(1, 10, seed=1, size=240).test
+    paths = []
+    for index, height, width, suffix in ((0, 180, 240, "png"), (4, 240, 200, "jpg"), (8, 200, 230, "webp")):
         top, left = (240 - height) // 2, (240 - width) // 2
-        pixels = data.images[index, :, top : top + height, left : left + width]
-        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
-        paths.append(path)
+        pixels = images.images[index, :, top : top + height, left : left + width]
+        paths.append(directory / f"{images.classes[index]}-{width}x{height}.{suffix}")
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(paths[-1])
     return paths

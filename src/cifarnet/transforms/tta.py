@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch.nn import functional as F
 
-from cifarnet._choices import TTA, TTA_NAMES
 from cifarnet._types import Images, Logits
 from cifarnet._validation import check_choice
 from cifarnet.errors import InputError
 
-__all__ = ["TTA", "average_logits", "check_tta", "current_tta_name"]
+__all__ = ["TTA", "TTA_NAMES", "average_logits", "check_tta", "current_tta_name"]
+
+#: Test-time augmentations.
+TTA = Literal["flip", "flip+shift"]
+TTA_NAMES: tuple[TTA, ...] = get_args(TTA)
 
 #: Names in files of earlier versions.
 _EARLIER_NAMES = {"none": None, "mirror": "flip", "multi-crop": "flip+shift"}
