@@ -198,13 +198,6 @@ def test_external_transforms_leave_the_random_state_alone(synthetic: DatasetSpli
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_grey_images_are_drawn_grey(synthetic: DatasetSplits) -> None:
-    grey = ImageDataset(synthetic.train.images[:, :1], synthetic.train.labels, synthetic.train.classes)
-    tile = tiles_of(plot_augmentations(build_transforms(), grey, num_images=1, num_epochs=1).axes[0])[0]
-    assert (tile == tile[..., :1]).all()
-    np.testing.assert_allclose(tile[2::4, 2::4, 0], grey.images[0, 0] / 255, atol=1e-6)
-
-
 def test_augmentations_refuse_normalised_images(synthetic: DatasetSplits) -> None:
     for transform in (build_transforms(size=16).train, v2.FiveCrop(8)):
         with pytest.raises(InputError, match=r"uint8 image .* per image. Pass transforms.augment"):
