@@ -15,11 +15,8 @@ from torch import Tensor, nn
 from cifarnet import CifarCNN, Classifier, Evaluation, ImageDataset, Preprocess
 
 LONG_NAMES = tuple(f"a remarkably long name of a class, of which this is number {i:03}" for i in range(100))
-DARK: dict[Any, Any] = {
-    "axes.facecolor": "black",
-    "text.color": "white",
-    "xtick.color": "white",
-    "axes.labelcolor": "white",
+DARK: dict[Any, Any] = dict.fromkeys(["text.color", "xtick.color", "axes.labelcolor"], "white") | {
+    "axes.facecolor": "black"
 }
 
 
