@@ -92,7 +92,7 @@ def test_class_scores_of_100_classes_show_both_ends() -> None:
     panel = plot_class_scores(evaluation).axes[0]
     expected = [*ranked(evaluation)[:15], *ranked(evaluation)[-16:-1]]  # the last one has no images
     assert [bar.get_width() for bar in panel.containers[2]] == pytest.approx([one.f1 for one in expected])
-    assert panel.get_xlabel() == "not shown: 1 classes without images, 69 classes in the middle"
+    assert panel.get_xlabel() == "classes not shown: 1 without images, 69 in the middle"
     names = [label.get_text() for label in panel.get_yticklabels()]
     assert len(set(names)) == 30
     assert all(len(name) <= 28 for name in names)

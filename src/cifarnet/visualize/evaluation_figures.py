@@ -127,18 +127,14 @@ def plot_class_scores(evaluation: Evaluation, *, ax: Axes | None = None) -> Figu
     note = ""
     if len(ranked) > _MAX_CLASSES:
         all_classes, ranked = len(ranked), [scores for scores in ranked if scores.num_images]
-        note = f"not shown: {all_classes - len(ranked):,} classes without images"
+        note = f"classes not shown: {all_classes - len(ranked):,} without images"
     if len(ranked) > _MAX_CLASSES:
-        note += f", {len(ranked) - 2 * _NUM_ENDS:,} classes in the middle"
+        note += f", {len(ranked) - 2 * _NUM_ENDS:,} in the middle"
         ranked = ranked[:_NUM_ENDS] + ranked[-_NUM_ENDS:]
     ax = _style.open_axes(ax, width=6.5, height=0.9 + 0.34 * max(3, len(ranked)))
     rows = np.arange(len(ranked))
-    shares = {
-        "precision": (ORANGE, [scores.precision for scores in ranked]),
-        "recall": (BLUE, [scores.recall for scores in ranked]),
-        "F1": (GREEN, [scores.f1 for scores in ranked]),
-    }
-    for offset, (name, (colour, widths)) in zip((-0.27, 0, 0.27), shares.items(), strict=True):
+    for offset, name, colour in ((-0.27, "precision", ORANGE), (0, "recall", BLUE), (0.27, "F1", GREEN)):
+        widths = [getattr(scores, name.lower()) for scores in ranked]
         ax.barh(rows + offset, widths, height=0.24, color=colour, label=name, linewidth=0)
     ax.set_yticks(rows, [shorten(scores.name, 28) for scores in ranked], **PLAIN)
     ax.set(xlim=(0, 1), ylim=(len(ranked) - 0.4, -0.6), xlabel=note)
