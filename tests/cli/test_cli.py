@@ -322,7 +322,7 @@ def test_train_refuses_a_directory_before_training(run: Run, tmp_path: Path) -> 
 
 
 def test_missing_cifar10_is_explained_with_remedies(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("cifarnet.data.cifar10.download_addresses", lambda: ("http://127.0.0.1:9/x.tar.gz",))
+    monkeypatch.setattr("cifarnet.data.cifar10.ADDRESSES", ("http://127.0.0.1:9/x.tar.gz",))
     (tmp_path / "data").mkdir()
     code, _, err = run("train", "--data", str(tmp_path / "data"))
     assert code == 1

@@ -1,137 +1,199 @@
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
-import matplotlib
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from cifarnet import EpochRecord, History
+from cifarnet import EpochRecord, History, optim
 from cifarnet.errors import InputError, SettingError
-from cifarnet.visualize import plot_training_curves
+from cifarnet.visualize import plot_runs, plot_schedule, plot_training_curves
 
 
-def record(epoch: int, **values: Any) -> EpochRecord:
-    fields: dict[str, Any] = {
-        "epoch": epoch,
-        "global_step": 10 * epoch,
-        "learning_rate": 1e-3,
+def record(epoch: int, **metrics: float | None) -> EpochRecord:
+    values = {
         "train_loss": 2.0 / epoch,
         "train_accuracy": 1 - 0.5 / epoch,
         "val_loss": 1.0 + (epoch - 3) ** 2,
         "val_accuracy": 0.8 - 0.1 * abs(epoch - 2),
-        "test_loss": None,
-        "test_accuracy": None,
-        "train_s": 1.0,
-        "eval_s": 0.1,
-        "images_per_s": 100.0,
+        **metrics,
     }
-    return History.from_list([{**fields, **values}])[0]
+    given = {name: value for name, value in values.items() if value is not None}
+    return EpochRecord(epoch, 10 * epoch, 1e-3, 1.0, 0.1, 100.0, given)
 
 
-def panels(figure: Figure) -> tuple[Axes, Axes]:
-    loss, accuracy = (cast("Axes", panel) for panel in figure.axes[0].child_axes)
-    assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("loss", "accuracy")
-    return loss, accuracy
+def run(end: float, num_epochs: int = 5) -> History:
+    """Return a history whose validation accuracy ends at ``end``."""
+    return History(record(epoch, val_accuracy=end * epoch / num_epochs) for epoch in range(1, num_epochs + 1))
 
 
-def curves(panel: Axes) -> dict[str, list[float]]:
-    """Values by legend label; what has none, such as the marks of the best epoch, is left out."""
-    lines = {str(line.get_label()): line for line in panel.get_lines()}
-    return {name: list(np.asarray(line.get_ydata())) for name, line in lines.items() if not name.startswith("_")}
+def lines_of(panel: Axes) -> dict[str, Line2D]:
+    return {str(line.get_label()): line for line in panel.get_lines() if not str(line.get_label()).startswith("_")}
+
+
+def values_of(line: Line2D) -> list[float]:
+    return list(np.asarray(line.get_ydata()))
+
+
+def legend_of(panel: Axes) -> list[str]:
+    legend = panel.get_legend()
+    assert legend is not None
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def looks(panel: Axes) -> set[Any]:
+    return {(line.get_marker(), line.get_linestyle()) for line in lines_of(panel).values()}
 
 
 @pytest.mark.parametrize("num_epochs", [1, 10, 100])
-def test_every_epoch_is_drawn_at_its_value(num_epochs: int) -> None:
+def test_training_curves_show_every_epoch(num_epochs: int) -> None:
     history = History(record(epoch) for epoch in range(1, num_epochs + 1))
     figure = plot_training_curves(history)
     figure.draw_without_rendering()
-    for panel, quantity in zip(panels(figure), ("loss", "accuracy"), strict=True):
-        assert curves(panel) == {
-            "training (while learning)": history[f"train_{quantity}"],
-            "validation": history[f"val_{quantity}"],
-        }
-        for line in panel.get_lines():
-            if not str(line.get_label()).startswith("_"):
-                assert list(np.asarray(line.get_xdata())) == list(range(1, num_epochs + 1))
+    for panel, quantity in zip(figure.axes, ("loss", "accuracy"), strict=True):
+        assert (panel.get_xlabel(), panel.get_ylabel()) == ("epoch", quantity)
+        lines = lines_of(panel)
+        assert list(lines) == ["training (running mean)", "validation"]
+        for line, split in zip(lines.values(), ("train", "val"), strict=True):
+            assert values_of(line) == history[f"{split}_{quantity}"]
+            assert list(np.asarray(line.get_xdata())) == list(range(1, num_epochs + 1))
         assert all(float(tick).is_integer() for tick in panel.get_xticks())
-        assert panel.get_xlabel() == "epoch"
-    texts = [text.get_text() for text in panels(figure)[1].get_yticklabels()]
-    assert all(text.endswith(" %") for text in texts)
+    assert all(label.get_text().endswith(" %") for label in figure.axes[1].get_yticklabels())
 
 
-def test_the_best_epoch_is_marked_in_what_it_is_best_in() -> None:
+def test_training_curves_differ_without_colour() -> None:
+    loss = plot_training_curves([record(epoch, test_loss=1.0, test_accuracy=0.5) for epoch in (1, 2, 3)]).axes[0]
+    assert legend_of(loss) == ["training (running mean)", "validation", "test"]
+    assert len(looks(loss)) == 3
+
+
+def test_training_curves_mark_the_best_epoch() -> None:
     history = [record(epoch) for epoch in range(1, 6)]
-    loss, accuracy = panels(plot_training_curves(history))
+    loss, accuracy = plot_training_curves(history).axes
     assert accuracy.get_title("right") == "best validation: epoch 2, 80.0 %"
     assert loss.get_title("right") == ""
-    star = accuracy.get_lines()[-1]
-    assert (star.get_marker(), list(np.asarray(star.get_xdata()))) == ("*", [2])
-    loss, accuracy = panels(plot_training_curves(history, monitor="val_loss"))
+    (star,) = (line for line in accuracy.get_lines() if line.get_marker() == "*")
+    assert list(np.asarray(star.get_xdata())) == [2]
+    loss, accuracy = plot_training_curves(history, monitor="val_loss").axes
     assert loss.get_title("right") == "best validation: epoch 3, 1.000"
     assert accuracy.get_title("right") == ""
 
 
-def test_test_images_are_drawn_and_choose_nothing() -> None:
-    history = [
-        record(epoch, val_loss=None, val_accuracy=None, test_loss=1.0, test_accuracy=0.5 + epoch / 100)
-        for epoch in (1, 2, 3)
-    ]
-    for panel in panels(plot_training_curves(history)):
-        assert list(curves(panel)) == ["training (while learning)", "test"]
+def test_test_images_choose_no_best_epoch() -> None:
+    test = {"val_loss": None, "val_accuracy": None, "test_loss": 1.0, "test_accuracy": 0.5}
+    for panel in plot_training_curves([record(epoch, **test) for epoch in (1, 2, 3)]).axes:
+        assert list(lines_of(panel)) == ["training (running mean)", "test"]
         assert panel.get_title("right") == ""
         assert not [line for line in panel.get_lines() if line.get_marker() == "*"]
 
 
-def test_curves_are_told_apart_without_colour() -> None:
-    history = [record(epoch, test_loss=1.0, test_accuracy=0.5) for epoch in (1, 2, 3)]
-    loss, _ = panels(plot_training_curves(history))
-    lines = [line for line in loss.get_lines() if not str(line.get_label()).startswith("_")]
-    assert len(lines) == len({(line.get_marker(), line.get_linestyle()) for line in lines}) == 3
-    legend = loss.get_legend()
-    assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["training (while learning)", "validation", "test"]
-
-
-def test_gaps_and_numbers_that_are_none_are_left_out() -> None:
+def test_epochs_without_validation_are_left_out() -> None:
     history = [record(1), record(2, val_loss=None, val_accuracy=None), record(3, train_loss=float("nan"))]
-    loss, accuracy = panels(plot_training_curves(history))
-    assert np.isnan(curves(loss)["validation"][1])
-    assert np.isnan(curves(loss)["training (while learning)"][2])
-    assert curves(accuracy)["validation"][2] == record(3).val_accuracy
+    loss, _ = plot_training_curves(history).axes
+    assert list(np.asarray(lines_of(loss)["validation"].get_xdata())) == [1, 3]
+    assert np.isnan(values_of(lines_of(loss)["training (running mean)"])[2])
 
 
-def test_it_draws_into_the_axes_it_is_given() -> None:
-    figure = Figure()
-    left, right = figure.subplots(1, 2)
-    assert plot_training_curves([record(1), record(2)], ax=right) is figure
-    assert len(right.child_axes) == 2
-    assert not left.child_axes
-    assert left.axison
-
-
-def test_a_dark_style_leaves_everything_legible() -> None:
-    with matplotlib.rc_context({"axes.facecolor": "black", "text.color": "white", "xtick.color": "white"}):
-        own = plot_training_curves([record(1), record(2)])
-        figure = Figure(facecolor="black")
-        plot_training_curves([record(1), record(2)], ax=figure.subplots())
-    for drawn, ink in ((own, "#222222"), (figure, "#EEEEEE")):
-        for panel in panels(drawn):
-            texts = [panel.xaxis.label, panel.yaxis.label, *panel.get_xticklabels(), *panel.get_yticklabels()]
-            assert {to_hex(text.get_color()) for text in texts} == {ink.lower()}
-            assert to_hex(panel.get_facecolor(), keep_alpha=True).endswith("00")
-
-
-def test_nothing_to_draw_and_a_misspelt_monitor_are_refused() -> None:
-    with pytest.raises(InputError, match="no epoch to draw; train at least one"):
-        plot_training_curves([])
-    for wrong in ("history.csv", [{"epoch": 1}]):
-        with pytest.raises(InputError, match=r"expected what Trainer.fit returned"):
+def test_training_curves_refuse_what_is_no_history() -> None:
+    for wrong in ([], "history.csv", [{"epoch": 1}]):
+        with pytest.raises(InputError, match=r"at least one EpochRecord. Pass what Trainer.fit or History.load_csv"):
             plot_training_curves(wrong)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="ax must be one matplotlib Axes, got Figure"):
-        plot_training_curves([record(1)], ax=Figure())  # type: ignore[arg-type]
-    with pytest.raises(SettingError, match='"val_acuracy"; did you mean "val_accuracy"'):
+    with pytest.raises(SettingError, match='did you mean "val_accuracy"'):
         plot_training_curves([record(1)], monitor="val_acuracy")
+
+
+@pytest.mark.parametrize("num_epochs", [1, 100])
+def test_runs_are_named_in_the_order_of_their_ends(num_epochs: int) -> None:
+    runs = {"a": run(0.3, num_epochs), "b": run(0.9), "c": run(0.6), "diverged": run(float("nan"))}
+    panel = plot_runs(runs).axes[0]
+    for line, history in zip(lines_of(panel).values(), runs.values(), strict=True):
+        np.testing.assert_array_equal(values_of(line), history["val_accuracy"])
+        assert list(np.asarray(line.get_xdata())) == list(range(1, len(history) + 1))
+    assert legend_of(panel) == ["b: 90.0 %", "c: 60.0 %", "a: 30.0 %", "diverged: nan %"]
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("epoch", "validation accuracy")
+    assert panel.get_xlim()[1] == max(5, num_epochs) + 0.5
+
+
+@pytest.mark.parametrize(("metric", "label", "end"), [
+    ("train_loss", "training loss", "0.4"),
+    ("images_per_s", "training images per second", "100"),
+    ("learning_rate", "learning rate", "0.001"),
+    ("val_top5", "validation top5", "0.9"),
+    ("my_metric", "my metric", "2"),
+])  # fmt: skip
+def test_runs_compare_any_column(metric: str, label: str, end: str) -> None:
+    history = History(record(epoch, val_top5=0.9, my_metric=2.0) for epoch in range(1, 6))
+    panel = plot_runs({"a": history}, metric=metric).axes[0]
+    assert panel.get_ylabel() == label
+    assert legend_of(panel) == [f"a: {end}"]
+    assert values_of(panel.get_lines()[0]) == history[metric]
+
+
+def test_nine_runs_differ_without_colour() -> None:
+    panel = plot_runs({f"run {i}": run(0.1 * i) for i in range(1, 10)}).axes[0]
+    assert len(looks(panel)) == 9
+
+
+def test_the_names_of_runs_stand_beside_the_lines() -> None:
+    figure = plot_runs({f"a remarkably long name of a run, this is number {i}": run(0.1 * i) for i in range(1, 9)})
+    figure.draw_without_rendering()
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    box, lines = legend.get_window_extent(), figure.axes[0].get_window_extent()
+    assert lines.x1 < box.x0 < box.x1 <= figure.bbox.x1
+    assert box.y0 >= figure.bbox.y0
+    assert len(set(legend_of(figure.axes[0]))) == 8
+
+
+def test_runs_without_the_metric_are_refused() -> None:
+    with pytest.raises(InputError, match=r'Run "b" has no val_accuracy. Leave it out'):
+        plot_runs({"a": run(0.5), "b": History([record(1, val_accuracy=None)])})
+    with pytest.raises(SettingError, match='did you mean "val_accuracy"'):
+        plot_runs({"a": run(0.5)}, metric="val_acuracy")
+    with pytest.raises(InputError, match="runs is empty"):
+        plot_runs({})
+
+
+@pytest.mark.parametrize("total_steps", [1, 7, 2000])
+def test_a_schedule_is_drawn_at_every_step(total_steps: int) -> None:
+    schedule = optim.one_cycle(warmup=0.25)
+    panel = plot_schedule(schedule, total_steps=total_steps, learning_rate=0.3).axes[0]
+    (line,) = panel.get_lines()
+    assert list(np.asarray(line.get_xdata())) == list(range(total_steps))
+    assert values_of(line) == pytest.approx([0.3 * schedule(step, total_steps) for step in range(total_steps)])
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("step", "learning rate")
+    assert panel.get_legend() is None
+
+
+def test_several_schedules_are_named() -> None:
+    schedules = {"linear": optim.linear(), "cosine": optim.cosine(), "flat": optim.constant()}
+    panel = plot_schedule(schedules, total_steps=50).axes[0]
+    assert legend_of(panel) == list(schedules)
+    assert len(looks(panel)) == 3
+    assert panel.get_ylabel() == "multiplier of the learning rate"
+    for line, schedule in zip(panel.get_lines(), schedules.values(), strict=True):
+        assert values_of(line) == pytest.approx([schedule(step, 50) for step in range(50)])
+
+
+def test_epochs_stand_above_their_steps() -> None:
+    figure: Figure = plot_schedule(optim.cosine(), total_steps=400, num_epochs=10)
+    figure.draw_without_rendering()
+    (above,) = (child for child in figure.axes[0].child_axes)
+    assert above.get_xlabel() == "epochs done"
+    low, high = figure.axes[0].get_xlim()
+    assert above.get_xlim() == pytest.approx((low / 40, high / 40))
+    assert all(float(tick).is_integer() for tick in above.get_xticks())
+
+
+def test_wrong_schedules_are_refused() -> None:
+    with pytest.raises(SettingError, match="total_steps must be at least 1, got 0"):
+        plot_schedule(optim.linear(), total_steps=0)
+    with pytest.raises(SettingError, match="num_epochs must be at least 1, got 0"):
+        plot_schedule(optim.linear(), total_steps=5, num_epochs=0)
+    with pytest.raises(SettingError, match=r"the schedule gives -1\.0 at step 0 of 5"):
+        plot_schedule(lambda step, total: -1.0, total_steps=5)
+    with pytest.raises(InputError, match="schedule is empty"):
+        plot_schedule({}, total_steps=5)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from cifarnet.visualize.canvas import figure_of, ink_on, open_axes
+from cifarnet.visualize._style import figure_of, ink_on, open_axes
 from cifarnet.visualize.rendered import render
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from cifarnet.models.summary import summarize_model
 from cifarnet.models.tracing import Layer
 from cifarnet.models.wording import Family
-from cifarnet.visualize.canvas import (
+from cifarnet.visualize._style import (
     BLUE,
     GREEN,
     GREY,
@@ -29,10 +29,8 @@ from cifarnet.visualize.canvas import (
     PLAIN,
     SKY,
     VERMILION,
-    divide,
     figure_of,
     open_axes,
-    width_of,
 )
 
 __all__ = ["plot_architecture"]
@@ -101,8 +99,14 @@ def plot_architecture(
     title = f"{summary.name}: {summary.num_parameters:,} parameters"
     if summary.num_trainable < summary.num_parameters:
         title += f", {summary.num_trainable:,} trainable"
-    ax.set_title(title, color=INK, fontsize=11 * min(1, 72 * width_of(ax) / _width(title, 11)), **PLAIN)
-    panel = divide(ax, 1, 1)[0][0]
+    ax.set_title(
+        title,
+        color=INK,
+        fontsize=11 * min(1, 72 * ax.get_window_extent().width / figure_of(ax).dpi / _width(title, 11)),
+        **PLAIN,
+    )
+    ax.set_axis_off()
+    panel = ax.inset_axes((0, 0, 1, 1))
     panel.set_axis_off()
     panel.set_xlim(0, columns.end)
     panel.set_ylim(height, 0)

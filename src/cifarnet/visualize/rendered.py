@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import warnings
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from cifarnet.visualize.canvas import NotebookFigure
+from cifarnet.visualize._style import NotebookFigure
 
 __all__ = ["Rendering", "render"]
 
@@ -42,7 +43,7 @@ def render(plot: Callable[..., Figure], *, dark: str | None = None) -> Rendering
     Args:
         plot: Draws on ``ax=``, or on a figure of its own without; `functools.partial` makes one of any ``plot_``
             function.
-        dark: Colour of a second, dark background; ``None`` for none.
+        dark: Colour of a second, dark background; ``None`` for none. Figures of several panels have none.
 
     Returns:
         One picture or two, in the size that ``plot`` gives its own figure.
@@ -53,7 +54,7 @@ def render(plot: Callable[..., Figure], *, dark: str | None = None) -> Rendering
         figure = plot()
         width, height = figure.get_size_inches()
         light, other = _png(figure), None
-        if dark is not None:
+        if dark is not None and "ax" in inspect.signature(plot).parameters:  # figures of one panel
             figure = NotebookFigure(figsize=(width, height), dpi=figure.dpi, layout="constrained", facecolor=dark)
             other = _png(plot(ax=figure.add_subplot()))
     return Rendering(light, other, round(_CSS_PIXELS * width), round(_CSS_PIXELS * height))
