@@ -155,6 +155,7 @@ def test_a_download_arrives_whole_and_is_found_again(server: Server, tmp_path: P
     assert [file.name for file in root.iterdir()] == [NAME]
     assert load_cifar10(root).train.fingerprint == data.train.fingerprint
     assert server.requests == [f"/good/{NAME}"]
+    assert ADDRESSES[0] == f"https://www.cs.toronto.edu/~kriz/{NAME}"
 
 
 @pytest.mark.parametrize("kind", ["404", "page", "cut", "silent"])
@@ -208,7 +209,3 @@ def test_the_bar_goes_to_stderr_and_can_be_silenced(
     printed = capfd.readouterr()
     assert printed.out == ""
     assert ("100%" in printed.err) == progress_bar
-
-
-def test_the_official_host_is_the_first_address() -> None:
-    assert ADDRESSES[0] == f"https://www.cs.toronto.edu/~kriz/{NAME}"
