@@ -15,7 +15,7 @@ from cifarnet._validation import check_count
 from cifarnet.bench.timing import summarize, timed
 from cifarnet.checkpoint import Checkpointer
 from cifarnet.checkpoint.background import BackgroundWriter, snapshot
-from cifarnet.checkpoint.restore import unwrapped_state_dict
+from cifarnet.checkpoint.state_dict import unwrapped_state_dict
 from cifarnet.datasets import ImageDataset
 from cifarnet.errors import SettingError
 from cifarnet.inference import describe_machine

@@ -14,7 +14,7 @@ from typing import Any
 from cifarnet.bench.timing import synchronize
 from cifarnet.checkpoint import Checkpointer
 from cifarnet.checkpoint.background import BackgroundWriter, snapshot
-from cifarnet.checkpoint.restore import unwrapped_state_dict
+from cifarnet.checkpoint.state_dict import unwrapped_state_dict
 from cifarnet.datasets import DatasetSplits
 from cifarnet.inference.loader import EVAL_BATCH_SIZE
 from cifarnet.recipes import Recipe, fit_to_images
