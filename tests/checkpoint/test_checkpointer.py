@@ -224,7 +224,7 @@ def test_locking_removes_temporary_files_and_nothing_else(two_saves: Checkpointe
     others = ["notes.tmp", ".last.safetensors.tmp", ".other.safetensors.0123456789abcdef.tmp", "history.csv"]
     for name in ours + others:
         (two_saves.directory / name).write_bytes(b"half")
-    with pytest.warns(CheckpointWarning, match=r"^Removed 3 unfinished checkpoints$"):
+    with pytest.warns(CheckpointWarning, match=r"^Removed 3 unfinished checkpoint file"):
         lock_once(two_saves.directory)
     assert set(os.listdir(two_saves.directory)) == {*others, "last.safetensors", "last.previous.safetensors"}
 

@@ -533,13 +533,14 @@ def test_file_that_changes_while_it_is_read_is_detected(
 ) -> None:
     path = tmp_path / "last.safetensors"
     path.write_bytes(SOUND * 100)
-    real = Path.open
+    real = os.fstat
 
-    def change_and_open(self: Path, *args: Any) -> Any:
-        os.truncate(path, path.stat().st_size + change)
-        return real(self, *args)
+    def measure_and_change(descriptor: int) -> os.stat_result:
+        status = real(descriptor)
+        os.truncate(path, len(SOUND) * 100 + change)
+        return status
 
-    monkeypatch.setattr(Path, "open", change_and_open)
+    monkeypatch.setattr(os, "fstat", measure_and_change)
     with pytest.raises(CheckpointCorruptError, match="changed while it was read"):
         read_checkpoint(path)
 

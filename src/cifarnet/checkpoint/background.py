@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cifarnet.errors import CheckpointSaveError
-
 __all__ = ["BackgroundWriter", "snapshot"]
 
 
@@ -44,9 +42,6 @@ class BackgroundWriter:
 
     Args:
         order: Names of jobs. The first waiting one in this order runs first.
-
-    Raises:
-        CheckpointSaveError: If the system cannot start a thread.
     """
 
     def __init__(self, *order: str) -> None:
@@ -59,10 +54,7 @@ class BackgroundWriter:
         self._at_end: Callable[[], object] = lambda: None
         # Daemon thread: a second Ctrl-C must not wait for a slow disk.
         self._thread = threading.Thread(target=self._work, name="cifarnet-save", daemon=True)
-        try:
-            self._thread.start()
-        except RuntimeError as error:
-            raise CheckpointSaveError(f"no thread to save in ({error}); raise the limit on threads") from error
+        self._thread.start()
 
     @property
     def busy(self) -> bool:

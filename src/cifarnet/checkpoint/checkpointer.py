@@ -62,13 +62,12 @@ class Checkpointer:
 
     Args:
         directory: Directory of the run; ``~`` is the home directory. It is created by the first save.
-        save_every_s: Seconds after which `Trainer.fit` saves ``last`` again, also within an epoch; 0 saves at every
-            step.
+        save_every_s: Seconds between two saves of ``last`` by `Trainer.fit`, also within an epoch; 0: every step.
         metadata: Plain values that ``best.safetensors`` stores beside the weights, such as the recipe.
 
     Attributes:
         directory: Directory of the run.
-        save_every_s: Seconds between two saves.
+        save_every_s: Seconds between two saves of ``last``.
         metadata: Plain values, a copy.
         best_path: ``best.safetensors``, the weights and their description.
         last_path: ``last.safetensors``, the state to resume from.
@@ -117,14 +116,17 @@ class Checkpointer:
             CheckpointWarning: If there were temporary files, or the disk does not support locks.
         """
         if not self._num_entered:
-            with save_errors(self.directory, "choose another directory or change its permissions"):
+            remedy = "choose another directory or change its permissions"
+            with save_errors(self.directory, remedy), contextlib.ExitStack() as undo:
                 self.directory.mkdir(parents=True, exist_ok=True)
                 self._acquire_lock()
-                try:
-                    self._prepare()
-                except BaseException:
-                    self._release_lock()
-                    raise
+                undo.callback(self._release_lock)
+                self.last_is_sound = False  # another process may have written it since
+                probe_write(self.last_path)
+                removed = sum(map(remove_unfinished, (self.best_path, self.last_path, self.previous_path)))
+                if removed:
+                    warnings.warn(f"Removed {removed} unfinished checkpoint file(s)", CheckpointWarning, stacklevel=3)
+                undo.pop_all()
         self._num_entered += 1
         return self
 
@@ -158,14 +160,6 @@ class Checkpointer:
             with contextlib.suppress(OSError):  # Windows keeps open files
                 os.unlink(self._lock.lock_file)
         self._lock.release()
-
-    def _prepare(self) -> None:
-        self.last_is_sound = False  # another process may have written it since
-        probe_write(self.last_path)
-        removed = sum(map(remove_unfinished, (self.best_path, self.last_path, self.previous_path)))
-        if removed:
-            message = f"Removed {removed} unfinished checkpoint{'s' if removed > 1 else ''}"
-            warnings.warn(message, CheckpointWarning, stacklevel=4)
 
     def exists(self) -> bool:
         """Return whether there is a checkpoint in the directory, sound or not."""
@@ -251,10 +245,10 @@ class Checkpointer:
         return state is not None
 
     def read_last(self) -> dict[str, Any] | None:
-        """Read `last_path`. If it is missing or damaged, read `previous_path`.
+        """Read the state in `last_path`, or in `previous_path` if the former is missing or damaged.
 
         Returns:
-            The saved state, tensors on the CPU; ``None`` if there is neither file.
+            The state, tensors on the CPU; ``None`` if there is neither file.
 
         Raises:
             CheckpointCorruptError: If no file is sound. The message is about the newest.

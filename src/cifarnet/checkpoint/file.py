@@ -115,10 +115,7 @@ class Checkpoint:
 def encode(tensors: Mapping[str, Tensor], values: Json, *, kind: str) -> bytes:
     """Return the bytes of a checkpoint file, the same for equal arguments.
 
-    Args:
-        tensors: Dense real tensors by name, on any device and in any memory format. They may share storage.
-        values: JSON value without NaN, as `flatten` gives it.
-        kind: ``"best"`` or ``"last"``.
+    Tensors can have any memory format, be on any device and share storage. ``values`` are what `flatten` gives.
 
     Raises:
         SettingTypeError: If a tensor cannot be saved. The message names it.
@@ -168,17 +165,7 @@ def _raw_bytes(name: str, tensor: object) -> memoryview:
 
 
 def decode(content: bytes, *, name: str) -> Checkpoint:
-    """Parse and verify the bytes of a checkpoint file. The bytes are untrusted.
-
-    Args:
-        content: All bytes of the file.
-        name: Name of the file in error messages.
-
-    Raises:
-        UnsafeCheckpointError: If it is a pickle, or an archive of pickles.
-        CheckpointCorruptError: If a byte differs from what was saved.
-        CheckpointVersionError: If a newer cifarnet wrote it.
-    """
+    """Parse and verify the untrusted bytes of a file. ``name`` is for error messages, which `read_checkpoint` lists."""
     _check_magic(content[:64], name)
     try:
         tensors = safetensors.torch.load(content)
@@ -236,22 +223,22 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = to_path(path)
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # before it is opened, because that waits for the writer of a named pipe
+        if not stat.S_ISREG(path.stat().st_mode):  # not after opening, because that waits at a named pipe
             raise CheckpointError(f"{path} is not a regular file; a checkpoint is a file named *.safetensors")
-        if status.st_size > MAX_FILE_BYTES:
-            raise corrupt(f"{path} is {status.st_size:,} bytes, at most {MAX_FILE_BYTES:,} are allowed")
         with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                raise corrupt(f"{path} is {size:,} bytes, at most {MAX_FILE_BYTES:,} are allowed")
             _check_magic(file.read(64), str(path))  # before a large file of another format is read
             file.seek(0)
-            content = file.read(status.st_size + 1)
+            content = file.read(size + 1)
     except FileNotFoundError:
         remedy = "check the path, or train first with checkpointer=Checkpointer(...)"
         raise CheckpointNotFoundError(f"no checkpoint at {path}; {remedy}") from None
     except OSError as error:
         kind = CheckpointCorruptError if error.errno == errno.EIO else CheckpointError
         raise kind(f"cannot read {path}: {error}; check the path, its permissions and the disk") from error
-    if len(content) != status.st_size:
+    if len(content) != size:
         raise CheckpointCorruptError(f"{path} changed while it was read; is another process writing it?")
     return decode(content, name=str(path))
 
@@ -273,11 +260,7 @@ def load_best(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def read_kind(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a checkpoint of one kind.
-
-    Returns:
-        Tensors by name, and the description of ``best`` or the state of ``last``, which holds the tensors.
-    """
+    """Return the tensors of a file, and the description in ``best`` or the state, with the tensors, in ``last``."""
     checkpoint = read_checkpoint(path)
     if checkpoint.kind != kind:
         remedy = "best.safetensors holds the weights to use, last.safetensors the state to resume"
@@ -286,18 +269,13 @@ def read_kind(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]
         state = unflatten(checkpoint.tensors if kind == "last" else {}, checkpoint.values)
         if not isinstance(state, dict):
             raise ValueError("its values are not a dictionary")
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise corrupt(f"{path} is damaged: {error}") from None
     return checkpoint.tensors, state
 
 
 def write_checkpoint(path: Path, content: bytes, *, previous: Path | None = None) -> None:
-    """Replace a checkpoint file in one step. If that fails, the old file stays as it was.
-
-    Args:
-        path: Path of the file; its directory is created.
-        content: Bytes from `encode`.
-        previous: Name in the same directory under which the old file stays.
+    """Replace a checkpoint file in one step, and keep the old file as ``previous``. A failure changes nothing.
 
     Raises:
         CheckpointSaveError: If the file cannot be written.
@@ -310,13 +288,7 @@ def write_checkpoint(path: Path, content: bytes, *, previous: Path | None = None
 
 @contextmanager
 def save_errors(path: Path, remedy: str, *, num_bytes: int = 0) -> Iterator[None]:
-    """Turn an ``OSError`` into a `CheckpointSaveError` with the same ``errno``.
-
-    Args:
-        path: File or directory to write.
-        remedy: End of the message.
-        num_bytes: Size of the file.
-    """
+    """Turn an ``OSError`` into a `CheckpointSaveError` with the same ``errno``."""
     try:
         yield
     except CheckpointError:

@@ -67,7 +67,14 @@ def _flatten(value: object, path: tuple[str, ...], tensors: dict[str, Tensor]) -
     if type(value) is list or type(value) is tuple:
         items = [_flatten(item, (*path, str(index)), tensors) for index, item in enumerate(value)]
         return items if type(value) is list else {"$tuple": items}
-    return _flatten_leaf(value, path)
+    if type(value) is float and not math.isfinite(value):
+        return {"$float": repr(value)}
+    if value is None or type(value) in (bool, int, float, str):
+        return value  # type: ignore[return-value]
+    raise SettingTypeError(
+        f"{_at(path)} is a {type(value).__name__}; a checkpoint holds dict, list, tuple, None, bool, int, float, str "
+        "and tensors. Convert it (float(x), list(x), torch.as_tensor(x)) or leave it out of state_dict()"
+    )
 
 
 def _flatten_mapping(value: Mapping[Any, object], path: tuple[str, ...], tensors: dict[str, Tensor]) -> Json:
@@ -79,17 +86,6 @@ def _flatten_mapping(value: Mapping[Any, object], path: tuple[str, ...], tensors
     if all(type(key) is str and not key.startswith("$") for key in value):
         return dict(flat)
     return {"$dict": [[key, item] for key, item in flat]}
-
-
-def _flatten_leaf(value: object, path: tuple[str, ...]) -> Json:
-    if type(value) is float and not math.isfinite(value):
-        return {"$float": repr(value)}
-    if value is None or type(value) in (bool, int, float, str):
-        return value  # type: ignore[return-value]
-    raise SettingTypeError(
-        f"{_at(path)} is a {type(value).__name__}; a checkpoint holds dict, list, tuple, None, bool, int, float, str "
-        "and tensors. Convert it (float(x), list(x), torch.as_tensor(x)) or leave it out of state_dict()"
-    )
 
 
 def _unused_name(name: str, tensors: Mapping[str, Tensor]) -> str:
@@ -116,6 +112,7 @@ def unflatten(tensors: Mapping[str, Tensor], values: Json) -> Any:
 
     Raises:
         ValueError: If `flatten` cannot have written ``values``, or they do not fit ``tensors``.
+        TypeError: If ``values`` hold a dictionary with a key or an item of the wrong type.
 
     Example:
         >>> unflatten({}, {"betas": {"$tuple": [0.9, {"$float": "inf"}]}, "epoch": 3})
@@ -142,12 +139,6 @@ def _unflatten(value: Json, unused: dict[str, Tensor]) -> Any:
             return float(text)
         case [("$tuple", list(items))]:
             return tuple(_unflatten(item, unused) for item in items)
-        case [("$dict", list(pairs))] if _are_items(pairs):
+        case [("$dict", list(pairs))]:
             return {key: _unflatten(item, unused) for key, item in pairs}  # type: ignore[misc,str-unpack]
     raise ValueError(f"unknown or dangling reference {str(value)[:80]}")
-
-
-def _are_items(pairs: list[Json]) -> bool:
-    """Return whether each element is a pair of a key and a value, and no key occurs twice."""
-    keys = [pair[0] for pair in pairs if isinstance(pair, list) and len(pair) == 2 and type(pair[0]) in (str, int)]
-    return len(keys) == len(pairs) == len({*keys})
