@@ -90,12 +90,6 @@ def test_any_process_writes_the_golden_file_byte_for_byte() -> None:
     assert done.stdout == GOLDEN[1].read_bytes()
 
 
-def test_order_of_names_changes_no_byte() -> None:
-    tensors = {"a": torch.tensor([1, 2]), "b": torch.tensor(1.5), "c": torch.tensor([True])}
-    content = encode(tensors, {"x": 1, "y": 2}, kind="best")
-    assert encode(dict(reversed(tensors.items())), {"y": 2, "x": 1}, kind="best") == content
-
-
 def test_every_part_of_the_content_changes_the_hash() -> None:
     x = torch.tensor([1, 2, 3, 4], dtype=torch.int32)
     variants = [
@@ -263,11 +257,6 @@ def test_any_json_header_is_refused(header: dict[str, Any], data: bytes) -> None
     refused(build(header, data))
 
 
-@given(json_values)
-def test_any_json_metadata_is_refused(document: Any) -> None:
-    refused(with_metadata(json.dumps(document, sort_keys=True, separators=(",", ":"))))
-
-
 def tensor(dtype: str = "U8", shape: Any = (4,), offsets: Any = (0, 4)) -> dict[str, Any]:
     return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
 
@@ -283,14 +272,11 @@ HEADERS: dict[str, tuple[Any, bytes]] = {
     "overflow to 0": ({"a": tensor(shape=(2**32, 2**32), offsets=(0, 0))}, b""),
     "overflow beside 0": ({"a": tensor(shape=(0, 2**62, 2**62), offsets=(0, 0))}, b""),
     "0 elements beyond 64 bits": ({"a": tensor(shape=(0, 2**64 - 1), offsets=(0, 0))}, b""),
-    "1,000 dimensions": ({"a": tensor(shape=[1] * 1000, offsets=(0, 1))}, bytes(1)),
     "unknown dtype": ({"a": tensor(dtype="F128")}, bytes(4)),
     "complex dtype": ({"a": tensor(dtype="C64", shape=(1,), offsets=(0, 8))}, bytes(8)),
-    "dtype of 4 bits": ({"a": tensor(dtype="F4", shape=(8,))}, bytes(4)),
     "dtype that torch lacks": ({"a": tensor(dtype="F8_E8M0")}, bytes(4)),
     "tensor twice": ('{"a":' + 2 * '{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":'[:-4] + "0}", bytes(1)),
     "deep lists": ('{"a":' + "[" * 100_000, b""),
-    "no JSON": ("{nonsense}", b""),
     "lone surrogate": ('{"\\ud800":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', bytes(1)),
 }
 
@@ -302,19 +288,10 @@ def test_hostile_header_is_refused(header: Any, data: bytes) -> None:
     assert isinstance(refused(content), CheckpointCorruptError)
 
 
-@pytest.mark.parametrize("change", [lambda text: " " + text, lambda text: text.replace('"data', ' "data', 1)])
-def test_header_that_is_not_canonical_is_refused(change: Callable[[str], str]) -> None:
+def test_header_that_is_not_canonical_is_refused() -> None:
     header, data = header_of(SOUND)
     assert build(canonical(header), data) == SOUND
-    refused(build("{" + change(canonical(header)[1:]), data))
-
-
-@pytest.mark.parametrize("depth", [*range(50, 1100, 150), 100_000])
-def test_nesting_of_any_depth_gives_a_typed_error(depth: int) -> None:
-    nested = "[" * depth + "]" * depth
-    refused(build(f'{{"__metadata__":{{"cifarnet":"{{}}"}},"a":{nested}}}'))
-    refused(with_metadata(nested))
-    refused(with_metadata(f'{{"format":1,"kind":"last","values":{nested}}}'))
+    refused(build(json.dumps(header, sort_keys=True), data))
 
 
 @pytest.mark.parametrize("length", [MAX_HEADER_BYTES + 1, 2**31, 2**63, 2**64 - 1])
@@ -328,20 +305,27 @@ def test_newer_format_is_refused_by_name() -> None:
     assert str(error) == "last.safetensors: format 3; this version reads 2. Upgrade cifarnet"
 
 
-@pytest.mark.parametrize("field", ["format", "kind", "sha256", "tensors_sha256", "values", "more"])
-@pytest.mark.parametrize("value", [..., 0, 1.0, True, None, "0" * 64, [], {}, math.nan], ids=str)
-def test_metadata_has_a_closed_schema(field: str, value: Any) -> None:
-    if (field, value) == ("more", ...):
-        pytest.skip("the sound file")
-    if value is math.nan:
-        document = json.loads(header_of(SOUND)[0]["__metadata__"]["cifarnet"])
-        content = with_metadata(json.dumps({**document, field: value}, sort_keys=True, separators=(",", ":")))
-    else:
-        content = with_document(**{field: value})
-    if field == "values" and value is not math.nan and value is not ...:
-        assert decode(content, name="x").values == value  # any value, with a correct hash
-    else:
-        assert isinstance(refused(content), CheckpointCorruptError)
+CHANGES: list[dict[str, Any]] = [{"format": value} for value in (0, True, 1.0, "1", None, ...)] + [
+    {"kind": "middle"},
+    {"kind": 1},
+    {"kind": ...},
+    {"values": ...},
+    {"more": 1},
+    {"sha256": "0" * 64},
+    {"sha256": ...},
+    {"tensors_sha256": "0" * 64},
+    {"tensors_sha256": ...},
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+def test_metadata_has_a_closed_schema(changes: dict[str, Any]) -> None:
+    assert isinstance(refused(with_document(**changes)), CheckpointCorruptError)
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "{}", '"x"', '{"format":NaN}', "[" * 100_000, "9" * 5000])
+def test_broken_metadata_is_refused(text: str) -> None:
+    assert isinstance(refused(with_metadata(text)), CheckpointCorruptError)
 
 
 @pytest.mark.parametrize("values", [1, [], {"w": {"$tensor": "missing"}}, {"w": {"$tensor": "model/w"}}, {"$evil": 1}])

@@ -91,7 +91,7 @@ def every_k(act: Callable[[int], list[str]]) -> list[str]:
     raise AssertionError("a save makes fewer than 100 calls")
 
 
-@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EACCES, errno.EPERM], ids=errno.errorcode.get)
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)
 @pytest.mark.parametrize("fresh", [False, True], ids=["same process", "fresh process"])
 def test_failing_call_leaves_the_old_or_the_new_file_whole(code: int, fresh: bool, tmp_path: Path) -> None:
     def fail(k: int) -> list[str]:
@@ -117,29 +117,6 @@ def test_failing_call_leaves_the_old_or_the_new_file_whole(code: int, fresh: boo
     calls = every_k(fail)
     assert calls.count("fsync") == 2
     assert {"open", "write", "link", "replace"} <= set(calls)
-
-
-@pytest.mark.parametrize("best", [False, True], ids=["last", "best"])
-def test_failing_call_of_a_first_save_leaves_nothing_or_the_file(best: bool, tmp_path: Path) -> None:
-    def fail(k: int) -> list[str]:
-        directory = tmp_path / str(k)
-        checkpointer = Checkpointer(directory)
-        with pytest.MonkeyPatch.context() as patch:
-            faults = Faults(patch, k, raising(OSError(errno.EIO, "Input/output error")))
-            if best:
-                error = attempt(checkpointer.save_best, {"w": torch.ones(2)}, {"epoch": 1})
-            else:
-                error = attempt(checkpointer.save, Run(1))
-        assert error is None or "there was none before" in str(error)
-        found = os.listdir(directory) if directory.exists() else []
-        assert found in ([], ["best.safetensors" if best else "last.safetensors"])
-        if found and best:
-            assert checkpointer.read_best()[1] == {"epoch": 1}
-        elif found:
-            assert epoch_of(checkpointer.read_last()) == 1
-        return faults.calls
-
-    assert every_k(fail)
 
 
 def test_interrupted_call_leaves_nothing_unfinished(tmp_path: Path) -> None:
