@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -144,15 +144,6 @@ def test_tensor_of_any_layout_comes_back(tensor: Tensor) -> None:
     assert (tensor.stride(), tensor._version, tensor.data_ptr()) == before
 
 
-def test_tensors_that_share_memory_are_saved_one_by_one() -> None:
-    base = torch.arange(6.0)
-    tensors = {"base": base, "alias": base, "part": base[2:4]}
-    back = decode(encode(tensors, {}, kind="last"), name="memory").tensors
-    assert all(are_same(back[name], tensor) for name, tensor in tensors.items())
-    back["base"].zero_()
-    assert back["alias"].tolist() == base.tolist()
-
-
 @pytest.mark.parametrize(
     "value", [torch.zeros(2, dtype=torch.complex64), torch.eye(2).to_sparse(), torch.zeros(2, device="meta"), b"bytes"]
 )
@@ -233,13 +224,7 @@ def test_every_flipped_bit_of_the_header_is_detected() -> None:
         refused(bytes(altered))
 
 
-def test_flipped_bit_of_a_tensor_fails_the_hash() -> None:
-    altered = SOUND[:-1] + bytes([SOUND[-1] ^ 1])
-    assert "its content does not have the SHA-256 in its header" in str(refused(altered))
-
-
 @given(st.binary(max_size=300))
-@example(b"")
 def test_any_bytes_are_refused(content: bytes) -> None:
     refused(content)
     refused((len(content) + 1).to_bytes(8, "little") + b"{" + content)
@@ -275,7 +260,6 @@ HEADERS: dict[str, tuple[Any, bytes]] = {
     "unknown dtype": ({"a": tensor(dtype="F128")}, bytes(4)),
     "complex dtype": ({"a": tensor(dtype="C64", shape=(1,), offsets=(0, 8))}, bytes(8)),
     "dtype that torch lacks": ({"a": tensor(dtype="F8_E8M0")}, bytes(4)),
-    "tensor twice": ('{"a":' + 2 * '{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":'[:-4] + "0}", bytes(1)),
     "deep lists": ('{"a":' + "[" * 100_000, b""),
     "lone surrogate": ('{"\\ud800":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', bytes(1)),
 }
@@ -292,6 +276,7 @@ def test_header_that_is_not_canonical_is_refused() -> None:
     header, data = header_of(SOUND)
     assert build(canonical(header), data) == SOUND
     refused(build(json.dumps(header, sort_keys=True), data))
+    refused(build(canonical(header)[:-1] + "," + canonical(header)[1:], data))  # every key twice
 
 
 @pytest.mark.parametrize("length", [MAX_HEADER_BYTES + 1, 2**31, 2**63, 2**64 - 1])
@@ -305,16 +290,11 @@ def test_newer_format_is_refused_by_name() -> None:
     assert str(error) == "last.safetensors: format 3; this version reads 2. Upgrade cifarnet"
 
 
-CHANGES: list[dict[str, Any]] = [{"format": value} for value in (0, True, 1.0, "1", None, ...)] + [
-    {"kind": "middle"},
-    {"kind": 1},
-    {"kind": ...},
-    {"values": ...},
-    {"more": 1},
-    {"sha256": "0" * 64},
-    {"sha256": ...},
-    {"tensors_sha256": "0" * 64},
-    {"tensors_sha256": ...},
+CHANGES: list[dict[str, Any]] = [
+    *({"format": value} for value in (0, True, 1.0, "1", None, ...)),
+    *({"kind": value} for value in ("middle", 1, ...)),
+    *({field: value} for field in ("sha256", "tensors_sha256") for value in ("0" * 64, ...)),
+    *({"values": ...}, {"more": 1}),
 ]
 
 
@@ -336,18 +316,15 @@ def test_values_that_are_no_state_are_refused(values: Any, tmp_path: Path) -> No
         read_kind(path, "last")
 
 
-@pytest.mark.parametrize("depth", range(100, 2000, 200))
+@pytest.mark.parametrize("depth", [100, 500, 900, 1500])
 def test_deep_values_are_read_or_refused(depth: int, tmp_path: Path) -> None:
     document = {"format": 2, "kind": "last", "tensors_sha256": METADATA["tensors_sha256"], "values": {"a": "MARK"}}
     nested = "[" * depth + "]" * depth
     sha256 = hashlib.sha256(canonical(document).replace('"MARK"', nested).encode()).hexdigest()
     path = tmp_path / "last.safetensors"
     path.write_bytes(with_metadata(canonical({**document, "sha256": sha256}).replace('"MARK"', nested), EMPTY))
-    if depth < 300:
+    with contextlib.suppress(CheckpointCorruptError) if depth > 300 else contextlib.nullcontext():
         assert read_kind(path, "last")[1]["a"]
-    else:
-        with contextlib.suppress(CheckpointCorruptError):
-            read_kind(path, "last")
 
 
 def test_last_is_not_read_as_best(tmp_path: Path) -> None:
@@ -438,7 +415,6 @@ def pickled(wrap: Callable[[Payload], object], protocol: int) -> Callable[[Paylo
 DANGEROUS: dict[str, Callable[[Payload], bytes]] = {
     **{f"object {protocol}": pickled(lambda payload: payload, protocol) for protocol in range(6)},
     **{f"dict {protocol}": pickled(lambda payload: {"weight": payload}, protocol) for protocol in range(6)},
-    **{f"list {protocol}": pickled(lambda payload: [payload], protocol) for protocol in range(6)},
     "torch.save": lambda payload: saved_by_torch(payload, zip_format=True),
     "old torch.save": lambda payload: saved_by_torch(payload, zip_format=False),
     "TorchScript": lambda payload: zipped(pickle.dumps(payload), "code.pkl"),
@@ -461,15 +437,10 @@ def test_unpickled_payload_leaves_a_trace(tmp_path: Path) -> None:
     assert (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("first_bytes", [0x80, 0x4B50], ids=["pickle", "zip"])
-def test_sound_file_whose_length_looks_like_magic_is_read(first_bytes: int) -> None:
-    unit = 2 ** (8 if first_bytes < 256 else 16)
-    for size in range(0, unit + 8, 8):
-        content = encode({}, "x" * size, kind="last")
-        if int.from_bytes(content[:8], "little") % unit == first_bytes:
-            break
-    assert content.startswith(first_bytes.to_bytes(len(f"{first_bytes:x}") // 2, "little"))
-    assert decode(content, name="x").values == "x" * size
+def test_sound_file_whose_length_looks_like_a_pickle_is_read() -> None:
+    contents = (encode({}, "x" * size, kind="last") for size in range(0, 512, 8))
+    content = next(content for content in contents if content[0] == 0x80)
+    assert decode(content, name="x").kind == "last"
 
 
 def test_safetensors_file_of_another_program_is_refused(tmp_path: Path) -> None:
@@ -496,11 +467,10 @@ def test_pipes_and_devices_are_refused_unread(tmp_path: Path) -> None:
             read_checkpoint(path)
 
 
-@pytest.mark.parametrize("name", ["file/below", "x" * 300])
-def test_path_that_cannot_be_read_gives_a_typed_error(name: str, tmp_path: Path) -> None:
+def test_path_that_cannot_be_read_gives_a_typed_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(CheckpointError, match="cannot read"):
-        read_checkpoint(tmp_path / name)
+        read_checkpoint(tmp_path / "file" / "below")
 
 
 def test_file_beyond_the_bound_is_refused_unread(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -91,6 +92,10 @@ def test_two_runs_of_one_process_do_not_share_a_directory(tmp_path: Path) -> Non
             with pytest.raises(RunDirectoryBusyError, match=f"in use by process {os.getpid()}"):
                 lock_once(tmp_path / name)
     lock_once(tmp_path / "run")
+
+
+def test_checkpointer_can_be_pickled_before_it_is_locked(tmp_path: Path) -> None:
+    lock_once(pickle.loads(pickle.dumps(Checkpointer(tmp_path))).directory)
 
 
 def test_another_thread_can_release_the_lock(tmp_path: Path) -> None:

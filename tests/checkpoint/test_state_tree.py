@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections import OrderedDict, namedtuple
-from enum import IntEnum
+from collections import namedtuple
 from typing import Any
 
 import numpy as np
@@ -86,20 +85,12 @@ def test_names_of_tensors_are_readable_and_unique_paths() -> None:
     assert unflatten(named, values) == state
 
 
-def test_ordered_dict_comes_back_as_a_dict() -> None:
-    assert type(unflatten(*flatten(OrderedDict(a=1)))) is dict
-
-
-class Colour(IntEnum):
-    RED = 1
-
-
 Point = namedtuple("Point", "x")
 
 
 @pytest.mark.parametrize(
     "value",
-    [Colour.RED, Point(1), torch.Size([1]), torch.float32, {1, 2}, b"bytes", 1j, {1.5: 1}, {True: 1}, {None: 1}],
+    [Point(1), torch.Size([1]), torch.float32, {1, 2}, b"bytes", 1j, {1.5: 1}, {True: 1}, {None: 1}],
     ids=lambda value: f"{type(value).__name__}-{str(value)[:12]!a}",
 )
 def test_value_that_would_not_come_back_is_refused_by_path(value: object) -> None:

@@ -98,8 +98,7 @@ class Checkpointer:
         self.last_path = self.directory / "last.safetensors"
         self.previous_path = self.directory / "last.previous.safetensors"
         self.last_is_sound = False
-        # Another thread may end the block: the one that still writes after a second Ctrl-C.
-        self._lock = FileLock(self.directory / ".lock", thread_local=False, fallback_to_soft=False)
+        self._lock: FileLock | None = None  # built late, because it can neither be pickled nor used after a fork
         self._num_entered = 0
 
     def __repr__(self) -> str:
@@ -137,8 +136,10 @@ class Checkpointer:
 
     def _acquire_lock(self) -> None:
         path = self.directory / ".lock"
+        # Another thread may release the lock: the one that still writes after a second Ctrl-C.
+        lock = FileLock(path, thread_local=False, fallback_to_soft=False)
         try:
-            self._lock.acquire(timeout=0)
+            lock.acquire(timeout=0)
         except Timeout:
             owner = "another process"
             with contextlib.suppress(OSError):
@@ -152,14 +153,16 @@ class Checkpointer:
             reason = f"{self.directory} is on a disk without locks ({error.strerror})"
             warnings.warn(f"{reason}; let no other process train there", CheckpointWarning, stacklevel=4)
         else:
+            self._lock = lock
             with contextlib.suppress(OSError):  # Windows refuses a second handle of a locked file
                 path.write_text(f"process {os.getpid()}")
 
     def _release_lock(self) -> None:
-        if self._lock.is_locked:  # not in a forked child: filelock leaves the lock to the parent
+        lock, self._lock = self._lock, None
+        if lock is not None and lock.is_locked:  # not in a forked child: filelock leaves the lock to the parent
             with contextlib.suppress(OSError):  # Windows keeps open files
-                os.unlink(self._lock.lock_file)
-        self._lock.release()
+                os.unlink(lock.lock_file)
+            lock.release()
 
     def exists(self) -> bool:
         """Return whether there is a checkpoint in the directory, sound or not."""
@@ -182,13 +185,10 @@ class Checkpointer:
         return self.save_state(source.state_dict())
 
     def save_state(self, state: Mapping[str, Any]) -> Path:
-        """Write a state to `last_path`, as `save` does.
+        """Write a state to `last_path`, as `save` does, and return the path.
 
         Args:
             state: Result of a ``state_dict()``.
-
-        Returns:
-            `last_path`.
 
         Raises:
             SettingTypeError: If the state is not a dictionary, or holds a value that cannot be saved.

@@ -104,7 +104,7 @@ class Checkpoint:
     Attributes:
         kind: ``"best"`` (weights to use) or ``"last"`` (state to resume).
         tensors: Tensors by name, contiguous, on the CPU.
-        values: The rest, as `flatten` gives it.
+        values: The rest as JSON, with references to the tensors.
     """
 
     kind: str
