@@ -73,12 +73,6 @@ def test_last_save_is_restored_and_the_one_before_is_kept(checkpointer: Checkpoi
     assert checkpointer.previous_path.read_bytes() == content
 
 
-def test_equal_states_give_equal_files(tmp_path: Path) -> None:
-    one, two, other = (Checkpointer(tmp_path / name).save(Run(epoch)) for name, epoch in [("a", 1), ("b", 1), ("c", 2)])
-    assert one.read_bytes() == two.read_bytes()
-    assert one.read_bytes() != other.read_bytes()
-
-
 def test_state_that_is_no_dictionary_is_refused(checkpointer: Checkpointer) -> None:
     with pytest.raises(SettingTypeError, match="must return a dict, got list"):
         checkpointer.save_state([1])  # type: ignore[arg-type]
