@@ -46,16 +46,7 @@ from cifarnet.errors import (
     UnsafeCheckpointError,
 )
 
-__all__ = [
-    "Checkpoint",
-    "corrupt",
-    "decode",
-    "encode",
-    "load_best",
-    "read_checkpoint",
-    "save_errors",
-    "write_checkpoint",
-]
+__all__ = ["Checkpoint", "corrupt", "decode", "encode", "load_best", "read_checkpoint", "write_checkpoint"]
 
 FORMAT_VERSION = 2
 
@@ -121,15 +112,13 @@ def encode(tensors: Mapping[str, Tensor], values: Json, *, kind: str) -> bytes:
         SettingTypeError: If a tensor cannot be saved. The message names it.
         SettingError: If names and values take more than 16 MiB.
     """
-    head, parts = _encode_parts(tensors, values, kind, FORMAT_VERSION)
+    head, parts = _parts(tensors, values, kind, FORMAT_VERSION)
     if len(head) > 8 + MAX_HEADER_BYTES:
         raise SettingError(f"names and values take {len(head):,} bytes of at most {MAX_HEADER_BYTES:,}; save less")
     return b"".join([head, *parts])
 
 
-def _encode_parts(
-    tensors: Mapping[str, Tensor], values: Json, kind: str, version: int
-) -> tuple[bytes, list[memoryview]]:
+def _parts(tensors: Mapping[str, Tensor], values: Json, kind: str, version: int) -> tuple[bytes, list[memoryview]]:
     """Return the file up to the first tensor, and the bytes of each tensor in the order of the file."""
     raw = {name: _raw_bytes(name, tensors[name]) for name in sorted(tensors)}
     header: dict[str, Any] = {name: {"dtype": _DTYPES[t.dtype], "shape": list(t.shape)} for name, t in tensors.items()}
@@ -176,7 +165,7 @@ def decode(content: bytes, *, name: str) -> Checkpoint:
         document = json.loads(metadata["cifarnet"])
         version, kind, values = document["format"], document.get("kind"), document.get("values")
         is_newer = type(version) is int and version > FORMAT_VERSION
-        head, _ = _encode_parts(tensors, values, kind, version)
+        head, _ = _parts(tensors, values, kind, version)
     except _MALFORMED as error:
         raise corrupt(f"{name} of {len(content):,} bytes is damaged: {error}") from error
     if is_newer:
