@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from cifarnet import CifarCNN, Classifier
-from cifarnet.checkpoint.codec import flatten
-from cifarnet.checkpoint.format import encode
+from cifarnet.checkpoint.file import encode
+from cifarnet.checkpoint.state_tree import flatten
 from cifarnet.errors import CheckpointCorruptError, CheckpointError, CheckpointMismatchError
 
 SOUND: dict[str, Any] = {

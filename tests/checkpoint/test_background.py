@@ -1,3 +1,5 @@
+"""Background writer: jobs run in order, and a failure is raised in the training thread."""
+
 from __future__ import annotations
 
 import threading
@@ -14,7 +16,7 @@ def writer() -> BackgroundWriter:
     return BackgroundWriter("last", "best")
 
 
-def test_a_snapshot_is_equal_and_shares_nothing() -> None:
+def test_snapshot_is_equal_and_shares_nothing() -> None:
     weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last).requires_grad_()
     state = {"model": {"w": weight}, 3: [torch.ones(2), ("a", 1.5, None)], "flag": True}
     copy = snapshot(state)
@@ -38,7 +40,7 @@ def gate(done: list[str], name: str, opened: threading.Event) -> Callable[[], No
     return job
 
 
-def test_jobs_run_in_another_thread_while_this_one_goes_on(writer: BackgroundWriter) -> None:
+def test_jobs_run_in_another_thread(writer: BackgroundWriter) -> None:
     threads: list[int] = []
     writer.put(last=lambda: threads.append(threading.get_ident()))
     writer.wait()
@@ -48,14 +50,12 @@ def test_jobs_run_in_another_thread_while_this_one_goes_on(writer: BackgroundWri
     assert threads[0] != threading.get_ident()
 
 
-def test_of_what_waits_only_the_newest_is_run_and_last_goes_first(writer: BackgroundWriter) -> None:
+def test_newest_waiting_job_of_each_name_runs_last_first(writer: BackgroundWriter) -> None:
     done: list[str] = []
     opened = threading.Event()
     writer.put(last=gate(done, "last 1", opened))
-    while True:  # until it runs, and no longer waits
-        with writer._changed:
-            if writer._running:
-                break
+    while "last" in writer._waiting:  # until it runs
+        pass
     for number in (2, 3, 4):
         writer.put(best=lambda number=number: done.append(f"best {number}"))  # type: ignore[misc]
         writer.put(last=lambda number=number: done.append(f"last {number}"))  # type: ignore[misc]
@@ -66,17 +66,8 @@ def test_of_what_waits_only_the_newest_is_run_and_last_goes_first(writer: Backgr
     writer.close()
 
 
-def test_closing_runs_what_waits(writer: BackgroundWriter) -> None:
-    done: list[str] = []
-    opened = threading.Event()
-    writer.put(last=gate(done, "last", opened), best=lambda: done.append("best"))
-    opened.set()
-    writer.close()
-    assert done == ["last", "best"]
-
-
 @pytest.mark.parametrize("call", ["put", "wait", "close", "raise_failure"])
-def test_a_failure_is_raised_by_the_next_call_and_nothing_is_run_after_it(writer: BackgroundWriter, call: str) -> None:
+def test_failure_is_raised_by_the_next_call_and_ends_all_jobs(writer: BackgroundWriter, call: str) -> None:
     done: list[str] = []
     opened = threading.Event()
 
@@ -88,13 +79,21 @@ def test_a_failure_is_raised_by_the_next_call_and_nothing_is_run_after_it(writer
     opened.set()
     with writer._changed:
         writer._changed.wait_for(lambda: writer._failure is not None, timeout=10)
-    actions: dict[str, Callable[[], None]] = {
-        "put": lambda: writer.put(last=lambda: done.append("last")),
-        "wait": writer.wait,
-        "close": writer.close,
-        "raise_failure": writer.raise_failure,
-    }
     with pytest.raises(OSError, match="disk full"):
-        actions[call]()
+        getattr(writer, call)()
     writer.close()
     assert done == []
+
+
+def test_abandoned_writer_discards_jobs_and_then_calls_back(writer: BackgroundWriter) -> None:
+    done: list[str] = []
+    opened, ended = threading.Event(), threading.Event()
+    writer.put(last=gate(done, "last", opened))
+    while "last" in writer._waiting:
+        pass
+    writer.put(best=lambda: done.append("best"))
+    writer.abandon(then=ended.set)
+    assert not ended.is_set()
+    opened.set()
+    assert ended.wait(10)
+    assert done == ["last"]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from cifarnet import Checkpointer, CifarCNN, Classifier, FastCNN, Preprocess, Trainer, build_transforms, make_synthetic
 from cifarnet.checkpoint import load_best
-from cifarnet.checkpoint.restore import unwrapped_state_dict
+from cifarnet.checkpoint.state_dict import unwrapped_state_dict
 from cifarnet.errors import InputError, SettingError, SettingTypeError
 from cifarnet.models import (
     MODELS,

@@ -12,7 +12,7 @@ from torch.optim import _muon as torchs_muon
 
 import tape
 from cifarnet import Checkpointer, CifarCNN, DatasetSplits, Trainer, Transforms
-from cifarnet.checkpoint.restore import load_optimizer
+from cifarnet.checkpoint.state_dict import load_optimizer
 from cifarnet.errors import SettingError
 from cifarnet.optim import Muon, param_groups
 

@@ -1,6 +1,6 @@
-"""Runs that cannot be lost: killed while saving, stopped at every step, fed with mutated files.
+"""Stress tests: processes killed while saving, runs stopped at every step, 20,000 mutated files.
 
-Little of each by default; all of it with ``CIFARNET_STRESS=1``, which also writes the report that the docs show.
+A small part runs by default. ``CIFARNET_STRESS=1`` runs all and writes the report that the docs show.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs fork and SIGKI
 
 @pytest.fixture(scope="module")
 def stress_report() -> Iterator[dict[str, Any]]:
-    """Counts of what was tried and what went wrong."""
+    """Return the counts of attempts and failures."""
     counts: dict[str, Any] = {}
     yield counts
     if LARGE and len(counts) == 4:
@@ -50,7 +50,7 @@ def stress_report() -> Iterator[dict[str, Any]]:
         REPORT.write_text(json.dumps({**about, "counts": counts}, indent=1) + "\n")
 
 
-# A process that has torch forks children that save in a loop, kills each at a random moment, and looks at the disk.
+# The process forks children that save in a loop, kills each at a random moment, and reads the files.
 KILL_LOOP = """
 import json, os, random, select, signal, sys, time, warnings
 from collections.abc import Iterator
@@ -88,17 +88,17 @@ for _ in range(kills):
     time.sleep(draw.random() * 0.02)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    told = b""
+    written = b""
     while chunk := os.read(reader, 2**16):
-        told += chunk
+        written += chunk
     os.close(reader)
-    confirmed = int.from_bytes(told[-8:], "little") if told else newest + 1
+    confirmed = int.from_bytes(written[-8:], "little") if written else newest + 1
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             checkpointer = Checkpointer(root)
-            checkpointer.prepare()
             run = Run(0)
+            with checkpointer: pass
             assert checkpointer.load(run)
             weights, description = checkpointer.read_best()
         swept += sum("unfinished" in str(w.message) for w in caught)
@@ -115,7 +115,7 @@ print(json.dumps({"kills": kills, "lost": lost, "unequal": unequal, "untyped": u
 """
 
 
-def test_a_process_killed_while_saving_loses_nothing(tmp_path: Path, stress_report: dict[str, Any]) -> None:
+def test_process_killed_while_saving_loses_nothing(tmp_path: Path, stress_report: dict[str, Any]) -> None:
     command = [sys.executable, "-c", KILL_LOOP, str(tmp_path), "500" if LARGE else "25"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -130,14 +130,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "augmentation": {"dropout": 0.0},
     "dropout": {"dropout": 0.5},
     "mixup": {"dropout": 0.0, "trainer": {"batch_transform": v2.MixUp(num_classes=10)}},
-    "average of the weights": {"dropout": 0.0, "trainer": {"ema_decay": 0.95}},
+    "weight average": {"dropout": 0.0, "trainer": {"ema_decay": 0.95}},
     "all of them, cutmix": {
         "dropout": 0.5,
-        "trainer": {
-            "batch_transform": v2.CutMix(num_classes=10),
-            "ema_decay": 0.95,
-            "lr_schedule": one_cycle(),
-        },
+        "trainer": {"batch_transform": v2.CutMix(num_classes=10), "ema_decay": 0.95, "lr_schedule": one_cycle()},
     },
     "bf16, one-cycle, clipping": {
         "dropout": 0.5,
@@ -170,7 +166,7 @@ def are_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
 class Interrupted(nn.CrossEntropyLoss):
     """Ctrl-C in the k-th step."""
 
-    #: Steps, and the step that is interrupted: they are no settings of the run.
+    #: Number of steps, and the step to interrupt, by id: attributes of the class, so that they are no settings.
     steps: ClassVar[dict[int, int]] = {}
     at: ClassVar[dict[int, int | None]] = {}
 
@@ -186,7 +182,7 @@ class Interrupted(nn.CrossEntropyLoss):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_run_stopped_at_every_step_ends_in_the_same_bytes(
+def test_run_stopped_at_any_step_ends_in_the_same_bytes(
     name: str, synthetic: DatasetSplits, tmp_path: Path, stress_report: dict[str, Any]
 ) -> None:
     train, val = synthetic.train.split(0.2, seed=0)  # 240 images: 15 steps an epoch of 16 images
@@ -206,10 +202,10 @@ def test_a_run_stopped_at_every_step_ends_in_the_same_bytes(
         )
         return trainer, loss.steps[id(loss)]
 
-    unbroken, steps = run(tmp_path / "unbroken")
+    uninterrupted, steps = run(tmp_path / "uninterrupted")
     assert steps == 15 * max_epochs
-    expected, history = tensors_of(unbroken), [r.val_loss for r in unbroken.history]
-    best = read_checkpoint(tmp_path / "unbroken/best.safetensors").tensors
+    expected, history = tensors_of(uninterrupted), [r.val_loss for r in uninterrupted.history]
+    best = read_checkpoint(tmp_path / "uninterrupted/best.safetensors").tensors
     unequal = 0
     for step in range(1, steps):
         directory = tmp_path / str(step)
@@ -231,7 +227,7 @@ def test_a_run_stopped_at_every_step_ends_in_the_same_bytes(
 
 
 def mutations(content: bytes, draw: random.Random) -> bytes:
-    """One of the things that happen to files, or are done to them."""
+    """Return a damaged or manipulated copy of a file."""
     data = bytearray(content)
     kind = draw.randrange(7)
     place = draw.randrange(len(data)) if draw.random() < 0.5 else draw.randrange(min(len(data), 4096))
@@ -256,7 +252,7 @@ def mutations(content: bytes, draw: random.Random) -> bytes:
     return bytes(data)
 
 
-def test_a_mutated_file_is_refused_by_a_typed_error(
+def test_mutated_file_is_refused_by_a_typed_error(
     synthetic: DatasetSplits, tmp_path: Path, stress_report: dict[str, Any]
 ) -> None:
     trainer = make(SETTINGS["dropout"])
@@ -293,33 +289,33 @@ sys.exit(cli.main(["train", *options, "--resume"]))
 """
 
 
-def test_a_training_killed_at_random_moments_ends_in_the_same_bytes(
-    tmp_path: Path, stress_report: dict[str, Any]
-) -> None:
+def test_training_killed_at_any_moment_ends_in_the_same_bytes(tmp_path: Path, stress_report: dict[str, Any]) -> None:
     def train(directory: str, kill_after: int | None = None) -> bool:
-        """Whether it came to its end; else it was killed when it had told of so many more epochs and a moment."""
+        """Return whether the training ended. Otherwise it was killed after so many lines and a random moment."""
         command = [sys.executable, "-W", "ignore", "-c", KILLED_TRAINING, directory]
         process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         assert process.stderr is not None
-        told: list[str] = []
+        lines: list[str] = []
         for line in process.stderr:
-            told.append(line)
-            if kill_after is not None and len(told) == kill_after:
+            lines.append(line)
+            if kill_after is not None and len(lines) == kill_after:
                 threading.Timer(draw.random() * 0.3, process.kill).start()
         code = process.wait()
         process.stderr.close()
-        assert code in (0, -signal.SIGKILL), told
+        assert code in (0, -signal.SIGKILL), lines
         return code == 0
 
     draw = random.Random(1)
-    assert train("unbroken")
+    assert train("uninterrupted")
     kills = 0
     while kills < (10 if LARGE else 2) and not train("killed", kill_after=1):
         kills += 1
     train("killed")
     unequal = 0
     for name in ("best", "last"):
-        one, other = (read_checkpoint(tmp_path / d / f"{name}.safetensors").tensors for d in ("unbroken", "killed"))
+        one, other = (
+            read_checkpoint(tmp_path / d / f"{name}.safetensors").tensors for d in ("uninterrupted", "killed")
+        )
         unequal += not are_equal(one, other)
     stress_report["trainings killed at random moments"] = {"kills": kills, "unequal files": unequal}
     assert kills == (10 if LARGE else 2), "the training ended before it could be killed so often"

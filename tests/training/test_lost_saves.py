@@ -119,10 +119,10 @@ def test_a_system_without_threads_is_told_of_before_training_and_leaves_the_dire
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(CheckpointSaveError, match="no thread to save in"):
+        with pytest.raises(RuntimeError, match="can't start new thread"):
             BackgroundWriter("last")
         trainer = make_trainer()
-        with pytest.raises(CheckpointSaveError, match="no thread to save in"):
+        with pytest.raises(RuntimeError, match="can't start new thread"):
             trainer.fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress_bar=False)
     assert trainer.global_step == 0
     trainer.fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress_bar=False)

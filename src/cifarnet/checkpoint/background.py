@@ -1,4 +1,4 @@
-"""Saving beside the training: a copy of the state, and a thread that writes it."""
+"""Background saving: a copy of the state, and a thread that writes it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cifarnet.errors import CheckpointSaveError
-
 __all__ = ["BackgroundWriter", "snapshot"]
 
 
 def snapshot(state: Any) -> Any:
-    """Copy a nested state on the device of its tensors, so that training may change the original at once.
+    """Copy the tensors of a nested state on their device, so that training can change the originals at once.
 
     Args:
-        state: Nested dictionaries, lists and tuples; of other values, tensors are copied and the rest is kept.
+        state: Nested dictionaries, lists and tuples of tensors and plain values.
 
     Returns:
-        The same with tensors of its own, in the same memory format; on the CPU where the device has no room.
+        The same state with copied tensors, in the same memory format. If the device has no memory left, a tensor is
+        copied to the CPU.
     """
     if isinstance(state, Tensor):
         try:
@@ -30,23 +29,19 @@ def snapshot(state: Any) -> Any:
             return state.detach().to("cpu", copy=True)
     if isinstance(state, Mapping):
         return {key: snapshot(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return [snapshot(value) for value in state]
-    if isinstance(state, tuple):
-        return tuple(snapshot(value) for value in state)
+    if isinstance(state, list | tuple):
+        items = [snapshot(value) for value in state]
+        return items if isinstance(state, list) else tuple(items)
     return state
 
 
 class BackgroundWriter:
-    """Runs jobs in one thread. Of jobs with one name that wait, only the newest is run.
+    """Thread that runs named jobs. Among waiting jobs of the same name, only the newest runs.
 
-    A job that fails is told to the thread that trains, by its next call; no job is run after it.
+    A failed job is re-raised in the training thread on the next call, and later jobs are discarded.
 
     Args:
-        order: The names that jobs may have. Of those that wait, the first in this order is run first.
-
-    Raises:
-        CheckpointSaveError: If the system has no thread to give.
+        order: Names of jobs. The first waiting one in this order runs first.
     """
 
     def __init__(self, *order: str) -> None:
@@ -57,12 +52,9 @@ class BackgroundWriter:
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
         self._at_end: Callable[[], object] = lambda: None
-        # A daemon: a process that is told twice to end must not wait for a disk. A save that it cuts is swept.
+        # Daemon thread: a second Ctrl-C must not wait for a slow disk.
         self._thread = threading.Thread(target=self._work, name="cifarnet-save", daemon=True)
-        try:
-            self._thread.start()
-        except RuntimeError as error:
-            raise CheckpointSaveError(f"no thread to save in ({error}); raise the limit on threads") from error
+        self._thread.start()
 
     @property
     def busy(self) -> bool:
@@ -71,15 +63,14 @@ class BackgroundWriter:
             return self._running or bool(self._waiting)
 
     def put(self, **jobs: Callable[[], object]) -> None:
-        """Run jobs as soon as may be, in the place of those of the same names that still wait.
+        """Run jobs as soon as possible. A job replaces a waiting one of the same name.
 
         Args:
-            jobs: What to run, by name; the names are those of ``order``.
+            jobs: Functions by name. The names are those of ``order``.
 
         Raises:
-            BaseException: What an earlier job raised.
+            BaseException: If an earlier job failed, its exception.
         """
-        assert set(jobs) <= set(self._order)
         self.raise_failure()
         with self._changed:
             self._waiting.update(jobs)
@@ -89,64 +80,63 @@ class BackgroundWriter:
         """Wait until no job runs or waits.
 
         Raises:
-            BaseException: What a job raised.
+            BaseException: If a job failed, its exception.
         """
         with self._changed:
             self._changed.wait_for(lambda: not self._running and not self._waiting)
         self.raise_failure()
 
     def raise_failure(self) -> None:
-        """Raise what a job raised, once."""
+        """Raise the exception of a failed job, once."""
         with self._changed:
             failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
 
     def close(self) -> None:
-        """Run what waits, and end the thread.
+        """Run the waiting jobs, then end the thread.
 
         Raises:
-            BaseException: What a job raised.
+            BaseException: If a job failed, its exception.
         """
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        self._end()
         self._thread.join()
         self.raise_failure()
 
     def abandon(self, then: Callable[[], object]) -> None:
-        """Drop what waits, and do not wait for the job that runs.
+        """Discard the waiting jobs and return at once, while the running job continues.
 
         Args:
-            then: Run when it has ended; in its thread.
+            then: Function that the thread calls when the running job has ended.
         """
         with self._changed:
-            self._waiting.clear()
             self._at_end = then
+            self._waiting.clear()
+            self._end()
+
+    def _end(self) -> None:
+        with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def _work(self) -> None:
-        try:
-            self._run_jobs()
-        finally:
-            self._at_end()
-
-    def _run_jobs(self) -> None:
-        while True:
-            with self._changed:
-                self._running = False
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                if not self._waiting:
-                    return
-                name = min(self._waiting, key=self._order.index)
-                job = self._waiting.pop(name)
-                self._running = True
+        while (job := self._next()) is not None:
             try:
                 job()
             except BaseException as error:
                 with self._changed:
                     self._failure = error
                     self._waiting.clear()
-            del job  # and with it the copy of the state
+            del job  # frees the copy of the state
+        self._at_end()
+
+    def _next(self) -> Callable[[], object] | None:
+        """Wait for the next job; ``None`` if the writer is closed and no job waits."""
+        with self._changed:
+            self._running = False
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            if not self._waiting:
+                return None
+            self._running = True
+            return self._waiting.pop(min(self._waiting, key=self._order.index))

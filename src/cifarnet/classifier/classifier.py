@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cifarnet._types import Images
 from cifarnet._validation import check_count
 from cifarnet.checkpoint import Checkpointer, load_best, load_weights
-from cifarnet.checkpoint.restore import unwrapped_state_dict
+from cifarnet.checkpoint.state_dict import unwrapped_state_dict
 from cifarnet.classifier.metadata import build_from_metadata, constructor_call, parse_metadata
 from cifarnet.classifier.prediction import Prediction
 from cifarnet.data import ImageDataset, ImageLike, resize_images, to_pixels

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from cifarnet.checkpoint.layout import corrupt
-from cifarnet.checkpoint.restore import check_weights
+from cifarnet.checkpoint.file import corrupt
+from cifarnet.checkpoint.state_dict import check_weights
 from cifarnet.errors import CheckpointMismatchError, SettingError
 from cifarnet.inference import TEMPERATURE_RANGE, resolve_precision
 from cifarnet.inference.evaluate import check_model_fits

@@ -16,7 +16,7 @@ from torch import Tensor
 from cifarnet.checkpoint import Checkpointer, load_best, load_weights
 from cifarnet.checkpoint.background import BackgroundWriter, snapshot
 from cifarnet.checkpoint.checkpointer import encode_state
-from cifarnet.checkpoint.codec import flatten
+from cifarnet.checkpoint.state_tree import flatten
 from cifarnet.errors import (
     CheckpointCorruptError,
     CheckpointNotFoundError,

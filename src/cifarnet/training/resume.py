@@ -23,7 +23,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from cifarnet.checkpoint.restore import OPTIMIZER_FLAGS
+from cifarnet.checkpoint.state_dict import OPTIMIZER_FLAGS
 from cifarnet.data import ImageDataset
 from cifarnet.errors import CheckpointMismatchError, CheckpointWarning, ResumeMismatchError
 from cifarnet.models import describe_model

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarnet.checkpoint import load_optimizer, load_weights
-from cifarnet.checkpoint.restore import check_weights, unwrapped_state_dict
+from cifarnet.checkpoint.state_dict import check_weights, unwrapped_state_dict
 from cifarnet.errors import CheckpointMismatchError, NonFiniteLossError
 from cifarnet.inference.running import MetricTotals, RunningMetrics
 from cifarnet.optim import ExponentialMovingAverage

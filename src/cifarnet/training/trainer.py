@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cifarnet._types import Images, Labels
 from cifarnet._validation import check_count, did_you_mean
 from cifarnet.checkpoint import Checkpointer
-from cifarnet.checkpoint.restore import follow_weights
+from cifarnet.checkpoint.state_dict import follow_weights
 from cifarnet.data import ImageDataset
 from cifarnet.errors import SettingError
 from cifarnet.inference import Evaluation, resolve_device, resolve_precision

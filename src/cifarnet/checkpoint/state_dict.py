@@ -1,9 +1,9 @@
-"""Restoring of saved tensors: compare all of them with the network or optimizer, then copy them in place."""
+"""Loading of saved tensors into a network or an optimizer: compare all of them, then copy them in place."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import torch
@@ -27,15 +27,7 @@ OPTIMIZER_FLAGS = ("capturable", "differentiable", "foreach", "fused")
 MAX_NAMED = 5
 
 #: States of torch's optimizers that have the shape of their parameter. Another shape means another network.
-_PARAMETER_SHAPED = (
-    "exp_avg",
-    "exp_avg_sq",
-    "max_exp_avg_sq",
-    "momentum_buffer",
-    "square_avg",
-    "grad_avg",
-    "acc_delta",
-)
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "acc_delta")
 
 _WRAPPERS = ("_orig_mod.", "module.")  # torch.compile; DistributedDataParallel, DataParallel and AveragedModel
 _AVERAGE_COUNT = "n_averaged"  # AveragedModel's own buffer: a count, not a weight
@@ -89,12 +81,6 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str
     """
     check_weights(model, weights, source=source, built_with=built_with)
     saved, targets = unwrapped_state_dict(weights), unwrapped_state_dict(model)
-    without_storage = (
-        f"{name} has no storage in the model, because it is on the meta device"
-        for name, target in targets.items()
-        if target.is_meta
-    )
-    _refuse(without_storage, f"{source} cannot be loaded", 'Call model.to_empty(device="cpu") first')
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(saved[name])
@@ -124,7 +110,7 @@ def _weight_differences(saved: Mapping[str, Tensor], targets: Mapping[str, Tenso
         elif saved[name].shape != target.shape:
             yield f"{name} is {_shape(saved[name])} in the file, {_shape(target)} in the model"
         elif saved[name].dtype != target.dtype:
-            yield f"{name} is {_dtype(saved[name])} in the file, {_dtype(target)} in the model"
+            yield f"{name} is {saved[name].dtype} in the file, {target.dtype} in the model".replace("torch.", "")
     yield from (f"{name} is only in the file" for name in saved if name not in targets)
 
 
@@ -149,17 +135,16 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
         >>> other.param_groups[0]["lr"]
         0.1
     """
-    what, remedy = "The file does not fit the optimizer", "Use the optimizer that the run was started with"
     groups, saved, live_groups = state.get("param_groups", []), state.get("state", {}), optimizer.param_groups
-    _refuse(_group_differences(groups, live_groups), what, remedy)
     indices = chain.from_iterable(group["params"] for group in groups)
-    params = dict(zip(indices, chain.from_iterable(group["params"] for group in live_groups), strict=True))
-    _refuse(_state_differences(saved, params), what, remedy)
+    params = dict(zip(indices, chain.from_iterable(group["params"] for group in live_groups), strict=False))
+    differences = chain(_group_differences(groups, live_groups), _state_differences(saved, params))
+    _refuse(differences, "The file does not fit the optimizer", "Use the optimizer that the run was started with")
 
     # A state under another key belongs to all parameters. It is moved to the device of the first one.
     first = next(iter(params.values()))
     placed = {key: _placed(value, params.get(key, first), str(key)) for key, value in saved.items()}
-    settings = [_on_device_of(live, group) for group, live in zip(groups, live_groups, strict=True)]
+    settings = [_merge_group(live, group) for group, live in zip(groups, live_groups, strict=True)]
     optimizer.load_state_dict({"state": placed, "param_groups": settings})
     for i, param in params.items():
         for key, value in placed.get(i, {}).items():
@@ -173,23 +158,9 @@ def follow_weights(optimizer: torch.optim.Optimizer) -> None:
     Args:
         optimizer: Optimizer, which may have moments from training before the move.
     """
-    state = optimizer.state_dict()
-    params = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
-    cast = {
-        index: {
-            key: value.to(params[index].dtype) if _is_moment(value, params[index]) else value
-            for key, value in entries.items()
-        }
-        if isinstance(index, int)
-        else entries
-        for index, entries in state["state"].items()
-    }
-    if cast:
-        load_optimizer(optimizer, {**state, "state": cast})
-
-
-def _is_moment(value: Any, param: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.shape == param.shape and value.dim() > 0
+    if optimizer.state:
+        optimizer.load_state_dict(optimizer.state_dict())  # torch moves it to the device and dtype of the parameters
+        load_optimizer(optimizer, optimizer.state_dict())
 
 
 def _group_differences(saved: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -197,27 +168,20 @@ def _group_differences(saved: Sequence[Mapping[str, Any]], own: Sequence[Mapping
         yield f"{len(saved)} parameter groups in the file, {len(own)} in the optimizer"
         return
     for index, (group, own_group) in enumerate(zip(saved, own, strict=True)):
-        size, own_size = len(group.get("params", [])), len(own_group["params"])
+        size, own_size = len(group["params"]), len(own_group["params"])
         if size != own_size:
             yield f"group {index} has {size} parameters in the file, {own_size} in the optimizer"
-        # torch's schedulers add initial_lr.
-        yield from (
-            f"group {index} has {key} only in the file" for key in group if key not in own_group and key != "initial_lr"
-        )
+        unknown = group.keys() - own_group.keys() - {"initial_lr"}  # torch's schedulers add initial_lr
+        yield from (f"group {index} has {key} only in the file" for key in sorted(unknown))
         if group.get("param_names") != own_group.get("param_names"):
             yield f"group {index} has other parameter names, or another order of them"
 
 
 def _state_differences(saved: Mapping[Any, Mapping[str, Any]], params: Mapping[Any, Tensor]) -> Iterator[str]:
-    for index, entries in saved.items():
-        if not isinstance(index, int):
-            continue
-        if index not in params:
-            yield f"parameter {index} is only in the file"
-            continue
-        for key, value in entries.items():
-            if key in _PARAMETER_SHAPED and isinstance(value, Tensor) and value.shape != params[index].shape:
-                yield f"{key} of parameter {index} is {_shape(value)} in the file, {_shape(params[index])} in the model"
+    for index, param in params.items():
+        for key, value in saved.get(index, {}).items():
+            if key in _MOMENTS and isinstance(value, Tensor) and value.shape != param.shape:
+                yield f"{key} of parameter {index} is {_shape(value)} in the file, {_shape(param)} in the model"
 
 
 def _placed(value: Any, param: Tensor, key: str) -> Any:
@@ -235,37 +199,26 @@ def _placed(value: Any, param: Tensor, key: str) -> Any:
     return torch.empty_like(param, dtype=value.dtype, memory_format=torch.preserve_format).copy_(value)
 
 
-def _on_device_of(live: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
+def _merge_group(live: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
     """Merge the saved settings of a group into those of the optimizer.
 
     The optimizer keeps its own value of settings that the file lacks, because a newer torch added them. It also keeps
-    its own `OPTIMIZER_FLAGS`, because they depend on the machine.
+    its own `OPTIMIZER_FLAGS`, because they depend on the machine. A learning rate that is a tensor stays on its device.
     """
-    return dict(live) | {
-        key: _like(live[key], value) if key == "lr" else value
-        for key, value in group.items()
-        if key not in OPTIMIZER_FLAGS
-    }
-
-
-def _like(live: Any, value: Any) -> Any:
-    """Convert a learning rate to the type of the optimizer's own: a tensor on its device, or a float."""
-    if isinstance(live, Tensor):
-        return torch.as_tensor(value, dtype=live.dtype, device="cpu").to(live.device, copy=True)
-    return float(value)
+    merged = dict(live) | {key: value for key, value in saved.items() if key not in OPTIMIZER_FLAGS}
+    if isinstance(live.get("lr"), Tensor):
+        merged["lr"] = torch.as_tensor(merged["lr"], dtype=live["lr"].dtype).to(live["lr"].device, copy=True)
+    elif "lr" in live:
+        merged["lr"] = float(merged["lr"])
+    return merged
 
 
 def _refuse(differences: Iterator[str], what: str, remedy: str) -> None:
-    named = list(islice(differences, MAX_NAMED))
-    if named:
-        rest = sum(1 for _ in differences)
-        more = f"; and {rest} more" if rest else ""
-        raise CheckpointMismatchError(f"{what}: {'; '.join(named)}{more}. {remedy}")
+    found = list(differences)
+    if found:
+        more = [f"and {len(found) - MAX_NAMED} more"] if len(found) > MAX_NAMED else []
+        raise CheckpointMismatchError(f"{what}: {'; '.join(found[:MAX_NAMED] + more)}. {remedy}")
 
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "one number"
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
