@@ -64,7 +64,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ("--epochs", "3", "--val-fraction", "0.25", "--precision", "bf16", "--out", "a")
     with pytest.MonkeyPatch.context() as patch:
         prepare(patch, directory)
-        assert cli.main(["train", *SYNTHETIC, *options]) == 0
+        assert cli.main(["train", "--data", "synthetic", *options]) == 0
     return directory / "a"
 
 
