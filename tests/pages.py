@@ -5,7 +5,7 @@ otherwise and why:
 
     <!-- not run: it needs a GPU -->
     <!-- parsed: it takes an hour -->           (commands: the arguments are checked, nothing is run)
-    <!-- run by: tests/test_export.py -->
+    <!-- run by: tests/export/test_export.py -->
 
 A block of ``text`` directly below one that was run is what it prints: each line has to be among the lines that were
 printed, whatever the numbers are; ``...`` stands for anything.

@@ -19,8 +19,8 @@ PROBE = """<script>addEventListener("load", () => parent.postMessage({
   scrolls: document.documentElement.scrollWidth - document.documentElement.clientWidth,
   images: [...document.images].every(image => image.complete && image.naturalWidth > 0),
 }, "*"));</script>"""
-PHONE = """<!DOCTYPE html><pre></pre><iframe src="page.html" width="390" height="800" style="border: 0"></iframe>
-<script>
+PHONE = """<!DOCTYPE html><pre></pre>
+<iframe src="page.html" width="390" height="800" style="border: 0"></iframe><script>
 addEventListener("message", event => { document.querySelector("pre").textContent = JSON.stringify(event.data); });
 </script>"""
 
