@@ -1,15 +1,8 @@
-"""What a run was and what came of it: as ``report.json``, as a page to read, and several of them beside each other."""
+"""Report of a run as ``report.json`` and as an HTML page, and tables over several runs."""
 
-from cifarnet.report.comparison import (
-    comparison_table,
-    format_result,
-    published_table,
-    read_reports,
-    summarize_seeds,
-)
-from cifarnet.report.document import build_report, load_report, save_report
 from cifarnet.report.page import Page, build_page, save_page
-from cifarnet.report.run import Run, load_run
+from cifarnet.report.report_json import Run, build_report, load_report, load_run, save_report
+from cifarnet.report.tables import comparison_table, format_result, read_reports, summarize_seeds
 
 __all__ = [
     "Page",
@@ -20,7 +13,6 @@ __all__ = [
     "format_result",
     "load_report",
     "load_run",
-    "published_table",
     "read_reports",
     "save_page",
     "save_report",
