@@ -68,7 +68,7 @@ class PortableNetwork(nn.Module):
 
     def __init__(self, model: nn.Module, preprocess: Preprocess, temperature: float = 1.0) -> None:
         super().__init__()
-        self.model = model.requires_grad_(False)  # else models.layout would flatten by an autograd function
+        self.model = model.requires_grad_(False)  # else `flatten` would use an autograd function
         self.preprocess = preprocess
         self.temperature = temperature
         self.eval()

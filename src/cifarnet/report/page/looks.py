@@ -117,11 +117,7 @@ def network(judged: Judged) -> Markup:
     classifier = judged.run.classifier
     shape = (len(classifier.preprocess.mean), classifier.preprocess.size, classifier.preprocess.size)
     summary = summarize_model(classifier.model, shape)
-    rows = [
-        (layer.name or "-", f"{layer.kind}, {layer.detail}" if layer.detail else layer.kind, layer.output,
-         count(layer.num_parameters))
-        for layer in summary.layers
-    ]  # fmt: skip
+    rows = [(layer.name or "-", layer.kind, layer.output, count(layer.num_parameters)) for layer in summary.layers]
     head = ("module", "layer", "output", "parameters")
     caption = f"{summary.name}: {count(summary.num_parameters)} parameters, layer by layer"
     listed = table(caption, head, rows, texts=(0, 1, 2), id_="layers-table")
