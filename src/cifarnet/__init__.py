@@ -67,9 +67,9 @@ _HOMES = {
 _MODULES = {
     *_HOMES.values(),
     "bench",
-    "explain",
     "export",
     "images",
+    "inspection",
     "optim",
     "randomness",
     "recipes",

@@ -14,7 +14,7 @@ from torch import nn
 
 from cifarnet import CifarCNN, Classifier, DatasetSplits, Preprocess
 from cifarnet.errors import InputError, SettingError
-from cifarnet.explain import feature_maps
+from cifarnet.inspection import feature_maps
 from cifarnet.visualize import plot_feature_maps
 
 SIZE = 16

@@ -12,7 +12,7 @@ from torch import nn
 
 from cifarnet import DatasetSplits
 from cifarnet.errors import InputError, SettingError
-from cifarnet.explain import grad_cam
+from cifarnet.inspection import grad_cam
 from cifarnet.visualize import plot_grad_cam
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from cifarnet._validation import check_count
 from cifarnet.classifier import Classifier
 from cifarnet.errors import InputError
-from cifarnet.explain import feature_maps
 from cifarnet.images import ImageLike
+from cifarnet.inspection import feature_maps
 from cifarnet.visualize.canvas import (
     PLAIN,
     divide,
@@ -50,7 +50,7 @@ def plot_feature_maps(
     Args:
         classifier: Whose network.
         image: One image, as `Classifier.predict` takes it.
-        layers: Dotted paths of modules, see `cifarnet.explain.feature_maps`; ``None`` is the last layer of each
+        layers: Dotted paths of modules, see `cifarnet.inspection.feature_maps`; ``None`` is the last layer of each
             shape that the maps have on their way, at most 8 of them.
         num_maps: How many of a layer at most.
         ax: Axes whose place is drawn in; a new figure without.

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from cifarnet._validation import check_count
 from cifarnet.classifier import Classifier
-from cifarnet.explain import grad_cam
 from cifarnet.images import ImageLike
+from cifarnet.inspection import grad_cam
 from cifarnet.visualize.canvas import figure_of, percent, shorten, show_image
 from cifarnet.visualize.cells import open_cells, write_title
 
@@ -34,7 +34,7 @@ def plot_grad_cam(
     Grad-CAM of Selvaraju et al. (2017, arXiv:1610.02391). The brighter and more opaque the colour on the grey image,
     the more a place speaks for the class. Each map is scaled by its own largest value: compare places within an image,
     not images with each other. Both pictures are what the network gets, in its resolution.
-    `cifarnet.explain.grad_cam` gives the maps themselves.
+    `cifarnet.inspection.grad_cam` gives the maps themselves.
 
     Args:
         classifier: Whose network.
