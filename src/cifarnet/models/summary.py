@@ -93,12 +93,12 @@ def summarize_model(model: nn.Module, image_shape: tuple[int, int, int] | None =
     Example:
         >>> print(summarize_model(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(7200, 10))))
         Sequential on an image of 3 x 32 x 32
-        layer  kind              output      parameters    FLOPs
-        0      Conv2d 3x3        8 x 30 x 30        224  388,800
-        1      ReLU              8 x 30 x 30          0        0
-        2      Flatten           7,200                0        0
-        3      Linear            10              72,010  144,000
-        total  72,234 trainable                  72,234  532,800
+        layer  kind              output       parameters    FLOPs
+        0      Conv2d 3x3        8 x 30 x 30         224  388,800
+        1      ReLU              8 x 30 x 30           0        0
+        2      Flatten           7,200                 0        0
+        3      Linear            10               72,010  144,000
+        total  72,234 trainable                   72,234  532,800
     """
     if not isinstance(model, nn.Module):
         raise SettingTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}; pass the network itself")

@@ -89,7 +89,7 @@ class Muon(torch.optim.Optimizer):
         adjust_lr_fn: str = "original",
         normalize_weights: bool = False,
     ) -> None:
-        settings = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps}
+        settings: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps}
         settings |= {"weight_decay": weight_decay, "adjust_lr_fn": adjust_lr_fn, "normalize_weights": normalize_weights}
         super().__init__(params, {"lr": lr, **settings})
 

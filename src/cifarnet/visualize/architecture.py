@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -91,8 +92,9 @@ def _fold(model: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
     owners = [next((block for block in blocks if row.name.startswith(f"{block}.")), row.name) for row in layers]
     depth = max((owner.count(".") + 1 for owner in owners), default=1)
     while True:
-        names = iter([".".join(owner.split(".")[:depth]) for owner in owners])
-        rows = [_merge(model, name, list(group)) for name, group in groupby(layers, lambda _, names=names: next(names))]
+        names = [".".join(owner.split(".")[:depth]) for owner in owners]
+        groups = groupby(zip(names, layers, strict=True), key=itemgetter(0))
+        rows = [_merge(model, name, [row for _, row in group]) for name, group in groups]
         if len(rows) <= _MAX_ROWS or depth == 1:
             return rows
         depth -= 1
@@ -162,7 +164,7 @@ def _shrink(panel: Axes, width: float, height: float) -> None:
     window = panel.get_window_extent()
     scale = 72 / style.figure_of(panel).dpi * min(window.width / width, window.height / height)
     for text in (panel.title, *panel.texts):
-        text.set_fontsize(text.get_fontsize() * scale)
+        text.set_fontsize(float(text.get_fontsize()) * scale)
     for patch in panel.patches:
         patch.set_linewidth(patch.get_linewidth() * scale)
         if isinstance(patch, FancyArrowPatch):
