@@ -178,16 +178,12 @@ def test_resnet18_takes_images_of_any_size(size: int) -> None:
 
 
 def test_resnet18_has_the_maps_of_the_variant_for_cifar() -> None:
-    summary = summarize_model(ResNet18()).folded(24)
-    blocks = [layer.output_shape for layer in summary.layers if layer.kind == "ResidualBlock"]
-    assert blocks == [shape for shape in ((64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)) for _ in range(2)]
-    convolutions = [layer for layer in summarize_model(ResNet18()).layers if layer.family == "convolution"]
-    assert [layer.kind for layer in convolutions].count("conv 3x3") == 17
-    assert [layer.detail for layer in convolutions if layer.kind == "conv 1x1"] == [
-        "64 -> 128, stride 2",
-        "128 -> 256, stride 2",
-        "256 -> 512, stride 2",
-    ]
+    layers = summarize_model(ResNet18()).layers
+    maps = [layer.output_shape for layer in layers if layer.name.endswith(".norm2")]
+    assert maps == [shape for shape in ((64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)) for _ in range(2)]
+    convolutions = [layer.kind for layer in layers if layer.kind.startswith("Conv2d")]
+    assert convolutions.count("Conv2d 3x3") == 14
+    assert convolutions.count("Conv2d 3x3, stride 2") == convolutions.count("Conv2d 1x1, stride 2") == 3
 
 
 def test_a_residual_block_adds_its_input() -> None:
@@ -222,7 +218,7 @@ def test_arithmetic_is_twice_the_multiply_adds() -> None:
     assert model.training
     assert all(torch.equal(value, statistics[key]) for key, value in model[1].state_dict().items())
     assert count_flops(nn.Conv2d(1, 2, 3), (1, 8, 8)) == 2 * 36 * 2 * 9
+    assert count_flops(CifarCNN(image_size=8)) < count_flops(CifarCNN())
+    assert count_flops(nn.Flatten()) == 0
     with pytest.raises(InputError, match=r"CifarCNN cannot take an image of \(3, 32, 32\): .*give image_shape="):
-        count_flops(CifarCNN(image_size=64))
-    with pytest.raises(InputError, match="Flatten has no weights"):
-        count_flops(nn.Flatten())
+        count_flops(CifarCNN(image_size=64), (3, 32, 32))

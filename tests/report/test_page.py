@@ -111,7 +111,7 @@ def test_page_shows_the_metrics_of_the_evaluation(made: Made) -> None:
 def test_command_writes_the_same_bytes_again(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("cifarnet.cli.data.make_synthetic", lambda size: made.data)
+    monkeypatch.setattr("cifarnet.cli.data_source.make_synthetic", lambda size: made.data)
     path = tmp_path / "page.html"
     best = str(made.directory / "best.safetensors")
     command = ["report", best, "--data", "synthetic", "--out", str(path), "--device", "cpu", "--json"]

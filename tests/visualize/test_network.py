@@ -12,7 +12,7 @@ from torch import nn
 
 from cifarnet import CifarCNN, Classifier, DatasetSplits, FastCNN, Preprocess, ResNet18
 from cifarnet.errors import InputError, SettingError
-from cifarnet.explain import feature_maps, grad_cam
+from cifarnet.inspection import feature_maps, grad_cam
 from cifarnet.visualize import plot_feature_maps, plot_filters, plot_grad_cam
 
 

@@ -170,7 +170,7 @@ class _Network(nn.Module):
         super().__init__()
         # Contiguous, because a program keeps strides, and other runtimes order them differently.
         self.model = copy.deepcopy(classifier.model).to(memory_format=torch.contiguous_format)
-        self.model.requires_grad_(False)  # or models.layout flattens with an autograd function
+        self.model.requires_grad_(False)  # or models._modules flattens with an autograd function
         self.preprocess = classifier.preprocess
         self.temperature = classifier.temperature
         self.eval()

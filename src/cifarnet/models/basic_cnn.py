@@ -1,4 +1,4 @@
-"""The plain network that the reference compares with: what a first tutorial builds."""
+"""BasicCNN: the plain network that the reference compares with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from cifarnet._types import Images, Logits
 from cifarnet._validation import check_count, check_counts
-from cifarnet.models.layout import flatten
+from cifarnet.models._modules import flatten
 
 __all__ = ["BasicCNN"]
 
@@ -17,8 +17,8 @@ __all__ = ["BasicCNN"]
 class BasicCNN(nn.Module):
     """Two 5x5 convolutions and three linear layers, no batch norm, no dropout: 1,007,306 parameters.
 
-    The reference names a "basic CNN" of 1M parameters and no more. This is the network of PyTorch's tutorial
-    "Training a Classifier", in the shape of LeNet-5 (LeCun et al., 1998), with channels and hidden units for 1M.
+    The reference names only a "basic CNN" of 1M parameters. This is the network of PyTorch's tutorial "Training a
+    Classifier", with the layers of LeNet-5 (LeCun et al., 1998) and enough channels and hidden units for 1M.
 
     ============================ ============== ================
     layer                        output         then
@@ -31,11 +31,11 @@ class BasicCNN(nn.Module):
     ============================ ============== ================
 
     Args:
-        num_classes: Logits an image, ``K >= 2``.
-        in_channels: Channels of an image, ``C``.
-        image_size: Side of an image in pixels, at least 16.
-        widths: Channels of the two convolutions.
-        hidden: Widths of the two hidden linear layers.
+        num_classes: Number of classes, ``K >= 2``.
+        in_channels: Number of channels of an image, ``C``.
+        image_size: Side length of an image in pixels, at least 16.
+        widths: Output channels of the two convolutions.
+        hidden: Output features of the two hidden linear layers.
 
     Raises:
         SettingError: If a value is outside its range.
@@ -63,7 +63,7 @@ class BasicCNN(nn.Module):
         check_count("image_size", image_size, "CIFAR-10 has 32 pixels a side", least=16)
         check_counts("widths", widths, 2, "the default is (32, 64)")
         check_counts("hidden", hidden, 2, "the default is (512, 256)")
-        #: What rebuilds this network; stored beside its weights.
+        #: Arguments that rebuild this network, stored beside its weights.
         self.arguments = {
             "num_classes": num_classes,
             "in_channels": in_channels,
@@ -71,7 +71,7 @@ class BasicCNN(nn.Module):
             "widths": tuple(widths),
             "hidden": tuple(hidden),
         }
-        pooled = ((image_size - 4) // 2 - 4) // 2  # each convolution takes 4 pixels, each pooling halves
+        pooled = ((image_size - 4) // 2 - 4) // 2  # each convolution removes 4 pixels, each pooling halves the side
         self.conv1 = nn.Conv2d(in_channels, widths[0], kernel_size=5)
         self.conv2 = nn.Conv2d(widths[0], widths[1], kernel_size=5)
         self.fc1 = nn.Linear(widths[1] * pooled * pooled, hidden[0])
@@ -79,10 +79,10 @@ class BasicCNN(nn.Module):
         self.fc3 = nn.Linear(hidden[1], num_classes)
 
     def forward(self, images: Images) -> Logits:
-        """Score every class.
+        """Compute the logits.
 
         Args:
-            images: Normalised, shape ``(N, C, image_size, image_size)``.
+            images: Normalised images, shape ``(N, C, image_size, image_size)``.
 
         Returns:
             Logits, shape ``(N, K)``.

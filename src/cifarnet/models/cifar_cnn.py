@@ -1,4 +1,4 @@
-"""The network of the reference: two convolutions, two linear layers."""
+"""CifarCNN: the network of the reference, two convolutions and two linear layers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from cifarnet._types import Images, Logits
 from cifarnet._validation import check_count, check_counts
 from cifarnet.errors import SettingError, SettingTypeError
-from cifarnet.models.layout import flatten
+from cifarnet.models._modules import flatten
 
 __all__ = ["CifarCNN"]
 
@@ -18,8 +18,7 @@ __all__ = ["CifarCNN"]
 class CifarCNN(nn.Module):
     """Two 3x3 convolutions and two linear layers: 6,447,754 parameters with the defaults.
 
-    Each convolution is followed by ReLU and only then by batch norm, and the pooling stands between the
-    two: unusual, and kept because the published network has it.
+    ReLU and pooling come before batch norm. That order is unusual and kept because the published network has it.
 
     ============================ ============== ============================
     layer                        output         then
@@ -31,13 +30,13 @@ class CifarCNN(nn.Module):
     ============================ ============== ============================
 
     Args:
-        num_classes: Logits an image, ``K >= 2``.
-        in_channels: Channels of an image, ``C``.
-        image_size: Side of an image in pixels, at least 6.
-        widths: Channels of the two convolutions.
-        hidden: Width of the first linear layer.
-        dropout: Chance in ``[0, 1)`` that a hidden unit is dropped in training.
-        batch_norm: Whether there are the two batch norms. Without them the other layers begin with the same weights.
+        num_classes: Number of classes, ``K >= 2``.
+        in_channels: Number of channels of an image, ``C``.
+        image_size: Side length of an image in pixels, at least 6.
+        widths: Output channels of the two convolutions.
+        hidden: Output features of the first linear layer.
+        dropout: Probability in ``[0, 1)`` that a hidden unit is dropped in training.
+        batch_norm: Use the two batch norms. Without them, the other layers start from the same weights.
 
     Raises:
         SettingError: If a value is outside its range.
@@ -71,7 +70,7 @@ class CifarCNN(nn.Module):
             raise SettingError(f"dropout must be in [0, 1), got {dropout}; the reference has 0.5")
         if not isinstance(batch_norm, bool):
             raise SettingTypeError(f"batch_norm must be True or False, got {batch_norm!r}; the reference has True")
-        #: What rebuilds this network; stored beside its weights.
+        #: Arguments that rebuild this network, stored beside its weights.
         self.arguments = {
             "num_classes": num_classes,
             "in_channels": in_channels,
@@ -82,7 +81,7 @@ class CifarCNN(nn.Module):
             "batch_norm": batch_norm,
         }
         first, second = widths
-        pooled = (image_size - 4) // 2  # two convolutions take 2 pixels each, the pooling halves
+        pooled = (image_size - 4) // 2  # each convolution removes 2 pixels, the pooling halves the side
         self.conv1 = nn.Conv2d(in_channels, first, kernel_size=3)
         self.bn1 = nn.BatchNorm2d(first) if batch_norm else nn.Identity()
         self.conv2 = nn.Conv2d(first, second, kernel_size=3)
@@ -92,10 +91,10 @@ class CifarCNN(nn.Module):
         self.fc2 = nn.Linear(hidden, num_classes)
 
     def forward(self, images: Images) -> Logits:
-        """Score every class.
+        """Compute the logits.
 
         Args:
-            images: Normalised, shape ``(N, C, image_size, image_size)``.
+            images: Normalised images, shape ``(N, C, image_size, image_size)``.
 
         Returns:
             Logits, shape ``(N, K)``.

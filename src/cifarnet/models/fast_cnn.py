@@ -1,4 +1,4 @@
-"""The network of the speed records: a whitening stem and three groups of convolutions."""
+"""FastCNN: the network of the speed records, a whitening layer and three groups of convolutions."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = ["FastCNN"]
 class FastCNN(nn.Module):
     """Seven convolutions that learn CIFAR-10 in eight epochs: 1,972,792 parameters, 1,971,352 of them trainable.
 
-    The architecture of airbench94 (Jordan, 2024, arXiv:2404.00498), which grew out of hlb-CIFAR10 and the ResNet-9
-    of Page, 2019 ("How to train your ResNet"); with ``widths=(128, 384, 512)`` and ``convs_per_group=3`` that of
-    airbench96. What is unusual makes it learn in fewer steps:
+    The architecture of airbench94 (Jordan, 2024, arXiv:2404.00498), which is based on hlb-CIFAR10 and the ResNet-9 of
+    Page, 2019 ("How to train your ResNet"). With ``widths=(128, 384, 512)`` and ``convs_per_group=3`` it is the
+    architecture of airbench96. Four unusual choices let it learn in fewer steps:
 
-    * The first convolution is not learned: it whitens patches of 2x2 pixels. `fit_whitening` computes its filters
-      from training images and must be called before training.
-    * A convolution begins as the identity on its first channels (Dirac; Zagoruyko and Komodakis, 2017,
-      arXiv:1706.00388), the rest as torch draws it.
-    * Batch norm stands behind the pooling, and its scale stays 1: the next convolution has one.
-    * Logits are divided by the width of the head, whose weights begin with standard deviation 1.
+    * The first convolution is fixed. It whitens patches of 2x2 pixels. Call `fit_whitening` with training images
+      before training.
+    * A convolution starts as the identity on its first channels (Dirac; Zagoruyko and Komodakis, 2017,
+      arXiv:1706.00388). The other channels have torch's initial weights.
+    * Batch norm follows the pooling, and its scale stays 1.
+    * The logits are divided by the width of the head, whose weights start with standard deviation 1.
 
     ================================================== =============
     layer                                              output
@@ -42,18 +42,18 @@ class FastCNN(nn.Module):
     ================================================== =============
 
     Args:
-        num_classes: Logits an image, ``K >= 2``.
-        in_channels: Channels of an image, ``C``.
-        widths: Channels of the three groups.
-        convs_per_group: 2, or 3: then the last two convolutions of a group are added to their input (He et al., 2016,
-            arXiv:1512.03385).
+        num_classes: Number of classes, ``K >= 2``.
+        in_channels: Number of channels of an image, ``C``.
+        widths: Output channels of the three groups.
+        convs_per_group: Number of convolutions per group, 2 or 3. With 3, a shortcut (He et al., 2016,
+            arXiv:1512.03385) goes around the last two.
 
     Raises:
         SettingError: If a value is outside its range.
 
     Example:
         >>> model = FastCNN()
-        >>> model.fit_whitening(torch.randn(8, 3, 32, 32))  # normalised training images in earnest
+        >>> model.fit_whitening(torch.randn(8, 3, 32, 32))  # in a real run: normalised training images
         >>> model(torch.zeros(2, 3, 32, 32)).shape, model(torch.zeros(2, 3, 24, 24)).shape
         (torch.Size([2, 10]), torch.Size([2, 10]))
     """
@@ -72,14 +72,14 @@ class FastCNN(nn.Module):
         check_counts("widths", widths, 3, "the default is (64, 256, 256)")
         if convs_per_group not in (2, 3):
             raise SettingError(f"convs_per_group must be 2 or 3, got {convs_per_group!r}; 2 is the default")
-        #: What rebuilds this network; stored beside its weights.
+        #: Arguments that rebuild this network, stored beside its weights.
         self.arguments = {
             "num_classes": num_classes,
             "in_channels": in_channels,
             "widths": tuple(widths),
             "convs_per_group": convs_per_group,
         }
-        components = 4 * in_channels  # values in a patch of 2x2 pixels
+        components = 4 * in_channels  # values per patch of 2x2 pixels
         self.whitening = nn.Conv2d(in_channels, 2 * components, kernel_size=2)
         self.whitening.weight.requires_grad_(False)
         self.group1 = ConvGroup(2 * components, widths[0], num_convs=convs_per_group)
@@ -91,32 +91,32 @@ class FastCNN(nn.Module):
             self.head.weight /= self.head.weight.std()
 
     def fit_whitening(self, images: Images) -> None:
-        """Compute the filters of the first convolution; until then they hand on the single pixels of a patch.
+        """Compute the filters of the first convolution. Before this call, they copy the pixels of a patch.
 
         Args:
-            images: Normalised training images, shape ``(N, C, H, W)``; the first 5,000 are enough.
+            images: Normalised training images, shape ``(N, C, H, W)``. 5,000 are enough.
 
         Raises:
-            InputError: If they are not floating, hold NaN or infinity, or have another number of channels.
+            InputError: If the images are not floating, contain NaN or infinity, or have another number of channels.
         """
         channels = self.whitening.in_channels
         if images.ndim == 4 and images.shape[1] != channels:
             raise InputError(
-                f"the images have {images.shape[1]} channels, the network takes {channels}; give images like those "
-                "of the training, or build it with in_channels="
+                f"the images have {images.shape[1]} channels, the network takes {channels}; pass training images, or "
+                "build the network with in_channels="
             )
         self._set_whitening(whitening_filters(images))
 
     @torch.no_grad()
     def _set_whitening(self, filters: Tensor) -> None:
-        """The filters and their negatives: GELU would lose half of each."""
+        """Set the filters and their negatives, because GELU suppresses negative outputs."""
         self.whitening.weight.copy_(torch.cat([filters, -filters]))
 
     def forward(self, images: Images) -> Logits:
-        """Score every class.
+        """Compute the logits.
 
         Args:
-            images: Normalised, shape ``(N, C, H, W)``, at least 9 pixels a side.
+            images: Normalised images, shape ``(N, C, H, W)``, at least 9 pixels a side.
 
         Returns:
             Logits, shape ``(N, K)``.
@@ -125,19 +125,19 @@ class FastCNN(nn.Module):
         x = self.group1(x)  # (N, 64, 15, 15)
         x = self.group2(x)  # (N, 256, 7, 7)
         x = self.group3(x)  # (N, 256, 3, 3)
-        # For images of any size; not adaptive_max_pool2d, whose backward on CUDA is not deterministic.
+        # Not adaptive_max_pool2d: its backward pass on CUDA is not deterministic.
         x = x.amax(dim=(2, 3))  # (N, 256)
         logits: Logits = self.head(x) / self.head.in_features
         return logits
 
 
 class ConvGroup(nn.Module):
-    """Two or three 3x3 convolutions, with a 2x2 max-pool behind the first.
+    """Two or three 3x3 convolutions with a 2x2 max-pool after the first.
 
     Args:
-        in_channels: Of the input.
-        out_channels: Of the output.
-        num_convs: 2, or 3 with a shortcut around the last two.
+        in_channels: Number of channels of the input.
+        out_channels: Number of channels of the output.
+        num_convs: Number of convolutions: 2, or 3 with a shortcut around the last two.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, num_convs: int = 2) -> None:
@@ -152,7 +152,7 @@ class ConvGroup(nn.Module):
             self.norm3 = _batch_norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape ``(N, in_channels, H, W)`` to ``(N, out_channels, H / 2, W / 2)``, rounded down."""
+        """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H / 2, W / 2)``, rounded down."""
         pooled = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
         x = F.gelu(self.norm2(self.conv2(pooled)))
         if self.num_convs == 2:
@@ -161,7 +161,7 @@ class ConvGroup(nn.Module):
 
 
 def _dirac_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """A 3x3 convolution that keeps the size and, at first, hands on its first channels unchanged."""
+    """Build a padded 3x3 convolution that starts as the identity on its first channels."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
     with torch.no_grad():
         # Not nn.init.dirac_, which loops over the channels.
@@ -171,7 +171,7 @@ def _dirac_conv(in_channels: int, out_channels: int) -> nn.Conv2d:
 
 
 def _batch_norm(channels: int) -> nn.BatchNorm2d:
-    """Batch norm with a scale of 1 for good, and statistics that follow fast: a run has 200 steps."""
-    norm = nn.BatchNorm2d(channels, eps=1e-12, momentum=0.4)  # as airbench94 has them
+    """Build a batch norm with a fixed scale of 1 and fast running statistics, because a run has only 200 steps."""
+    norm = nn.BatchNorm2d(channels, eps=1e-12, momentum=0.4)  # as in airbench94
     norm.weight.requires_grad_(False)
     return norm

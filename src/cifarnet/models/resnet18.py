@@ -1,4 +1,4 @@
-"""ResNet-18 in the variant for small images."""
+"""ResNet18: ResNet-18 in the variant for small images."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["ResNet18"]
 class ResNet18(nn.Module):
     """Eight residual blocks of two 3x3 convolutions: 11,173,962 parameters with ten classes.
 
-    He et al., 2016, arXiv:1512.03385, table 1 (18 layers). That network is for images of 224 pixels: it begins with
-    a 7x7 convolution of stride 2 and a 3x3 max-pool, which would leave 8x8 pixels of CIFAR's 32x32. The usual CIFAR
-    variant, this one, begins with a 3x3 convolution of stride 1 instead.
+    He et al., 2016, arXiv:1512.03385, table 1 (18 layers). That network takes images of 224 pixels. It starts with a
+    7x7 convolution of stride 2 and a 3x3 max-pool, which would reduce an image of CIFAR-10 to 8x8 pixels. This is the
+    usual CIFAR variant, which starts with a 3x3 convolution of stride 1.
 
     ============================ ==============
     layer                        output
@@ -31,8 +31,8 @@ class ResNet18(nn.Module):
     ============================ ==============
 
     Args:
-        num_classes: Logits an image, ``K >= 2``.
-        in_channels: Channels of an image, ``C``.
+        num_classes: Number of classes, ``K >= 2``.
+        in_channels: Number of channels of an image, ``C``.
 
     Raises:
         SettingError: If a value is outside its range.
@@ -49,7 +49,7 @@ class ResNet18(nn.Module):
         super().__init__()
         check_count("num_classes", num_classes, "CIFAR-10 has 10", least=2)
         check_count("in_channels", in_channels, "CIFAR-10 has 3")
-        #: What rebuilds this network; stored beside its weights.
+        #: Arguments that rebuild this network, stored beside its weights.
         self.arguments = {"num_classes": num_classes, "in_channels": in_channels}
         self.conv = _conv(in_channels, 64, kernel_size=3)
         self.norm = nn.BatchNorm2d(64)
@@ -60,10 +60,10 @@ class ResNet18(nn.Module):
         self.fc = nn.Linear(512, num_classes)
 
     def forward(self, images: Images) -> Logits:
-        """Score every class.
+        """Compute the logits.
 
         Args:
-            images: Normalised, shape ``(N, C, H, W)``, of any size.
+            images: Normalised images, shape ``(N, C, H, W)``, of any size.
 
         Returns:
             Logits, shape ``(N, K)``.
@@ -73,20 +73,21 @@ class ResNet18(nn.Module):
         x = self.stage2(x)  # (N, 128, 16, 16)
         x = self.stage3(x)  # (N, 256, 8, 8)
         x = self.stage4(x)  # (N, 512, 4, 4)
-        # Not adaptive_avg_pool2d, whose backward on CUDA is refused where runs must be deterministic.
+        # Not adaptive_avg_pool2d: its backward pass on CUDA is not deterministic.
         logits: Logits = self.fc(x.mean(dim=(2, 3)))
         return logits
 
 
 class ResidualBlock(nn.Module):
-    """``ReLU(convolutions(x) + shortcut(x))``; the shortcut is ``x`` itself where the shape stays.
+    """Residual block, ``ReLU(convolutions(x) + shortcut(x))``.
 
-    Where it does not, the shortcut is a 1x1 convolution and batch norm (option B of He et al., 2016, section 3.3).
+    The shortcut is ``x`` itself. If the shape changes, it is a 1x1 convolution with batch norm (option B of He et al.,
+    2016, section 3.3).
 
     Args:
-        in_channels: Of the input.
-        out_channels: Of the output.
-        stride: Of the first convolution.
+        in_channels: Number of channels of the input.
+        out_channels: Number of channels of the output.
+        stride: Stride of the first convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
@@ -101,7 +102,7 @@ class ResidualBlock(nn.Module):
             self.shortcut.append(nn.BatchNorm2d(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape ``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``, rounded up."""
+        """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``, rounded up."""
         shortcut = self.shortcut(x)
         x = F.relu(self.norm1(self.conv1(x)))
         x = self.norm2(self.conv2(x))
@@ -109,8 +110,8 @@ class ResidualBlock(nn.Module):
 
 
 def _conv(in_channels: int, out_channels: int, *, kernel_size: int, stride: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the size but for its stride; without bias, which the batch norm behind it has."""
+    """Build a padded convolution without bias, because a batch norm follows."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
-    # As the paper says: He et al., 2015, arXiv:1502.01852; fan_out keeps the variance of the gradients.
+    # As in the paper: He et al., 2015, arXiv:1502.01852. fan_out keeps the variance of the gradients.
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv

@@ -1,10 +1,8 @@
-"""What `torch.optim` lacks: Muon for filters, schedules as pure functions of the step, and averages of the weights."""
+"""Muon, learning-rate schedules as pure functions of the step, and moving averages of the weights."""
 
-from cifarnet.optim.averaging import ExponentialMovingAverage
-from cifarnet.optim.fused import use_fused
-from cifarnet.optim.groups import param_groups
-from cifarnet.optim.muon import Muon
-from cifarnet.optim.orthogonal import newton_schulz
+from cifarnet.optim.ema import ExponentialMovingAverage
+from cifarnet.optim.groups import param_groups, use_fused
+from cifarnet.optim.muon import Muon, newton_schulz
 from cifarnet.optim.schedules import Schedule, constant, cosine, from_torch, linear, one_cycle, tabulate
 
 __all__ = [

@@ -1,87 +1,57 @@
-"""The layers of a network from top to bottom, and where its parameters are."""
+"""Diagram of a network: its layers from top to bottom and their share of the parameters."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.patches import FancyBboxPatch, Polygon, Rectangle
-from matplotlib.text import Text
-from matplotlib.textpath import TextPath
-from matplotlib.transforms import Bbox
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from torch import nn
 
-from cifarnet.models.summary import summarize_model
-from cifarnet.models.tracing import Layer
-from cifarnet.models.wording import Family
-from cifarnet.visualize._style import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    ORANGE,
-    PLAIN,
-    SKY,
-    VERMILION,
-    figure_of,
-    open_axes,
-)
+from cifarnet.models import summarize_model, unwrapped
+from cifarnet.models.fast_cnn import ConvGroup
+from cifarnet.models.resnet18 import ResidualBlock
+from cifarnet.models.summary import Layer
+from cifarnet.visualize import _style as style
 
 __all__ = ["plot_architecture"]
 
-_COLOURS: dict[Family, str] = {
-    "convolution": BLUE,
-    "linear": VERMILION,
-    "norm": GREEN,
-    "pooling": ORANGE,
-    "block": SKY,
-    "other": GREY,
-}
-_DIM = "#5A5A5A"  # small text: 6.9:1 on white, where GREY has 3.5:1
+#: Colours by a part of the class name.
+_COLOURS = {"Conv": style.BLUE, "Linear": style.VERMILION, "Norm": style.GREEN, "Pool": style.ORANGE}
+_DIM = "#5A5A5A"  # small text, with a contrast of 6.9:1 on white
+_MAX_ROWS = 24
 
-# All lengths are points at natural size; the axes scale them, letters included.
-_TALL, _SLIM, _GAP = 20.0, 14.0, 9.0
-_STACK = 2.5  # by which the box behind a folded block stands out
-_HEAD, _TITLE, _EDGE = 18.0, 20.0, 8.0
-_PADS = 6.0  # what constrained layout leaves free on both sides together
-_BAR, _SHARE = 84.0, 34.0
-_LANE = 6.0  # between arrows beside the boxes
-_SPACE = 11.0  # between columns
-_LARGE, _SMALL = 9.0, 7.5  # font sizes
-_LONGEST_NAME, _LONGEST_KIND = 150.0, 180.0
+# All lengths are points at natural size. The left edge of the boxes is at 0.
+_BOX, _GAP, _PITCH, _HEAD = 20.0, 12.0, 32.0, 18.0
+_NAME_END, _LANE = -20.0, -10.0
+_BAR, _SHARE = 84.0, 44.0
+_LETTER = 0.62  # width of an average letter, as a share of its font size
 
 
 def plot_architecture(
-    model: nn.Module,
-    image_shape: tuple[int, int, int] | None = None,
-    *,
-    max_rows: int = 24,
-    ax: Axes | None = None,
+    model: nn.Module, image_shape: tuple[int, int, int] | None = None, *, ax: Axes | None = None
 ) -> Figure:
-    """Draw what a network does to an image: a box for each layer, its output and its share of the parameters.
+    """Draw a box for each layer of a network, with its output and its share of the parameters.
 
-    The network runs once, on one image of zeros, and is as before afterwards. Rows stand in running order; an
-    arrow leads from what gives to what takes, beside the boxes where rows stand between the two. Layers without
-    parameters are slim.
+    An arrow on the left shows a shortcut of the library's networks. Residual blocks, and the modules of a network with
+    more than 24 layers, are folded into one box each.
 
     Args:
         model: Any network that takes images ``(N, C, H, W)``.
-        image_shape: ``(C, H, W)``; ``None`` is what the library's networks were built for, else ``(3, 32, 32)``.
-        max_rows: Deeper networks are folded: each block of layers becomes one row, drawn as a stack. At least 3.
-        ax: Axes whose place is drawn in, letters as large as fit; a new figure without.
+        image_shape: Shape ``(C, H, W)``. ``None`` uses the shape that a network of the library was built for, and
+            ``(3, 32, 32)`` for any other network.
+        ax: Axes to draw in. ``None`` makes a new figure.
 
     Returns:
         The figure.
 
     Raises:
         InputError: If the network cannot take such an image.
-        SettingError: If ``image_shape`` is not three sizes, ``max_rows`` is below 3, or a parameter has no shape yet.
         SettingTypeError: If ``model`` is not a module.
 
     Example:
@@ -89,259 +59,121 @@ def plot_architecture(
         >>> plot_architecture(CifarCNN()).axes[0].get_title()
         'CifarCNN: 6,447,754 parameters'
     """
-    summary = summarize_model(model, image_shape).folded(max_rows)
-    start = Layer("", "input", summary.image_shape, 0)
-    rows = [_Row.of(layer) for layer in (start, *summary.layers)]
-    detours = _detours(summary.links)
-    columns = _Columns.around(rows, num_lanes=1 + max((detour.lane for detour in detours), default=-1))
-    height = _HEAD + sum(_GAP + row.rise + row.height for row in rows) - _GAP + _EDGE
-    ax = open_axes(ax, width=(columns.end + _PADS) / 72, height=(height + _TITLE + _PADS) / 72)
+    summary = summarize_model(model, image_shape)
+    model = unwrapped(model)
+    rows = [Layer("", "input", summary.image_shape, 0, 0), *_fold(model, summary.layers)]
+    start = _NAME_END - 8 - _width(["module", *(row.name for row in rows)], 7.5)
+    box_end = 30 + _width([row.kind for row in rows], 9)
+    count_end = (
+        box_end + 24 + _width([row.output for row in rows], 8) + max(50, _width([f"{summary.num_parameters:,}"], 9))
+    )
+    end, height = count_end + 11 + _BAR + _SHARE, _HEAD + len(rows) * _PITCH
+    panel = style.open_axes(ax, width=(end - start) / 72, height=(height + 24) / 72)
     title = f"{summary.name}: {summary.num_parameters:,} parameters"
     if summary.num_trainable < summary.num_parameters:
         title += f", {summary.num_trainable:,} trainable"
-    ax.set_title(
-        title,
-        color=INK,
-        fontsize=11 * min(1, 72 * ax.get_window_extent().width / figure_of(ax).dpi / _width(title, 11)),
-        **PLAIN,
-    )
-    ax.set_axis_off()
-    panel = ax.inset_axes((0, 0, 1, 1))
+    panel.set_title(title, color=style.INK, fontsize=11, **style.PLAIN)
     panel.set_axis_off()
-    panel.set_xlim(0, columns.end)
-    panel.set_ylim(height, 0)
+    panel.set(xlim=(start, end), ylim=(height, 0))
     panel.set_aspect("equal", anchor="N")
-    _draw_heads(panel, columns)
-    middles = _draw_rows(panel, rows, columns)
-    _draw_arrows(panel, rows, middles, summary.links, columns)
-    for detour in detours:
-        _draw_detour(panel, detour, middles, columns)
-    return figure_of(ax)
+    _draw_rows(panel, rows, box_end, count_end)
+    for first, last in _find_shortcuts(model, [row.name for row in rows]):
+        above, below = _top(first) - 0.6 * _GAP, _top(last) + _BOX + 0.2 * _GAP
+        middle = box_end / 2
+        _draw_arrow(panel, [(middle, above), (_LANE, above), (_LANE, below), (middle, below)])
+    if ax is not None:
+        _shrink(panel, end - start, height)
+    return style.figure_of(panel)
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A layer as it is written: with the signs of print, and not too long."""
-
-    layer: Layer
-    name: str
-    kind: str
-    detail: str
-    output: str
-    count: str
-
-    @classmethod
-    def of(cls, layer: Layer) -> _Row:
-        name = _cut(layer.name, _SMALL, _LONGEST_NAME, from_start=True)  # the end of a path says more
-        kind = _cut(layer.kind, _LARGE, _LONGEST_KIND)
-        count = f"{layer.num_parameters:,}" if layer.num_parameters else ""
-        return cls(layer, name, _typeset(kind), _typeset(layer.detail), _typeset(layer.output), count)
-
-    @property
-    def height(self) -> float:
-        return _TALL if self.layer.num_parameters or self.layer.family == "block" else _SLIM
-
-    @property
-    def rise(self) -> float:
-        """How far what stands above the box reaches."""
-        return _STACK if self.layer.family == "block" else 0.0
-
-    @property
-    def font_size(self) -> float:
-        return _LARGE if self.height == _TALL else _LARGE - 1
+def _fold(model: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
+    """Fold residual blocks, and the deepest modules until the rows fit."""
+    blocks = [name for name, module in model.named_modules() if name and isinstance(module, ResidualBlock)]
+    owners = [next((block for block in blocks if row.name.startswith(f"{block}.")), row.name) for row in layers]
+    depth = max((owner.count(".") + 1 for owner in owners), default=1)
+    while True:
+        names = [".".join(owner.split(".")[:depth]) for owner in owners]
+        groups = groupby(zip(names, layers, strict=True), key=itemgetter(0))
+        rows = [_merge(model, name, [row for _, row in group]) for name, group in groups]
+        if len(rows) <= _MAX_ROWS or depth == 1:
+            return rows
+        depth -= 1
 
 
-@dataclass(frozen=True)
-class _Detour:
-    """An arrow past the rows between two, in a lane beside the boxes; lane 0 is the nearest."""
-
-    source: int
-    target: int
-    lane: int
+def _merge(model: nn.Module, name: str, rows: Sequence[Layer]) -> Layer:
+    if len(rows) == 1:
+        return rows[0]
+    kind = f"{type(model.get_submodule(name)).__name__}, {len(rows)} layers"
+    return replace(rows[-1], name=name, kind=kind, num_parameters=sum(row.num_parameters for row in rows))
 
 
-def _detours(links: Sequence[tuple[int, int]]) -> list[_Detour]:
-    """Links past other rows, short ones nearest to the boxes, and none over another. The input is row 0."""
-    detours: list[_Detour] = []
-    shown = [(source + 1, target + 1) for source, target in links if target - source > 1]
-    for source, target in sorted(shown, key=lambda link: (link[1] - link[0], link)):
-        taken = {other.lane for other in detours if other.source < target and source < other.target}
-        lane = next(lane for lane in range(len(shown)) if lane not in taken)
-        detours.append(_Detour(source, target, lane))
-    return detours
+def _find_shortcuts(model: nn.Module, names: list[str]) -> list[tuple[int, int]]:
+    """Find the first and the last row beside each shortcut of the library's networks."""
+    spans = []
+    for path, module in model.named_modules():
+        if isinstance(module, ResidualBlock):
+            spans.append((path, path))
+        elif isinstance(module, ConvGroup) and module.num_convs == 3:
+            spans.append((f"{path}.conv2", f"{path}.norm3"))
+    return [(names.index(first), names.index(last)) for first, last in spans if first in names[1:]]
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """Where the columns stand."""
-
-    name_end: float
-    box: float
-    box_end: float
-    output: float
-    count_end: float
-    bar: float
-    end: float
-
-    @classmethod
-    def around(cls, rows: Sequence[_Row], *, num_lanes: int) -> _Columns:
-        """Make them as wide as their longest text, with room for arrows left of the boxes."""
-        name_end = _EDGE + max(_width("module", _SMALL), *(_width(row.name, _SMALL) for row in rows))
-        box = name_end + _SPACE + _LANE * num_lanes
-        inside = max(_width(row.kind, row.font_size) + _width(row.detail, _SMALL) + _SPACE for row in rows)
-        box_end = box + inside + 2 * _SPACE
-        output = box_end + _SPACE + 3
-        output_end = output + max(_width("output", _SMALL), *(_width(row.output, _LARGE - 1) for row in rows))
-        widest_count = max(_width("parameters", _SMALL), *(_width(row.count, _LARGE) for row in rows))
-        count_end = output_end + 1.5 * _SPACE + widest_count
-        bar = count_end + _SPACE
-        return cls(name_end, box, box_end, output, count_end, bar, bar + _BAR + _SHARE + _EDGE)
-
-    @property
-    def middle(self) -> float:
-        return (self.box + self.box_end) / 2
-
-
-def _draw_heads(panel: Axes, columns: _Columns) -> None:
-    style: dict[str, Any] = {"size": _SMALL, "color": _DIM}
-    _write(panel, columns.name_end, _HEAD / 3, "module", ha="right", **style)
-    _write(panel, columns.middle, _HEAD / 3, "layer", ha="center", **style)
-    _write(panel, columns.output, _HEAD / 3, "output", **style)
-    _write(panel, columns.count_end, _HEAD / 3, "parameters", ha="right", **style)
-    _write(panel, columns.bar, _HEAD / 3, "share", **style)
-
-
-def _draw_rows(panel: Axes, rows: Sequence[_Row], columns: _Columns) -> list[float]:
-    """Draw all but the arrows; gives the height at which the middle of each row is."""
-    total = sum(row.layer.num_parameters for row in rows)
-    largest = max(row.layer.num_parameters for row in rows)
-    y, middles = _HEAD, []
+def _draw_rows(panel: Axes, rows: Sequence[Layer], box_end: float, count_end: float) -> None:
+    _write(panel, _NAME_END, 6, "module", ha="right")
+    _write(panel, box_end / 2, 6, "layer", ha="center")
+    _write(panel, box_end + 12, 6, "output")
+    _write(panel, count_end, 6, "parameters", ha="right")
+    _write(panel, count_end + 11, 6, "share")
+    largest = max(1, *(row.num_parameters for row in rows))
+    total = sum(row.num_parameters for row in rows)
     for index, row in enumerate(rows):
-        colour = _COLOURS[row.layer.family]
-        y += row.rise
-        _draw_box(panel, row, columns, y, colour, dashed=row.layer.output_shape is None)
-        middle = y + row.height / 2
-        middles.append(middle)
-        _write(panel, columns.name_end, middle, row.name, size=_SMALL, color=_DIM, ha="right")
-        _write(panel, columns.output, middle, row.output, size=_LARGE - 1, color=INK if row.count else _DIM)
-        if row.count:
-            share = row.layer.num_parameters / total
-            length = _BAR * row.layer.num_parameters / largest
-            _write(panel, columns.count_end, middle, row.count, size=_LARGE, color=INK, ha="right")
-            # snap=False: rounded to whole pixels, a small share would be nothing or a whole pixel.
-            bar = Rectangle((columns.bar, middle - 4), length, 8, facecolor=colour, linewidth=0, snap=False)
+        top, middle = _top(index), _top(index) + _BOX / 2
+        other = style.SKY if row.kind.endswith(" layers") else style.GREY
+        colour = next((colour for part, colour in _COLOURS.items() if part in row.kind.partition(",")[0]), other)
+        shape = "round,pad=0,rounding_size=4"
+        panel.add_patch(FancyBboxPatch((0, top), box_end, _BOX, boxstyle=shape, fc=f"{colour}29", ec=colour))
+        _write(panel, _NAME_END, middle, row.name, ha="right")
+        _write(panel, 10, middle, row.kind, size=9, color=style.INK)
+        _write(panel, box_end + 12, middle, row.output.replace("x", "\N{MULTIPLICATION SIGN}"), size=8, color=style.INK)
+        if index:
+            _draw_arrow(panel, [(box_end / 2, top - _GAP), (box_end / 2, top)])
+        if row.num_parameters:
+            share, length = row.num_parameters / total, _BAR * row.num_parameters / largest
+            _write(panel, count_end, middle, f"{row.num_parameters:,}", size=9, color=style.INK, ha="right")
+            bar = Rectangle((count_end + 11, middle - 4), length, 8, facecolor=colour, linewidth=0, snap=False)
             bar.set_gid(f"share of row {index}")
             panel.add_patch(bar)
-            _write(panel, columns.bar + length + 3, middle, _percent(share), size=_SMALL, color=_DIM)
-        y += row.height + _GAP
-    return middles
+            text = f"{100 * share:.1f} %" if share >= 0.0005 else "< 0.1 %"
+            _write(panel, count_end + 14 + length, middle, text)
 
 
-def _draw_box(panel: Axes, row: _Row, columns: _Columns, y: float, colour: str, *, dashed: bool) -> None:
-    width, middle = columns.box_end - columns.box, y + row.height / 2
-    for offset in (row.rise, 0.0) if row.rise else (0.0,):  # what is folded looks like a stack
-        box = FancyBboxPatch(
-            (columns.box + offset, y - offset), width, row.height,
-            boxstyle="round,pad=0,rounding_size=4", facecolor=_tint(colour), edgecolor=colour, linewidth=0.9,
-            linestyle=(0, (3, 2)) if dashed else "-",
-        )  # fmt: skip
-        panel.add_patch(box)
-    _write(panel, columns.box + _SPACE, middle, row.kind, size=row.font_size, color=INK)
-    _write(panel, columns.box_end - _SPACE, middle, row.detail, size=_SMALL, color=_DIM, ha="right")
+def _draw_arrow(panel: Axes, path: Sequence[tuple[float, float]]) -> None:
+    """Draw straight lines, the last of them with a head."""
+    for start, stop in pairwise(path):
+        head = "-|>" if stop == path[-1] else "-"
+        line = FancyArrowPatch(start, stop, arrowstyle=head, mutation_scale=7, color=style.GREY, shrinkA=0, shrinkB=0)
+        panel.add_patch(line)
 
 
-def _draw_arrows(
-    panel: Axes, rows: Sequence[_Row], middles: Sequence[float], links: Sequence[tuple[int, int]], columns: _Columns
-) -> None:
-    """Between rows that follow each other, where the second takes what the first gives."""
-    for source, target in links:
-        if target - source == 1:
-            above, below = source + 1, target + 1  # the input is row 0
-            top = middles[above] + rows[above].height / 2
-            tip = middles[below] - rows[below].height / 2 - rows[below].rise - 0.7
-            x = columns.middle
-            _draw_stroke(panel, (x, top + 0.7), (x, tip - 3))
-            _draw_head(panel, [(x, tip), (x - 2.2, tip - 4.2), (x + 2.2, tip - 4.2)])
+def _write(panel: Axes, x: float, y: float, text: str, *, size: float = 7.5, color: str = _DIM, **options: Any) -> None:
+    panel.text(x, y, text, fontsize=size, color=color, va="center_baseline", **style.PLAIN, **options)
 
 
-def _draw_detour(panel: Axes, detour: _Detour, middles: Sequence[float], columns: _Columns) -> None:
-    """Out of the lower left of one box, down, and into the upper left of another."""
-    lane, edge = columns.box - 4 - _LANE * (detour.lane + 1), columns.box - 0.7
-    top, bottom = middles[detour.source] + 3, middles[detour.target] - 3
-    _draw_stroke(panel, (lane, top), (edge, top))
-    _draw_stroke(panel, (lane, top), (lane, bottom))
-    _draw_stroke(panel, (lane, bottom), (edge - 3, bottom))
-    _draw_head(panel, [(edge, bottom), (edge - 4.2, bottom - 2.2), (edge - 4.2, bottom + 2.2)])
+def _shrink(panel: Axes, width: float, height: float) -> None:
+    """Scale letters and lines to axes of another size than the natural one."""
+    window = panel.get_window_extent()
+    scale = 72 / style.figure_of(panel).dpi * min(window.width / width, window.height / height)
+    for text in (panel.title, *panel.texts):
+        text.set_fontsize(float(text.get_fontsize()) * scale)
+    for patch in panel.patches:
+        patch.set_linewidth(patch.get_linewidth() * scale)
+        if isinstance(patch, FancyArrowPatch):
+            patch.set_mutation_scale(7 * scale)
 
 
-def _draw_stroke(panel: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """A level or upright line, as an area: a line's width would not shrink with the boxes."""
-    (left, top), (right, bottom) = start, end
-    area = Rectangle(
-        (left - 0.4, top - 0.4), right - left + 0.8, bottom - top + 0.8, facecolor=GREY, linewidth=0, snap=False
-    )
-    panel.add_patch(area)
+def _top(index: int) -> float:
+    return _HEAD + index * _PITCH
 
 
-def _draw_head(panel: Axes, corners: list[tuple[float, float]]) -> None:
-    panel.add_patch(Polygon(corners, facecolor=GREY, linewidth=0))
-
-
-class _ScaledText(Text):
-    """Text whose size is in units of its axes, as that of the boxes is: it fits whatever size the axes get."""
-
-    def __init__(self, x: float, y: float, text: str, *, size: float, **style: Any) -> None:
-        # Names are no mathematics, whatever the user's settings: TeX would stumble over an underscore.
-        super().__init__(x, y, text, va="center_baseline", **PLAIN, **style)
-        self.natural_size = size
-
-    def draw(self, renderer: RendererBase) -> None:
-        self._fit()
-        super().draw(renderer)
-
-    def get_window_extent(self, renderer: RendererBase | None = None, dpi: float | None = None) -> Bbox:
-        self._fit()
-        return super().get_window_extent(renderer, dpi)
-
-    def _fit(self) -> None:
-        if self.axes is not None and self.figure is not None:
-            points = abs(self.axes.transData.get_matrix()[0, 0]) * 72 / self.figure.dpi
-            if abs(self.get_fontsize() - self.natural_size * points) > 1e-6:
-                self.set_fontsize(self.natural_size * points)
-
-
-def _write(panel: Axes, x: float, y: float, text: str, **style: Any) -> None:
-    if text:
-        panel.add_artist(_ScaledText(x, y, text, **style))
-
-
-def _width(text: str, size: float) -> float:
-    """Of a text in points, and a little more: fitted to pixels, small letters grow by up to 6 %."""
-    if not text:
-        return 0.0
-    outline = TextPath((0, 0), text, size=size, prop=FontProperties()).vertices
-    return 1.06 * float(outline[:, 0].max())
-
-
-def _cut(text: str, size: float, longest: float, *, from_start: bool = False) -> str:
-    """A text that is not wider than ``longest`` points."""
-    width = _width(text, size)
-    while width > longest:
-        keep = min(len(text) - 2, int(len(text) * longest / width))
-        text = "…" + text[-keep:] if from_start else text[:keep] + "…"
-        width = _width(text, size)
-    return text
-
-
-def _typeset(text: str) -> str:
-    """Arrows and multiplication signs, where the summary keeps to plain letters."""
-    return re.sub(r"(?<=\d)( ?)x( ?)(?=\d)", "\\1\N{MULTIPLICATION SIGN}\\2", text.replace("->", "→"))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if share >= 0.0005 else "< 0.1 %"
-
-
-def _tint(colour: str) -> tuple[float, ...]:
-    """A light shade, on which dark text is easy to read."""
-    return tuple(1 - 0.16 * (1 - int(colour[i : i + 2], 16) / 255) for i in (1, 3, 5))
+def _width(texts: Sequence[str], size: float) -> float:
+    return _LETTER * size * max(map(len, texts))

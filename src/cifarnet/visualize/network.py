@@ -15,7 +15,7 @@ from cifarnet._validation import check_count, did_you_mean
 from cifarnet.classifier import Classifier
 from cifarnet.data import ImageLike
 from cifarnet.errors import InputError, SettingError
-from cifarnet.explain import feature_maps, grad_cam
+from cifarnet.inspection import feature_maps, grad_cam
 from cifarnet.models import unwrapped
 from cifarnet.visualize import _style
 from cifarnet.visualize._style import INK, PLAIN, SMALL, percent, shorten
@@ -103,7 +103,7 @@ def plot_feature_maps(
     Args:
         classifier: Classifier with the network.
         image: One image, as `Classifier.predict` takes it.
-        layers: Dotted paths of modules, see `cifarnet.explain.feature_maps`; ``None`` for the last layer of each shape
+        layers: Dotted paths of modules, see `cifarnet.inspection.feature_maps`; ``None`` for the last layer of each shape
             of maps, the last 8 of them.
         num_maps: Number of maps per layer, at most.
 
@@ -169,7 +169,7 @@ def plot_grad_cam(
 
     Grad-CAM of Selvaraju et al. (2017, arXiv:1610.02391). The brighter and more opaque the colour on the grey image,
     the more positive evidence is there for the class. Each map is scaled by its own largest value: compare positions
-    within an image, not images. Both pictures have the network's resolution. `cifarnet.explain.grad_cam` returns
+    within an image, not images. Both pictures have the network's resolution. `cifarnet.inspection.grad_cam` returns
     the maps.
 
     Args:

@@ -1,13 +1,14 @@
-"""What a network sees in an image: feature maps, layer by layer, and Grad-CAM.
+"""Feature maps and Grad-CAM as numbers.
 
-Nothing of this leaves a trace: modes, gradients, hooks and random state of the network are afterwards what they were.
+All functions restore the modes, gradients, hooks and random state of the network.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,19 +28,19 @@ __all__ = ["feature_maps", "grad_cam", "map_shapes"]
 
 
 def map_shapes(classifier: Classifier) -> dict[str, tuple[int, int, int]]:
-    """The layers that give maps of an image: channels of more than one pixel, whose places are those of the image.
+    """List the layers whose outputs are feature maps, with channels of more than one pixel.
 
-    Layers that run more than once are left out, and so is what a network calls as a function.
+    Layers that run more than once and functional calls are left out.
 
     Args:
-        classifier: Its network runs once, on one black image.
+        classifier: Classifier whose network runs once on one black image.
 
     Returns:
-        ``(C, H, W)`` by dotted path of the module, in running order.
+        Shapes ``(C, H, W)`` by dotted path of the module, in running order.
 
     Raises:
-        InputError: If ``classifier`` is no classifier.
-        NonFiniteLogitsError: If the network gives NaN or infinity.
+        InputError: If ``classifier`` is not a `Classifier`.
+        NonFiniteLogitsError: If the logits contain NaN or infinity.
 
     Example:
         >>> from cifarnet import CifarCNN, Preprocess
@@ -51,7 +52,7 @@ def map_shapes(classifier: Classifier) -> dict[str, tuple[int, int, int]]:
     calls: list[tuple[str, tuple[int, ...]]] = []
     with _undisturbed(classifier) as layers, torch.no_grad(), ExitStack() as hooks:
         for name, module in layers.items():
-            hooks.callback(module.register_forward_hook(_noting_shapes(name, calls)).remove)
+            hooks.callback(module.register_forward_hook(partial(_note_shape, name, calls)).remove)
         channels, size = len(classifier.preprocess.mean), classifier.preprocess.size
         _score(classifier, torch.zeros(1, channels, size, size, dtype=torch.uint8, device="cpu"))
     names = [name for name, _ in calls]
@@ -65,21 +66,20 @@ def map_shapes(classifier: Classifier) -> dict[str, tuple[int, int, int]]:
 def feature_maps(
     classifier: Classifier, images: ImageLike | Sequence[ImageLike], *, layers: Sequence[str] | None = None
 ) -> dict[str, Tensor]:
-    """What layers of a network make of images.
+    """Compute the outputs of layers for images.
 
     Args:
-        classifier: Whose network.
-        images: What `Classifier.predict` takes: one image, or a list of them. All maps of all of them are kept.
-        layers: Dotted paths of modules; ``None`` takes, of the layers after each other that give maps of the same
-            shape, the last one: what is handed on to the next size.
+        classifier: Classifier with the network.
+        images: One image or a list of images, as in `Classifier.predict`. All their maps are kept in memory.
+        layers: Dotted paths of modules. ``None`` uses the last layer of each shape.
 
     Returns:
-        The maps by layer, in running order, each of shape ``(N, C, H, W)``, as the layer gives them, on the CPU.
+        Maps by layer in running order, each of shape ``(N, C, H, W)`` on the CPU.
 
     Raises:
-        InputError: If something is no image.
+        InputError: If an item is not an image.
         SettingError: If a layer is unknown, gives no maps, or runs more than once.
-        NonFiniteLogitsError: If the network gives NaN or infinity.
+        NonFiniteLogitsError: If the logits contain NaN or infinity.
 
     Example:
         >>> from cifarnet import CifarCNN, Preprocess
@@ -93,12 +93,12 @@ def feature_maps(
     elif isinstance(layers, str) or not layers:
         raise SettingError(f"layers must be a list of names, got {layers!r}; {did_you_mean(str(layers), shapes)}")
     else:
-        chosen = [_check_layer(classifier, name, shapes) for name in layers]
+        chosen = [_check_layer(name, shapes) for name in layers]
     kept: dict[str, list[Tensor]] = {name: [] for name in shapes if name in chosen}
     pixels = classifier.to_pixels(images)
     with _undisturbed(classifier) as modules, torch.no_grad(), ExitStack() as hooks:
         for name, outputs in kept.items():
-            hooks.callback(modules[name].register_forward_hook(_keeping(outputs)).remove)
+            hooks.callback(modules[name].register_forward_hook(partial(_keep, outputs)).remove)
         for batch in torch.split(pixels, EVAL_BATCH_SIZE):
             _score(classifier, batch)
     return {name: torch.cat(outputs) for name, outputs in kept.items()}
@@ -111,25 +111,25 @@ def grad_cam(
     layer: str | None = None,
     target: int | str | None = None,
 ) -> Tensor:
-    """Where in an image the evidence for a class is (Selvaraju et al., 2017, arXiv:1610.02391, equations 1 and 2).
+    """Compute Grad-CAM, a map of the evidence for a class (Selvaraju et al., 2017, arXiv:1610.02391, equations 1, 2).
 
-    The maps of a layer are added up, each weighted by the mean gradient of the class's logit with respect to it, and
-    what is negative, evidence for other classes, is cut off. The sum is enlarged to the size of the image.
+    The maps of a layer are summed, each weighted by the mean gradient of the class's logit with respect to it.
+    Negative sums, which are evidence for other classes, become 0. The result is enlarged to the size of the image.
 
     Args:
-        classifier: Whose network.
-        images: What `Classifier.predict` takes: one image, or a list of them.
-        layer: Dotted path of a module that gives maps; ``None`` is the last one.
-        target: Index or name of the class; ``None`` is, for each image, the class it is taken for.
+        classifier: Classifier with the network.
+        images: One image or a list of images, as in `Classifier.predict`.
+        layer: Dotted path of a module that gives maps. ``None`` uses the last one.
+        target: Index or name of the class. ``None`` uses the predicted class of each image.
 
     Returns:
-        Not negative, in units of the logit and not scaled, shape ``(N, size, size)``, on the CPU. The same place as
-        in the images that `Classifier.to_pixels` gives. All 0 where nothing speaks for the class.
+        Evidence of at least 0, in units of the logit, shape ``(N, size, size)``, on the CPU. Its pixels are those of
+        `Classifier.to_pixels`.
 
     Raises:
-        InputError: If something is no image, or the network has no layer that gives maps.
-        SettingError: If there is no such layer or class.
-        NonFiniteLogitsError: If the network gives NaN or infinity.
+        InputError: If an item is not an image, or the network has no layer that gives maps.
+        SettingError: If the layer or the class is unknown.
+        NonFiniteLogitsError: If the logits contain NaN or infinity.
 
     Example:
         >>> from cifarnet import CifarCNN, Preprocess
@@ -139,8 +139,8 @@ def grad_cam(
     """
     shapes = map_shapes(classifier)
     if layer is None and not shapes:
-        raise InputError("the network has no module that gives maps of an image; there is nothing to weigh")
-    name = _check_layer(classifier, next(reversed(shapes)) if layer is None else layer, shapes)
+        raise InputError("the network has no module that gives maps of an image; Grad-CAM needs one")
+    name = _check_layer(next(reversed(shapes)) if layer is None else layer, shapes)
     maps = []
     for batch in torch.split(classifier.to_pixels(images), EVAL_BATCH_SIZE):
         with _undisturbed(classifier) as layers, torch.enable_grad():
@@ -152,9 +152,9 @@ def _weigh(classifier: Classifier, pixels: Images, module: nn.Module, name: str,
     held: list[Tensor] = []
 
     def hold(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        """Start the graph here: what lies before is not needed, and may not have a gradient."""
+        """Start the graph here, because no gradient of earlier layers is needed."""
         held.append(output.detach().requires_grad_())
-        return held[-1].clone()  # which the next layer may change in place
+        return held[-1].clone()  # the next layer may change it in place
 
     hook = module.register_forward_hook(hold)
     try:
@@ -164,10 +164,10 @@ def _weigh(classifier: Classifier, pixels: Images, module: nn.Module, name: str,
     labels = _targets(classifier, logits.detach(), target)
     (maps,) = held  # (N, C, h, w)
     scores = logits.gather(1, labels[:, None])  # (N, 1)
-    # In evaluation mode no image depends on another, so that one backward pass serves all.
+    # In evaluation mode, images do not depend on each other, so one backward pass is enough.
     gradients = torch.autograd.grad(scores.sum(), maps, allow_unused=True)[0] if scores.requires_grad else None
     if gradients is None:
-        raise SettingError(f'the logits do not depend on layer "{name}"; choose one that lies before them')
+        raise SettingError(f'the logits do not depend on layer "{name}"; choose an earlier one')
     dtype = classifier.precision.weights
     weights = gradients.to(dtype).mean(dim=(2, 3), keepdim=True)  # (N, C, 1, 1)
     evidence = (weights * maps.detach().to(dtype)).sum(dim=1, keepdim=True).relu()  # (N, 1, h, w)
@@ -176,10 +176,10 @@ def _weigh(classifier: Classifier, pixels: Images, module: nn.Module, name: str,
 
 
 def _targets(classifier: Classifier, logits: Logits, target: int | str | None) -> Labels:
-    """The class asked about, for each image."""
+    """Return the class of interest of each image."""
     num_classes = logits.shape[1]
     if target is None:
-        return logits.sort(dim=1, descending=True, stable=True).indices[:, 0]  # as `Classifier.predict` decides
+        return logits.sort(dim=1, descending=True, stable=True).indices[:, 0]  # as in `Classifier.predict`
     if isinstance(target, str):
         names = [classifier.class_name(i) for i in range(num_classes)]
         if target not in names:
@@ -193,7 +193,7 @@ def _targets(classifier: Classifier, logits: Logits, target: int | str | None) -
 
 @contextmanager
 def _undisturbed(classifier: Classifier) -> Iterator[dict[str, nn.Module]]:
-    """Lend the block the layers by name, in evaluation mode and not compiled; afterwards all is as it was."""
+    """Yield the layers by name, in evaluation mode and not compiled, and restore the network afterwards."""
     model = unwrapped(classifier.model)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -219,24 +219,15 @@ def _score(classifier: Classifier, pixels: Images) -> Logits:
     return logits
 
 
-def _noting_shapes(name: str, calls: list[tuple[str, tuple[int, ...]]]) -> Callable[..., None]:
-    def note(module: nn.Module, args: Any, output: object) -> None:
-        calls.append((name, tuple(output.shape) if isinstance(output, Tensor) else ()))
-
-    return note
+def _note_shape(name: str, calls: list[tuple[str, tuple[int, ...]]], module: nn.Module, args: Any, output: Any) -> None:
+    calls.append((name, tuple(output.shape) if isinstance(output, Tensor) else ()))
 
 
-def _keeping(outputs: list[Tensor]) -> Callable[..., None]:
-    def keep(module: nn.Module, args: Any, output: Tensor) -> None:
-        # A copy: the next layer may change it in place.
-        outputs.append(output.detach().to("cpu", copy=True))
-
-    return keep
+def _keep(outputs: list[Tensor], module: nn.Module, args: Any, output: Tensor) -> None:
+    outputs.append(output.detach().to("cpu", copy=True))  # the next layer may change it in place
 
 
-def _check_layer(classifier: Classifier, name: str, shapes: dict[str, tuple[int, int, int]]) -> str:
-    if name in shapes:
-        return name
-    with _undisturbed(classifier) as layers:
-        reason = "gives no maps of the image, or runs more than once" if name in layers else "is unknown"
-    raise SettingError(f'layer "{name}" {reason}; {did_you_mean(name, shapes)}')
+def _check_layer(name: str, shapes: dict[str, tuple[int, int, int]]) -> str:
+    if name not in shapes:
+        raise SettingError(f'layer "{name}" is unknown, gives no maps or runs twice; {did_you_mean(name, shapes)}')
+    return name

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from cifarnet.errors import SettingError
-from cifarnet.optim.copies import copied_weights, pairs_with_weights
 
 __all__ = ["ExponentialMovingAverage"]
 
@@ -55,17 +54,17 @@ class ExponentialMovingAverage:
         self.decay = decay
         self.num_updates = 0
         self._model = model
-        self.weights: dict[str, Tensor] = copied_weights(model)
+        self.weights: dict[str, Tensor] = _copy_weights(model)
 
     def begin(self) -> None:
         """Start from the current weights of the model if no step was averaged yet."""
         if not self.num_updates:
-            self.weights = copied_weights(self._model)
+            self.weights = _copy_weights(self._model)
 
     @torch.no_grad()
     def update(self) -> None:
         """Include the current weights of the model in the average."""
-        floating, counters = pairs_with_weights(self.weights, self._model)
+        floating, counters = _pair_with_weights(self.weights, self._model)
         if floating:
             averages, weights = zip(*floating, strict=True)
             decay = min(self.decay, self.num_updates / (self.num_updates + 9))
@@ -85,8 +84,27 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        floating, counters = pairs_with_weights(self.weights, self._model)
+        floating, counters = _pair_with_weights(self.weights, self._model)
         for average, tensor in floating + counters:
             aside = tensor.clone()
             tensor.copy_(average)
             average.copy_(aside)
+
+
+def _copy_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Copy parameters and persistent buffers by name, tied weights once, in their memory format."""
+    copies: dict[tuple[object, ...], Tensor] = {}
+    weights: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        weights[name] = copies.setdefault(key, tensor.clone())
+    return weights
+
+
+def _pair_with_weights(
+    copies: Mapping[str, Tensor], model: nn.Module
+) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
+    """Pair each copy with its tensor of the model, once: floating tensors first, then counters."""
+    pairs = {id(copies[name]): (copies[name], tensor) for name, tensor in model.state_dict().items()}
+    floating = [pair for pair in pairs.values() if pair[0].is_floating_point()]
+    return floating, [pair for pair in pairs.values() if not pair[0].is_floating_point()]
