@@ -231,7 +231,7 @@ def test_export_compares_the_file_with_the_library(run: Run, monkeypatch: pytest
     assert "a .pt2 can execute code" in run("export", "a", "--format", "torch", "--out", "b.pt2")[1]
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     code, _, err = run("export", "a", "--out", "c.onnx")
-    assert (code, 'onnxscript is not installed; pip install "cifarnet[onnx]"' in err) == (1, True)
+    assert (code, "onnxscript is not installed" in err) == (1, True)
 
 
 def test_demo_goes_from_training_to_prediction(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_train_refuses_a_directory_before_training(run: Run, tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     code, _, err = run("train", *SYNTHETIC, "--out", "file/run")
     assert (code, "epoch" in err) == (1, False)
-    assert "cannot write to" in err
+    assert "cannot write" in err
     (tmp_path / "photos" / "Train").mkdir(parents=True)
     code, _, err = run("train", "--data", "photos")
     assert code == 1

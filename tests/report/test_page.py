@@ -220,5 +220,5 @@ def test_page_supports_100_classes_and_own_networks(tmp_path: Path) -> None:
     assert "does not record how its weights were chosen" in read.sections["result"]
     assert all(name in read.sections["evaluation"] for name in classes)
     assert "&lt;noise&gt;" in page.html
-    with pytest.raises(InputError, match="evaluate on data with the classes it was trained on"):
+    with pytest.raises(InputError, match="Use images with the classes of the training"):
         build_page(run, rename(data, classes[:7]))

@@ -177,8 +177,7 @@ class Evaluation:
         """Return all metrics as plain JSON values. NaN and infinity become strings such as ``"nan"``.
 
         Returns:
-            The arguments, and the values that follow from them: accuracies, interval, counts, calibration error and
-            scores per class.
+            Dictionary with the arguments and the values that follow from them, such as accuracies and scores per class.
         """
         shares = ("precision", "recall", "f1")
         return dict(

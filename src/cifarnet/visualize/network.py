@@ -103,8 +103,8 @@ def plot_feature_maps(
     Args:
         classifier: Classifier with the network.
         image: One image, as `Classifier.predict` takes it.
-        layers: Dotted paths of modules, see `cifarnet.inspection.feature_maps`; ``None`` for the last layer of each shape
-            of maps, the last 8 of them.
+        layers: Dotted paths of modules, see `cifarnet.inspection.feature_maps`. ``None`` takes the last layer of each
+            shape of maps, the last 8 of them.
         num_maps: Number of maps per layer, at most.
 
     Returns:
