@@ -296,7 +296,7 @@ def test_export_names_the_command_for_a_missing_package(
     package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingPackageError, match=rf'{package}, not installed; pip install "cifarnet\[onnx\]"'):
+    with pytest.raises(MissingPackageError, match=rf'{package}. Install it with: pip install "cifarnet\[onnx\]"'):
         export_onnx(build("BasicCNN"), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 

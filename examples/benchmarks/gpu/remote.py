@@ -37,7 +37,7 @@ BENCHMARKS = KIT.parent
 #: Fingerprint of the training images in the reports.
 FINGERPRINT = "8de7456ef7ffacfa284b9ead85280d94b29089a0f4e17a4c23e5827748b826d7"
 PACKED = ("make_cifar10.py", "labels.npz", "test_batch.webp", *(f"data_batch_{i}.webp" for i in range(1, 6)))
-CUDA_TESTS = ("tests/cuda/test_cuda.py", "tests/test_summary.py", "tests/checkpoint/test_restore.py")
+CUDA_TESTS = ("tests/cuda/test_cuda.py", "tests/checkpoint/test_state_dict.py")
 RECIPES = ("reference", "fast94", "resnet18", "fast96", "cifarcnn_tuned", "basic")
 
 started = time.perf_counter()

@@ -90,7 +90,7 @@ def export_onnx(classifier: Classifier, path: str | Path, *, images: Images | No
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise MissingPackageError(
-            f'ONNX export needs {", ".join(missing)}, not installed; pip install "cifarnet[onnx]"'
+            f'ONNX export needs {", ".join(missing)}. Install it with: pip install "cifarnet[onnx]"'
         )
     return _export(classifier, check_target(path, ".onnx"), images, _to_onnx, _open_onnx)
 
