@@ -5,17 +5,20 @@ python docs/make_tables.py --check    # exits with 1 where a table differs from 
 """
 
 import argparse
+import ast
 import importlib
 import json
 import re
 import statistics
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import cifarnet
 from cifarnet import recipes
 from cifarnet.models import build_model, count_flops
 from cifarnet.recipes import RECIPES, get_recipe
@@ -32,6 +35,7 @@ PAGES = (
     "docs/results/reference.md",
     "docs/tutorials/reproduction.md",
     "docs/gallery/train_cifar10.md",
+    "docs/explanation/architecture.md",
     "docs/explanation/resume.md",
     "docs/explanation/speed.md",
     "docs/understanding/ablation.md",
@@ -233,6 +237,21 @@ def benchmark_table(script: str, path: Path) -> str:
     return table
 
 
+def layers_table() -> str:
+    """Layers of the package, lowest first, from the contract that import-linter checks."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    package = Path(cifarnet.__file__).parent
+    lines = ["| layer | module | content |", "| --- | --- | --- |"]
+    for number, layer in enumerate(reversed(layers)):
+        for name in re.split(r" [:|] ", layer.replace("cifarnet.", "")):
+            path = package / name
+            source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+            summary = (ast.get_docstring(ast.parse(source.read_text())) or "").split("\n\n")[0].replace("\n", " ")
+            lines.append(f"| {number} | `{name}` | {summary} |")
+    return "\n".join(lines)
+
+
 def results(machine: str) -> list[dict[str, Any]]:
     """Mean and spread of every recipe that was run there."""
     folders = [RESULTS / machine / name for name in RECIPES]
@@ -263,6 +282,7 @@ def tables() -> dict[str, str]:
         "size": size_table(RESULTS / "size"),
         "recipes-by-size": recipes_by_size_table([row for machine in MACHINES for row in results(machine)]),
         "start": benchmark_table("cold_start", RESULTS / "cpu" / "start.json"),
+        "layers": layers_table(),
         "stress": stress_table(RESULTS / "stress.json"),
     }
 

@@ -1,4 +1,4 @@
-"""``python -m cifarnet``."""
+"""Entry point of ``python -m cifarnet``."""
 
 from __future__ import annotations
 

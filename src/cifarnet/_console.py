@@ -1,4 +1,4 @@
-"""Lines on stderr that never end a run: it may be closed, missing, or a pipe whose reader has gone."""
+"""Lines on stderr, which are lost without an error if stderr is closed or missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes of files, and paths with ``~``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one legend of shapes, dtypes and ranges that signatures, comments and messages use.
+"""Types of images, labels and logits, with their shapes, dtypes and ranges.
 
 ======== ==================================================
 letter   meaning

@@ -1,4 +1,4 @@
-"""Every named run as plain data: what ``cifarnet train --recipe NAME`` trains."""
+"""Named recipes as plain data, which ``cifarnet train --recipe NAME`` trains."""
 
 from cifarnet.recipes.build import build_optimizer, build_trainer, fit_to_images
 from cifarnet.recipes.measured import measured_results

@@ -1,4 +1,4 @@
-"""Training: the Trainer, its loop, and the history of a run."""
+"""Trainer, its training loop, and the history of a run."""
 
 from __future__ import annotations
 

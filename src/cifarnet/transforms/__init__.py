@@ -1,4 +1,4 @@
-"""Augmentation drawn per image, the preprocessing that travels with weights, and test-time augmentation.
+"""Augmentation drawn per image, preprocessing that is saved with the weights, and test-time augmentation.
 
 Inside `cifarnet.randomness.scope` the draws are a hash of (seed, epoch, image id); outside one they come from
 torch's generator.
