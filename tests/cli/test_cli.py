@@ -231,7 +231,7 @@ def test_export_compares_the_file_with_the_library(run: Run, monkeypatch: pytest
     assert "a .pt2 can execute code" in run("export", "a", "--format", "torch", "--out", "b.pt2")[1]
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     code, _, err = run("export", "a", "--out", "c.onnx")
-    assert (code, "onnxscript is not installed" in err) == (1, True)
+    assert (code, "onnxscript. Install it with: pip install" in err) == (1, True)
 
 
 def test_demo_goes_from_training_to_prediction(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
