@@ -232,7 +232,7 @@ def test_transforms_print_and_pickle() -> None:
         ({"crop_mode": "reflekt"}, 'mode "reflekt" is unknown; did you mean "reflect"'),
         ({"flip": "alternate"}, 'flip "alternate" is unknown; did you mean "alternating"'),
         ({"cutout": -3}, "cutout must be 0 or more pixels, got -3"),
-        ({"size": 0}, "size must be at least 2 pixels, got 0"),
+        ({"size": 0}, "size must be at least 2, got 0"),
         ({"std": (0.0, 1.0, 1.0)}, "std must be above 0"),
         ({"std": (math.inf, 1.0, 1.0)}, "mean and std must be finite"),
         ({"mean": (0.0, math.nan, 1.0)}, "mean and std must be finite"),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cifarnet import Checkpointer, DatasetSplits, Trainer
 from cifarnet.checkpoint.background import BackgroundWriter
-from cifarnet.errors import CheckpointSaveError, CheckpointWarning, RunDirectoryBusyError
+from cifarnet.errors import CheckpointSaveError, RunDirectoryBusyError
 from runs import assert_equal_runs
 
 MakeTrainer = Callable[..., Trainer]
@@ -223,19 +223,3 @@ def test_a_loss_that_is_not_a_number_never_becomes_the_best_by_its_accuracy(
         )
     assert trainer.best.epoch == 0
     assert Checkpointer(tmp_path).read_best()[1]["selected_by"]["monitor"] == "final"
-
-
-def test_the_warning_of_a_fall_back_names_the_epoch(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
-) -> None:
-    for max_epochs in (1, 2):
-        make_trainer().fit(
-            synthetic.train,
-            max_epochs=max_epochs,
-            checkpointer=Checkpointer(tmp_path, save_every_s=1e9),
-            resume=True,
-            progress_bar=False,
-        )
-    (tmp_path / "last.safetensors").unlink()
-    with pytest.warns(CheckpointWarning, match=r"is missing; resuming from last\.previous\.safetensors \(epoch 1\)$"):
-        Checkpointer(tmp_path).read_last()

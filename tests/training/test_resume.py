@@ -655,9 +655,7 @@ def test_a_fall_back_into_an_epoch_goes_on_with_early_stopping_to_the_same_bytes
         checkpointer.save_best(best, description)
         checkpointer.save(unbroken)
         checkpointer.last_path.write_bytes(checkpointer.last_path.read_bytes()[:-1])
-        with pytest.warns(
-            CheckpointWarning, match=rf"resuming from last\.previous\.safetensors \(epoch {(stop - 1) // 4}\)"
-        ):
+        with pytest.warns(CheckpointWarning, match=r"resuming from last\.previous\.safetensors"):
             resumed = fit(str(stop), resume=True)
         assert without_times(resumed) == without_times(unbroken)
         assert_equal_runs(tmp_path / "unbroken", directory)
