@@ -48,7 +48,7 @@ def finite_json(value: Any) -> Any:
 
 
 def check_count(key: str, value: object, remedy: str, *, least: int = 1) -> None:
-    """Refuse what is no whole number, or too small a one.
+    """Refuse a value that is not a whole number of at least ``least``.
 
     Args:
         key: The setting's name.
@@ -67,7 +67,7 @@ def check_count(key: str, value: object, remedy: str, *, least: int = 1) -> None
 
 
 def check_counts(key: str, values: object, length: int, remedy: str) -> None:
-    """Refuse what is not so many whole numbers of at least 1.
+    """Refuse a value that is not a list of ``length`` whole numbers of at least 1.
 
     Args:
         key: The setting's name.

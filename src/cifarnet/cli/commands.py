@@ -155,7 +155,7 @@ def evaluate(args: argparse.Namespace, command: str) -> Result:
 
 
 def predict(args: argparse.Namespace, command: str) -> Result:
-    """Predict the class of pictures, one line per picture. A picture that cannot be read is an error of its own."""
+    """Predict the class of pictures, one line per picture. A picture that cannot be read does not stop the others."""
     if args.top is not None:
         check_count("--top", args.top, "5 is the default")
     if args.tta is not None:

@@ -49,7 +49,7 @@ def read_reports(directory: str | Path) -> list[dict[str, Any]]:
         if report.get("changed_on_resume"):
             raise InputError(
                 f"the run of seed {report['seed']} in {directory} was changed when it was resumed: "
-                f"{'; '.join(report['changed_on_resume'])}; train it anew"
+                f"{'; '.join(report['changed_on_resume'])}; train it again"
             )
     return reports
 
