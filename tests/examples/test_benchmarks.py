@@ -80,7 +80,7 @@ def test_throughput_compares_the_library_with_a_script(measure: Measure, tmp_pat
     assert own["ratio"] == statistics.median(own["images_per_s"]["values"]) / 8
     assert own["images_per_s"]["n"] == 2
     assert own["start_s"] > own["preparation_s"] >= 0
-    assert own["peak_memory_mb"] > 0
+    assert own["peak_memory_mb"] >= 0, "one tiny step may need no more than the imports did"
     assert f"| eager | float32 | {own['images_per_s']['median']:,.0f} | " in table
 
 
