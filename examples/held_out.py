@@ -46,7 +46,7 @@ def train_variants(
             finished = next((path for path in (run.with_suffix(".json"), run / "report.json") if path.exists()), None)
             report = _train(recipe, train, val, seed, run) if finished is None else load_report(finished)
             same_data = report["data"]["train"]["fingerprint"] == train.fingerprint
-            if not same_data or Recipe(**report["recipe"]) != recipe:
+            if not same_data or Recipe.from_dict(report["recipe"]) != recipe:
                 raise InputError(f"{finished} is of other settings or data; choose another folder")
             reports[name].append(report)
     return reports

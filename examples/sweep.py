@@ -64,7 +64,7 @@ def main() -> None:
 
 def plan(args: argparse.Namespace) -> list[Path]:
     """Write what each run shall do into its directory."""
-    from cifarnet.recipes import get_recipe
+    from cifarnet.recipes import Recipe, get_recipe
 
     recipe = get_recipe(args.recipe)
     if args.epochs is not None:
@@ -78,7 +78,9 @@ def plan(args: argparse.Namespace) -> list[Path]:
         changes = [dict(zip(keys, c, strict=True)) for c in itertools.product(*(values for _, values in fields))]
     if args.random is not None:
         changes = random.Random(0).sample(changes, min(args.random, len(changes)))  # noqa: S311
-    candidates = [(change, asdict(replace(recipe, **change))) for change in changes]  # a wrong value is told now
+    candidates = [
+        (change, asdict(Recipe.from_dict({**asdict(recipe), **change}))) for change in changes
+    ]  # a wrong value is told now
     runs = []
     for (change, settings), seed in itertools.product(candidates, range(args.seeds)):
         name = ",".join(f"{key}={value}" for key, value in change.items()) or "recipe"
@@ -195,7 +197,7 @@ def train(run: Path, device: str) -> None:
     data = load_cifar10(job["data"]) if data is None else data
     images = data.train if count is None else data.train.subset(range(count))
     train, val = images.split(0.1, seed=0)
-    recipe = Recipe(**job["recipe"])
+    recipe = Recipe.from_dict(job["recipe"])
     trainer = build_trainer(recipe, train, seed=job["seed"], device=device)
     settings: dict[str, Any] = {"max_epochs": recipe.max_epochs, "batch_size": recipe.batch_size}
     for _ in range(60):

@@ -17,7 +17,16 @@ import pytest
 import torch
 
 import tape
-from cifarnet import CifarCNN, DatasetSplits, Trainer, build_transforms, load_cifar10, make_synthetic
+from cifarnet import (
+    Checkpointer,
+    CifarCNN,
+    Classifier,
+    DatasetSplits,
+    Trainer,
+    build_transforms,
+    load_cifar10,
+    make_synthetic,
+)
 from cifarnet.training.cuda_graph import GraphedUpdate
 from cifarnet.transforms import Transforms
 
@@ -101,3 +110,25 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     from hostile import make  # of tests/report, which alone asks for it
 
     return make(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="session")
+def trained_run(
+    synthetic: DatasetSplits, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Trainer, DatasetSplits, Path]:
+    """Trainer in float64, its training and validation images, and the directory of its run."""
+    train, val = synthetic.train.split(0.3, seed=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CifarCNN(image_size=SIZE, widths=(8, 16), hidden=32)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    transforms = build_transforms(size=SIZE)
+    trainer = Trainer(model, optimizer, transforms=transforms, device="cpu", precision="float64")
+    directory = tmp_path_factory.mktemp("run")
+    trainer.fit(train, val, max_epochs=6, batch_size=32, checkpointer=Checkpointer(directory), progress_bar=False)
+    return trainer, DatasetSplits(train, val), directory
+
+
+@pytest.fixture
+def classifier(trained_run: tuple[Trainer, DatasetSplits, Path]) -> Classifier:
+    return Classifier.load(trained_run[2], device="cpu")

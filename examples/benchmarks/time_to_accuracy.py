@@ -101,12 +101,11 @@ def train(trainer: Trainer, recipe: Recipe, data: DatasetSplits) -> dict[str, An
     clock.append(time.perf_counter())
     augmented = None if recipe.tta is None else trainer.evaluate(data.test, tta=recipe.tta)
     clock.append(time.perf_counter())
-    is_even = len(epochs_s) > 1 and len(set(recipe.sizes)) < 2  # no epoch has larger images
     return {
         "seed": trainer.seed,
         "backend": "cuda-graph" if trainer.uses_cuda_graph else "eager",
         "train_s": clock[1] - clock[0],
-        "preparation_s": max(0.0, epochs_s[0] - statistics.median(epochs_s[1:])) if is_even else None,
+        "preparation_s": max(0.0, epochs_s[0] - statistics.median(epochs_s[1:])) if len(epochs_s) > 1 else None,
         "eval_s": clock[2] - clock[1],
         "accuracy": evaluation.accuracy,
         "eval_tta_s": None if augmented is None else clock[3] - clock[2],

@@ -142,17 +142,17 @@ def from_json(cls: type[Built], values: object, name: str) -> Built:
         An instance. Ranges are the business of its ``__post_init__``.
 
     Raises:
-        ValueError: If a key or a value does not fit. The message names its path.
+        SettingError: If a key or a value does not fit. The message names its path.
     """
     if not isinstance(values, Mapping):
-        raise ValueError(f"{name} must be a dictionary, got {shorten(values)}")
+        raise SettingError(f"{name} must be a dictionary, got {shorten(values)}")
     known = {field.name: field for field in fields(cls) if field.init}  # type: ignore[arg-type]
     for key in values:
         if key not in known:
-            raise ValueError(f"{name} has an unknown {shorten(key)}; {did_you_mean(str(key), known)}")
+            raise SettingError(f"{name} has an unknown {shorten(key)}; {did_you_mean(str(key), known)}")
     for key, field in known.items():
         if key not in values and field.default is MISSING and field.default_factory is MISSING:
-            raise ValueError(f"{name} has no {key!r}")
+            raise SettingError(f"{name} has no {key!r}")
     hints = get_type_hints(cls)
     return cls(**{key: _read(hints[key], value, f"{name}.{key}") for key, value in values.items()})
 
@@ -166,7 +166,7 @@ def _read(hint: Any, value: Any, path: str) -> Any:
         for choice in choices[:-1]:
             try:
                 return _read(choice, value, path)
-            except ValueError:
+            except SettingError:
                 continue
         return _read(choices[-1], value, path)
     if hint is Any:
@@ -175,30 +175,30 @@ def _read(hint: Any, value: Any, path: str) -> Any:
         return from_json(hint, value, path)  # type: ignore[arg-type]
     if origin is Literal:
         if value not in inner or type(value) not in map(type, inner):
-            raise ValueError(f"{path} must be one of {', '.join(map(repr, inner))}, got {shorten(value)}")
+            raise SettingError(f"{path} must be one of {', '.join(map(repr, inner))}, got {shorten(value)}")
         return value
     if origin in (tuple, list):
         return _read_list(origin, inner, value, path)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            raise ValueError(f"{path} must be a dictionary with strings as keys, got {shorten(value)}")
+            raise SettingError(f"{path} must be a dictionary with strings as keys, got {shorten(value)}")
         return {key: _read(inner[1], item, f"{path}.{key}") for key, item in value.items()}
     if hint is float and (type(value) is int or (isinstance(value, str) and value in NON_FINITE)):
         try:
             return float(value)
         except OverflowError:
-            raise ValueError(f"{path} must be a number, got {shorten(value)}") from None
+            raise SettingError(f"{path} must be a number, got {shorten(value)}") from None
     if type(value) is not hint:
-        raise ValueError(f"{path} must be {_TYPE_NAMES.get(hint, hint)}, got {shorten(value)}")
+        raise SettingError(f"{path} must be {_TYPE_NAMES.get(hint, hint)}, got {shorten(value)}")
     return value
 
 
 def _read_list(cls: type, inner: tuple[Any, ...], value: Any, path: str) -> Any:
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{path} must be a list, got {shorten(value)}")
+        raise SettingError(f"{path} must be a list, got {shorten(value)}")
     if cls is tuple and inner[-1] is not Ellipsis:
         if len(value) != len(inner):
-            raise ValueError(f"{path} must have {len(inner)} items, got {shorten(value)}")
+            raise SettingError(f"{path} must have {len(inner)} items, got {shorten(value)}")
         return tuple(_read(hint, item, f"{path}[{i}]") for i, (hint, item) in enumerate(zip(inner, value, strict=True)))
     return cls(_read(inner[0], item, f"{path}[{i}]") for i, item in enumerate(value))
 

@@ -20,6 +20,7 @@ from cifarnet.models import evaluation_mode
 from cifarnet.randomness import permutation, scope
 from cifarnet.recipes import build_trainer, get_recipe
 from cifarnet.training.cuda_graph import GraphedUpdate
+from runs import assert_equal_runs, fit, metrics_of, read_state
 
 pytestmark = [
     pytest.mark.cuda,
@@ -42,19 +43,16 @@ def test_order_and_augmentation_are_those_of_the_cpu(synthetic: DatasetSplits, s
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_a_resumed_run_equals_an_unbroken_one(
+def test_resume_on_a_gpu_is_bit_identical(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, precision: str
 ) -> None:
     settings: dict[str, Any] = {"device": "cuda", "deterministic": True, "precision": precision}
-    unbroken = make_trainer(**settings)
-    unbroken.fit(synthetic.train, max_epochs=3, progress_bar=False)
-    make_trainer(**settings).fit(synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress_bar=False)
+    whole = fit(make_trainer(**settings), synthetic.train, None, tmp_path / "whole", max_epochs=3)
+    fit(make_trainer(**settings), synthetic.train, None, tmp_path / "resumed")
     torch.rand(9, device=CUDA)
-    resumed = make_trainer(**settings)
-    resumed.fit(synthetic.train, max_epochs=3, checkpointer=Checkpointer(tmp_path), resume=True, progress_bar=False)
-    for one, other in zip(unbroken.model.parameters(), resumed.model.parameters(), strict=True):
-        assert torch.equal(one, other)
-    assert [r.train_loss for r in unbroken.history] == [r.train_loss for r in resumed.history]
+    resumed = fit(make_trainer(**settings), synthetic.train, None, tmp_path / "resumed", max_epochs=3)
+    assert metrics_of(resumed) == metrics_of(whole)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "resumed")
 
 
 def test_deterministic_runs_need_the_workspace_of_cublas(
@@ -71,16 +69,12 @@ def test_the_callers_generator_is_untouched(make_trainer: MakeTrainer, synthetic
         assert torch.equal(before, torch.cuda.get_rng_state())
 
 
-def test_a_run_of_the_gpu_goes_on_on_a_cpu_with_a_warning(
+def test_a_cpu_resumes_a_run_of_a_gpu_with_a_warning(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
 ) -> None:
-    make_trainer(device="cuda").fit(
-        synthetic.train, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress_bar=False
-    )
+    fit(make_trainer(device="cuda"), synthetic.train, None, tmp_path)
     with pytest.warns(UserWarning, match="device cuda in the run, cpu now"):
-        make_trainer(device="cpu").fit(
-            synthetic.train, max_epochs=2, checkpointer=Checkpointer(tmp_path), resume=True, progress_bar=False
-        )
+        fit(make_trainer(device="cpu"), synthetic.train, None, tmp_path, max_epochs=2)
 
 
 @pytest.mark.parametrize("is_iterable", [False, True])
@@ -121,9 +115,7 @@ class Greedy(nn.Module):
         return nn.functional.cross_entropy(logits, labels)
 
 
-def test_a_batch_that_does_not_fit_is_told_and_a_smaller_one_is_trained_on(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits
-) -> None:
+def test_a_batch_that_does_not_fit_gets_advice(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
     trainer = make_trainer(device="cuda", loss_fn=Greedy())
     with pytest.raises(DeviceMemoryError, match=r"^batch_size=256 does not fit .* of cuda. Use 128"):
         trainer.fit(synthetic.train, max_epochs=1, batch_size=256, progress_bar=False)
@@ -133,9 +125,7 @@ def test_a_batch_that_does_not_fit_is_told_and_a_smaller_one_is_trained_on(
     assert history[-1].global_step == 19
 
 
-def test_an_evaluation_that_does_not_fit_is_told_from_training(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits
-) -> None:
+def test_an_evaluation_that_does_not_fit_gets_advice(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
     trainer = make_trainer(device="cuda", loss_fn=Greedy())
     message = r"^A batch of 300 images does not fit .* of cuda.* Evaluate DataLoader\(images, batch_size=150\)"
     with pytest.raises(DeviceMemoryError, match=message):
@@ -145,9 +135,7 @@ def test_an_evaluation_that_does_not_fit_is_told_from_training(
     assert trainer.evaluate(DataLoader(synthetic.train, batch_size=16)).num_images == 300
 
 
-def test_labels_of_a_loader_are_refused_before_they_break_the_process(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits
-) -> None:
+def test_labels_without_a_logit_are_refused_on_the_host(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
     """In a kernel, an index out of bounds would make every later call of CUDA fail."""
     trainer = make_trainer(device="cuda")
     images = synthetic.train.images[:8]
@@ -159,7 +147,7 @@ def test_labels_of_a_loader_are_refused_before_they_break_the_process(
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-9), ("float32", 1e-2)])  # TF32 has 10 bits
-def test_a_run_of_the_gpu_loads_on_a_cpu_with_close_logits(
+def test_a_run_of_a_gpu_loads_on_a_cpu_with_close_logits(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, precision: str, tolerance: float
 ) -> None:
     trainer = make_trainer(device="cuda", precision=precision)
@@ -180,48 +168,41 @@ GRAPH = {"device": "cuda", "backend": "cuda-graph"}
 
 
 @pytest.fixture
-def replays(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether each step was a replay of a graph."""
-    seen: list[bool] = []
-    run = GraphedUpdate._run
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """An entry per replay of a graph."""
+    seen: list[int] = []
+    capture = GraphedUpdate._capture_cuda_graph
 
-    def note(self: GraphedUpdate, trainer: Trainer, captured: Any, function: Callable[[], None]) -> None:
-        seen.append(captured.read_from_host is not None)
-        run(self, trainer, captured, function)
+    def note(self: GraphedUpdate, function: Callable[[], None]) -> Callable[[], None]:
+        replay = capture(self, function)
 
-    monkeypatch.setattr(GraphedUpdate, "_run", note)
+        def replay_and_count() -> None:
+            seen.append(1)
+            replay()
+
+        return replay_and_count
+
+    monkeypatch.setattr(GraphedUpdate, "_capture_cuda_graph", note)
     return seen
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("stop", [1, 2])
-def test_a_captured_run_resumes_to_the_same_bytes(
+def test_resume_of_a_captured_run_is_bit_identical(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, precision: str, stop: int
 ) -> None:
-    def fit(max_epochs: int, directory: str) -> Trainer:
+    def train(max_epochs: int, directory: str) -> Trainer:
         trainer = make_trainer(**GRAPH, deterministic=True, precision=precision, ema_decay=0.9)
-        checkpointer = Checkpointer(tmp_path / directory)
-        trainer.fit(
-            synthetic.train,
-            max_epochs=max_epochs,
-            batch_size=8,
-            checkpointer=checkpointer,
-            resume=True,
-            progress_bar=False,
-        )
-        return trainer
+        return fit(trainer, synthetic.train, None, tmp_path / directory, max_epochs=max_epochs, batch_size=8)
 
-    unbroken = fit(4, "unbroken")
-    first = fit(stop, "resumed")
-    resumed = fit(4, "resumed")
-    assert resumed.history[0] == first.history[0]
-    assert [r.train_loss for r in unbroken.history] == [r.train_loss for r in resumed.history]
-    for one, other in zip(unbroken.model.parameters(), resumed.model.parameters(), strict=True):
-        assert torch.equal(one, other)
+    whole = train(4, "whole")
+    train(stop, "resumed")
+    assert metrics_of(train(4, "resumed")) == metrics_of(whole)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "resumed")
 
 
-def test_a_captured_run_computes_what_the_eager_one_does(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, replays: list[bool]
+def test_a_captured_run_computes_what_an_eager_one_does(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, replays: list[int]
 ) -> None:
     """In float64 and without dropout; batches of 8 are two whole graphs, one of 5 steps, and a tail."""
     trained = []
@@ -230,16 +211,15 @@ def test_a_captured_run_computes_what_the_eager_one_does(
         list(trainer.epochs(synthetic.train, max_epochs=3, batch_size=8))
         trained.append(trainer)
     eager, captured = trained
-    assert sum(replays) > len(replays) - 4
+    assert len(replays) > 3 * 38 - 4
     for one, other in zip(eager.model.state_dict().values(), captured.model.state_dict().values(), strict=True):
         torch.testing.assert_close(other, one, rtol=0, atol=1e-7)  # learning rates are float32 there
     assert [r.train_loss for r in eager.history] == pytest.approx([r.train_loss for r in captured.history], abs=1e-6)
 
 
 def test_dropout_draws_anew_in_each_step_of_a_graph(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, replays: list[bool]
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, replays: list[int]
 ) -> None:
-
     seen = torch.zeros(5, 8, 32, device=CUDA)
     trainer = make_trainer(**GRAPH, dropout=0.5)
     count = torch.zeros((), dtype=torch.int64, device=CUDA)
@@ -251,17 +231,9 @@ def test_dropout_draws_anew_in_each_step_of_a_graph(
 
     trainer.model.get_submodule("dropout").register_forward_hook(note)
     list(trainer.epochs(synthetic.train.subset(torch.arange(80)), max_epochs=4, batch_size=8))
-    assert sum(replays) > 30
+    assert len(replays) > 30
     assert int(count) == 40
     assert len({tuple(mask.flatten().tolist()) for mask in seen}) == 5
-
-
-def test_a_known_network_is_captured_by_default(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
-    trainer = make_trainer(**GRAPH)
-    assert trainer.uses_cuda_graph
-    history = trainer.fit(synthetic.train, synthetic.test, max_epochs=2, progress_bar=False)
-    assert all(record.train_loss < 5 for record in history)
-    assert not make_trainer(device="cuda", loss_fn=lambda logits, labels: logits.sum()).uses_cuda_graph
 
 
 @pytest.mark.parametrize("name", ["reference", "cifarcnn_tuned", "fast94", "resnet18"])
@@ -277,18 +249,11 @@ def test_the_optimizer_of_each_recipe_is_captured(name: str) -> None:
 
 
 def test_checkpoints_are_written_while_steps_are_captured(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, replays: list[bool]
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, replays: list[int]
 ) -> None:
     trainer = make_trainer(**GRAPH)
-    trainer.fit(
-        synthetic.train,
-        max_epochs=4,
-        batch_size=8,
-        checkpointer=Checkpointer(tmp_path, save_every_s=0),
-        progress_bar=False,
-    )
-    assert sum(replays) > 30
-    state = Checkpointer(tmp_path).read_last()
-    assert state is not None
+    fit(trainer, synthetic.train, max_epochs=4, batch_size=8, checkpointer=Checkpointer(tmp_path, save_every_s=0))
+    assert len(replays) > 30
+    state = read_state(tmp_path)
     for name, tensor in trainer.model.state_dict().items():
         assert torch.equal(tensor.cpu(), state["model"][name])

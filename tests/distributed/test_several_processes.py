@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 import scenarios
 import torch
-from PIL import Image
-from scenarios import NUM_EPOCHS, Result
+from scenarios import Result
 from torch import Tensor
 
-from cifarnet import Checkpointer, make_synthetic
+from cifarnet import Checkpointer
 from cifarnet.report import load_report
 
 fcntl = pytest.importorskip("fcntl")
@@ -94,9 +93,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
             one = scenarios.perform(root / "one", *first)
             found = {1: [one], 2: perform_in_processes(root / "two", 2), 3: perform_in_processes(root / "three", 3)}
             one |= scenarios.perform(root / "one", resumed, refused)
-            one["resumed_by_one_again"] = scenarios.perform(root / "one", scenarios.resumed_from_one)[
-                "resumed_from_one"
-            ]
             torch.save(found, root / "results.pt")
         loaded: Results = torch.load(root / "results.pt")
     return loaded
@@ -128,8 +124,6 @@ def test_several_processes_reach_the_weights_of_one(results: Results, name: str,
 @pytest.mark.parametrize(
     ("name", "other"),
     [
-        ("float32", "float32_with_mixup"),
-        ("float64", "float64_with_mixup"),
         ("float64", "float64_with_cutmix_and_ema"),
         ("float64", "float64_unfrozen"),
     ],
@@ -142,7 +136,7 @@ def test_scenarios_differ_from_each_other(results: Results, name: str, other: st
 @several
 def test_all_processes_hold_equal_bits(results: Results, world_size: int) -> None:
     first, *others = results[world_size]
-    names = [*EQUAL_TO_ONE, "batch_norm", "other_weights_per_process", "uninterrupted", "resumed", "data_loader_saved"]
+    names = [*EQUAL_TO_ONE, "batch_norm", "other_weights_per_process", "uninterrupted", "resumed"]
     for name in names:
         for other in others:
             assert distance(first[name]["last"], other[name]["last"]) == 0, name
@@ -185,11 +179,10 @@ def test_one_process_ends_the_loop_of_all(results: Results, world_size: int) -> 
     ("name", "outcome"),
     [
         ("Ctrl-C to the last process", "KeyboardInterrupt"),
-        ("SIGTERM to the last process", 128 + signal.SIGTERM),
         ("SIGTERM to all processes", 128 + signal.SIGTERM),
     ],
 )
-def test_a_signal_stops_all_processes_after_one_step_and_saves(
+def test_a_signal_stops_and_saves_all_processes_after_one_step(
     results: Results, name: str, outcome: object, world_size: int
 ) -> None:
     for rank in results[world_size]:
@@ -201,29 +194,19 @@ def test_a_signal_stops_all_processes_after_one_step_and_saves(
         assert bool(stopped["differences"]) == (world_size == 3)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_from_outside_ends_both_processes_and_saves(tmp_path: Path, signum: signal.Signals) -> None:
+def test_a_signal_from_outside_ends_both_processes(tmp_path: Path) -> None:
     processes = start("wait", tmp_path / "run", world_size=2)
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "training\n"
-    processes[1].send_signal(signum)
+    processes[1].send_signal(signal.SIGTERM)
     first, second = finish(processes)
-    code = -signal.SIGINT if signum == signal.SIGINT else 128 + signum
-    assert [process.returncode for process in processes] == [code, code]
+    assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2
     assert re.search(r"Stopped at epoch \d+ step \d+; saved .*last\.safetensors", first)
     assert "Stopped" not in second
     state = Checkpointer(tmp_path / "run").read_last()
     assert state is not None
     assert state["position"]["global_step"] >= scenarios.STOP_STEP
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_a_run_from_a_data_loader_saves_and_resumes_at_the_end_of_an_epoch(results: Results, world_size: int) -> None:
-    for rank in results[world_size]:
-        assert rank["data_loader_saved"]["saved_steps"] == 5
-        away = distance(rank["data_loader_saved"]["last"], results[1][0]["data_loader_saved"]["last"])
-        assert away < FLOAT64_TOLERANCE
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -244,19 +227,6 @@ def test_a_checkpoint_of_two_processes_resumes_with_any_number(results: Results,
         assert first["differences"][0] == f"world_size 2 in the run, {world_size} now, from step {scenarios.STOP_STEP}"
 
 
-def test_a_run_continues_with_one_two_three_and_one_processes(results: Results) -> None:
-    steps = [results[1], results[2], results[3]]
-    chain = [found[0]["resumed_from_one"] for found in steps] + [results[1][0]["resumed_by_one_again"]]
-    assert [step["num_epochs"] for step in chain] == [1, 2, 3, NUM_EPOCHS]
-    assert distance(chain[-1]["last"], results[1][0]["float64"]["last"]) < FLOAT64_TOLERANCE
-    changes = [change for change in chain[-1]["differences"] if change.startswith("world_size")]
-    assert changes == [
-        "world_size 1 in the run, 2 now, from step 5",
-        "world_size 2 in the run, 3 now, from step 10",
-        "world_size 3 in the run, 1 now, from step 15",
-    ]
-
-
 # Refusals ------------------------------------------------------------------------------------------------------------
 
 #: What each process must say about a run that several of them cannot train. ``{n}`` is the number of processes.
@@ -267,18 +237,12 @@ REFUSALS = {
     "max_epochs": r"different settings \((max_epochs is 1 in rank 0 and \d|another process)",
     "checkpointer": r"different settings \((checkpointer is True in rank 0 and False|another process)",
     "seed": r"different settings \((seed is 0 in rank 0 and \d|another process)",
-    "seed on resume": r"different settings \((seed is 0 in rank 0 and \d|another process)",
     "batch_size": r"different settings \((batch_size is 58 in rank 0 and 29|another process)",
-    "patience": r"different settings \((patience is 1 in rank 0 and \d|another process)",
     "test": r"different settings \((number of test batches is 4 in rank 0 and 2|another process)",
     "too few images": r"has 1 of 54 images, fewer than the {n} processes\. Use another batch_size or fewer processes",
-    "too few in a batch": r"1 of 1 images, fewer than the {n} processes",
     "order": r"The batches differ between the processes",
-    "size": r"The batches differ between the processes",
-    "length": r"different settings \((data is .*'num_batches': 4|another process)",
     "unknown length": r"The batches differ between the processes",
     "sampler": r"has a DistributedSampler.* Remove the sampler, and give batch_size of the whole batch",
-    "batch sampler": r"has a DistributedSampler.* Remove the sampler, and give batch_size of the whole batch",
 }
 #: What one process must refuse too.
 REFUSED_BY_ONE = {"NaN in all", "infinity in one", "run exists"}
@@ -293,7 +257,7 @@ def test_every_process_refuses_with_a_clear_error(results: Results, name: str, w
 
 
 @several
-def test_a_refusal_names_both_values_in_the_process_that_differs(results: Results, world_size: int) -> None:
+def test_a_refusal_names_both_values(results: Results, world_size: int) -> None:
     for number, rank in enumerate(results[world_size]):
         assert (f"seed is 0 in rank 0 and {number} in rank {number}" in rank["refused"]["seed"]) == (number > 0)
 
@@ -319,21 +283,20 @@ def read_step(run: Path) -> int:
     return int(state["position"]["global_step"])
 
 
-@pytest.mark.parametrize(("how", "code"), [("kill", -signal.SIGKILL), ("raise", 1)])
-def test_a_lost_process_ends_the_others_with_an_explanation(tmp_path: Path, how: str, code: int) -> None:
-    processes = start("lose", tmp_path / "run", how, 4, world_size=3)
+def test_a_lost_process_ends_the_others_with_an_explanation(tmp_path: Path) -> None:
+    processes = start("lose", tmp_path / "run", "raise", 4, world_size=3)
     *others, lost = finish(processes)
-    assert processes[-1].returncode == code
+    assert processes[-1].returncode == 1
     # gloo may abort a process at its end, after the error was printed, if an exchange was under way.
     assert all(process.returncode in (1, -signal.SIGABRT) for process in processes[:-1])
     for error in others:
         assert "RankLostError: Another process of this training has ended" in error
     assert "Last good checkpoint: " in others[0]
-    assert ("LookupError: a bug of the caller" in lost) == (how == "raise")
+    assert "LookupError: a bug of the caller" in lost
     assert 1 <= read_step(tmp_path / "run") <= 3
 
 
-def test_torchrun_restarts_and_finishes_a_run_that_lost_a_process(results: Results, tmp_path: Path) -> None:
+def test_torchrun_restarts_a_run_that_lost_a_process(results: Results, tmp_path: Path) -> None:
     result = torchrun(SCRIPT, "lose", "run", "kill", 4, cwd=tmp_path, max_restarts=1)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == ["restarts: 1", "restarts: 1"]
@@ -343,27 +306,11 @@ def test_torchrun_restarts_and_finishes_a_run_that_lost_a_process(results: Resul
     assert distance(dict(state["model"]), results[2][0]["uninterrupted"]["last"]) == 0
 
 
-def make_photos(root: Path) -> None:
-    data = make_synthetic(num_train=60, num_test=20)
-    for name, part in (("train", data.train), ("test", data.test)):
-        for number, (pixels, label) in enumerate(zip(part.images, part.labels.tolist(), strict=True)):
-            folder = root / name / data.train.classes[label]
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
-
-
-def test_torchrun_trains_by_the_command_line_and_rank_0_prints(tmp_path: Path) -> None:
-    make_photos(tmp_path / "photos")
-    options = ["-m", "cifarnet", "train", "--recipe", "basic", "--epochs", "1", "--data", "photos", "--out", "run"]
-    result = torchrun(*options, "--val-fraction", "0.2", cwd=tmp_path)
+def test_torchrun_trains_by_the_command_line(tmp_path: Path) -> None:
+    options = ["train", "--recipe", "basic", "--epochs", "1", "--data", "synthetic", "--out", "run"]
+    result = torchrun("-m", "cifarnet", *options, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("epoch 1:") == 1
+    assert result.stderr.count("epoch 1:") == 1, "rank 0 alone prints"
     assert ", 2 processes\n" in result.stderr
     assert result.stdout.count("next: cifarnet predict") == 1
-    report = load_report(tmp_path / "run/report.json")
-    assert report["world_size"] == 2
-    assert report["metrics"]["test_num_images"] == 20
-    assert (tmp_path / "run/training_curves.png").exists()
-    again = torchrun(*options, cwd=tmp_path)
-    assert again.returncode != 0
-    assert "cifarnet: error: run holds a run" in again.stderr
+    assert load_report(tmp_path / "run/report.json")["world_size"] == 2

@@ -127,7 +127,7 @@ def test_every_block_says_what_it_is(page: str) -> None:
             assert (ROOT / script).resolve().parent == ROOT / "examples", f"{block.place}: only examples are run"
             tests = "".join(
                 (ROOT / "tests" / name).read_text()
-                for name in ("examples/test_examples.py", "docs/test_lessons.py", "distributed/test_sweep.py")
+                for name in ("examples/test_examples.py", "docs/test_lessons.py", "examples/test_sweep.py")
             )
             assert f'"{script.name}"' in tests, f"{block.place}: not run"
         if block.marker == "run by":

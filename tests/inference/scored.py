@@ -1,4 +1,4 @@
-"""Evaluations of logits that are given, by way of the engine."""
+"""Evaluations of given logits."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from cifarnet.inference.loader import Batch
 FLOAT64 = resolve_precision("float64", torch.device("cpu"))
 
 
-class Given:
-    """TensorLoader whose images are the logits, so that `nn.Flatten` is the network."""
+class LogitsLoader:
+    """Loader whose images are the logits, so that `nn.Flatten` is the network. Ids start at 1000."""
 
     def __init__(self, logits: Tensor, labels: Tensor, batch_size: int) -> None:
         self.columns = (logits[:, :, None, None].double(), labels, torch.arange(len(labels)) + 1000)
@@ -37,10 +37,9 @@ def scored(
     temperature: float = 1.0,
     classes: tuple[str, ...] = (),
 ) -> Evaluation:
-    """What the engine says of them; ids are the indices from 1000 on."""
     return evaluate(
         nn.Flatten(),
-        Given(logits, labels, batch_size),
+        LogitsLoader(logits, labels, batch_size),
         preprocess=Preprocess(),
         loss_fn=loss_fn,
         precision=FLOAT64,
@@ -50,13 +49,12 @@ def scored(
 
 
 def by_json(evaluation: Evaluation) -> Evaluation:
-    """There and back."""
     return Evaluation.from_dict(json.loads(json.dumps(evaluation.to_dict(), allow_nan=False)))
 
 
 @st.composite
 def answers(draw: st.DrawFn, *, least: int = 1) -> tuple[Tensor, Tensor]:
-    """Logits and labels: hardly sure or absurdly so, mostly right or mostly wrong, classes left out."""
+    """Draw logits and labels: hardly or absurdly confident, mostly right or mostly wrong, with missing classes."""
     num_classes = draw(st.sampled_from([2, 3, 10, 100]))
     num_images = draw(st.integers(least, 60))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))

@@ -6,12 +6,13 @@ import sys
 import types
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from typing import Any
 
 import pytest
 import torch
 
 from cifarnet import DatasetSplits, Trainer
-from cifarnet.inference.running import MetricTotals, RunningMetrics
+from cifarnet.inference.metrics import MetricTotals, RunningMetrics
 from cifarnet.training import progress
 
 MakeTrainer = Callable[..., Trainer]
@@ -32,12 +33,14 @@ def terminal() -> Terminal:
     return Terminal()
 
 
-def test_a_terminal_gets_one_bar_and_a_line_an_epoch(
+def test_a_terminal_gets_a_bar_and_a_line_per_epoch(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "_MIN_INTERVAL_S", 0.0)
+    trainer = make_trainer()
     with redirect_stderr(terminal):
-        fit(make_trainer(), synthetic)
+        trainer.fit(synthetic.train, max_epochs=1)
+        trainer.fit(synthetic.train, max_epochs=2)
     shown = terminal.getvalue()
     states = [line for line in re.split(r"[\r\n]", shown) if "images/s, loss" in line and "%|" in line]
     assert len(states) >= 8
@@ -45,6 +48,7 @@ def test_a_terminal_gets_one_bar_and_a_line_an_epoch(
     pattern = r"epoch 2/2 +\d+%\|.*\| \d\d:\d\d<[\d:?]+, [\d,]+ images/s, loss \d\.\d{4}, accuracy \d+\.\d\d%"
     assert re.search(pattern, states[-1]), states[-1]
     assert len(re.findall(r"epoch \d: train loss", shown)) == 2
+    assert " 60%|" in shown  # one step into the second of two epochs of five steps
 
 
 def test_the_bar_reads_the_device_at_most_five_times_a_second(
@@ -69,20 +73,7 @@ def test_the_bar_reads_the_device_at_most_five_times_a_second(
     assert in_fit == len(reads)
 
 
-def test_a_resumed_run_shows_what_is_left_of_the_whole(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(progress, "_MIN_INTERVAL_S", 0.0)
-    trainer = make_trainer()
-    trainer.fit(synthetic.train, max_epochs=1, progress_bar=False)
-    with redirect_stderr(terminal):
-        trainer.fit(synthetic.train, max_epochs=2)
-    shown = terminal.getvalue()
-    assert " 60%|" in shown  # one step into the second of two epochs of five steps
-    assert " 10%|" not in shown
-
-
-def test_without_a_terminal_there_is_a_plain_line_an_epoch(
+def test_a_file_gets_a_plain_line_per_epoch(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit(make_trainer(), synthetic)
@@ -95,13 +86,7 @@ def test_without_a_terminal_there_is_a_plain_line_an_epoch(
     assert "\r" not in captured.err
 
 
-def test_progress_false_is_silent(make_trainer: MakeTrainer, synthetic: DatasetSplits, terminal: Terminal) -> None:
-    with redirect_stderr(terminal):
-        fit(make_trainer(), synthetic, progress_bar=False)
-    assert terminal.getvalue() == ""
-
-
-def test_a_notebook_gets_the_bar_without_a_terminal(
+def test_a_notebook_gets_the_bar(
     make_trainer: MakeTrainer,
     synthetic: DatasetSplits,
     capsys: pytest.CaptureFixture[str],
@@ -112,7 +97,7 @@ def test_a_notebook_gets_the_bar_without_a_terminal(
     assert "%|" in capsys.readouterr().err
 
 
-def test_an_iterable_without_length_gets_a_bar_without_an_end(
+def test_an_iterable_without_length_gets_a_bar(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "_MIN_INTERVAL_S", 0.0)
@@ -126,12 +111,34 @@ def test_an_iterable_without_length_gets_a_bar_without_an_end(
     assert "images/s, loss" in terminal.getvalue()
 
 
-def test_the_bar_is_closed_when_training_fails(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, terminal: Terminal
-) -> None:
+def test_a_failure_closes_the_bar(make_trainer: MakeTrainer, synthetic: DatasetSplits, terminal: Terminal) -> None:
     def loss_fn(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         raise KeyboardInterrupt
 
     with redirect_stderr(terminal), pytest.raises(KeyboardInterrupt):
         fit(make_trainer(loss_fn=loss_fn), synthetic)
     assert terminal.getvalue().endswith("\n")
+
+
+class Broken(io.StringIO):
+    """A stream that is gone."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+    def isatty(self) -> bool:
+        return isinstance(self.error, OSError)
+
+
+@pytest.mark.parametrize("stream", [None, Broken(BrokenPipeError()), Broken(ValueError("closed"))])
+def test_training_continues_without_a_display(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, monkeypatch: pytest.MonkeyPatch, stream: Any
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stream)
+    trainer = make_trainer()
+    trainer.fit(synthetic.train, max_epochs=2)
+    assert len(trainer.history) == 2

@@ -1,25 +1,23 @@
-"""A training step computes what the textbook computes, eagerly and as a graph that `tape` replays on a CPU."""
+"""One training step: its images, its gradient and its update, eager and captured."""
 
 from __future__ import annotations
 
-import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-import tape
-from cifarnet import CifarCNN, DatasetSplits, Trainer, Transforms, build_transforms
+from cifarnet import CifarCNN, DatasetSplits, Trainer, Transforms, build_transforms, make_synthetic
 from cifarnet._types import Images, Logits
+from cifarnet.errors import SettingError
 from cifarnet.optim import ExponentialMovingAverage, one_cycle, tabulate
 from cifarnet.randomness import permutation, scope
 from cifarnet.training import cuda_graph
-from cifarnet.training.cuda_graph import GraphedUpdate, can_be_captured, windows
-from cifarnet.training.run_data import open_run_data
+from runs import fit, weights_of
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -134,7 +132,7 @@ class Recorder(nn.Module):
         return logits
 
 
-def test_a_network_sees_the_same_images_byte_for_byte(
+def test_a_network_sees_the_same_images_on_every_backend(
     backend: str, synthetic: DatasetSplits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two epochs cropped, flipped and cut out; a graph gets them in windows of two batches."""
@@ -156,149 +154,54 @@ def test_a_network_sees_the_same_images_byte_for_byte(
     assert changed.float().mean() > 0.9, "each epoch draws anew"
 
 
-def test_windows_give_what_the_loader_and_the_transforms_give(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, monkeypatch: pytest.MonkeyPatch
+def test_a_mixed_step_is_the_textbook_step(small_transforms: Transforms) -> None:
+    """Half of each image and half of its neighbour, in float64: the gradient of the mean of both losses."""
+    torch.manual_seed(0)
+    ours = CifarCNN(image_size=8, widths=(2, 4), hidden=8, dropout=0.0).double()
+    plain = CifarCNN(image_size=8, widths=(2, 4), hidden=8, dropout=0.0).double()
+    plain.load_state_dict(ours.state_dict())
+    images, labels = torch.randn(6, 3, 8, 8, dtype=torch.float64), torch.randint(10, (6,))
+
+    def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        shares = nn.functional.one_hot(labels, 10).float()
+        return (images + images.roll(1, 0)) / 2, 0.7 * shares + 0.3 * shares.roll(1, 0)
+
+    optimizer = torch.optim.SGD(ours.parameters(), lr=0.1)
+    trainer = Trainer(
+        ours, optimizer, transforms=small_transforms, batch_transform=mix, device="cpu", precision="float64"
+    )
+    [record] = trainer.epochs([(images, labels)], max_epochs=1)
+
+    textbook = torch.optim.SGD(plain.parameters(), lr=0.1)
+    logits = plain((images + images.roll(1, 0)) / 2)
+    cross_entropy = nn.functional.cross_entropy
+    loss = 0.7 * cross_entropy(logits, labels) + 0.3 * cross_entropy(logits, labels.roll(1, 0))
+    loss.backward()  # type: ignore[no-untyped-call]
+    textbook.step()
+    for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-7)  # mix gave float32 shares
+    assert record.train_loss == pytest.approx(loss.item(), rel=1e-6)
+    assert record.train_accuracy == float((logits.argmax(dim=1) == labels).double().mean())  # 0.7 is the larger share
+
+
+@pytest.mark.parametrize("mix", [v2.MixUp(num_classes=10), v2.CutMix(num_classes=10)], ids=["mixup", "cutmix"])
+def test_mixing_of_torchvision_is_drawn_from_the_seed(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, mix: v2.Transform
 ) -> None:
-    trainer = make_trainer()
-    data = open_run_data(trainer, synthetic.train, None, None, max_epochs=1, batch_size=64)
-    monkeypatch.setattr(cuda_graph, "WINDOW_IMAGES", 150)
-    for step in (0, 3, 5):
-        trainer.state.step = step
-        expected = list(data.train.epoch(0, step))
-        found = list(windows(trainer, data.train))
-        assert len(found) == len(expected) == 5 - step
-        for one, other in zip(found, expected, strict=True):
-            with scope(0, 0, other.ids):
-                assert torch.equal(one.images, trainer.transforms.train(other.images))
-            assert torch.equal(one.labels, other.labels)
+    def losses(mix: v2.Transform | None, noise: int, seed: int = 0) -> list[float]:
+        torch.manual_seed(noise)
+        trainer = make_trainer(batch_transform=mix, seed=seed, dropout=0.0)
+        return [record.train_loss for record in trainer.epochs(synthetic.train, max_epochs=2)]
+
+    assert losses(mix, noise=1) == losses(mix, noise=2)
+    assert losses(mix, noise=1) != losses(None, noise=1)
+    assert losses(mix, noise=1) != losses(mix, noise=1, seed=1)
 
 
-class TestGraphs:
-    """Graphs are recorded and replayed on the CPU, without a fall-back."""
-
-    @pytest.fixture
-    def captures(self, monkeypatch: pytest.MonkeyPatch) -> list[object]:
-        """The functions that were captured."""
-        made: list[object] = []
-
-        def capture(function: Callable[[], None]) -> Callable[[], None]:
-            made.append(function)
-            return tape.capture(function)
-
-        monkeypatch.setattr("cifarnet.training.trainer.can_be_captured", lambda trainer: True)
-        monkeypatch.setattr("cifarnet.training.loop.GraphedUpdate", lambda trainer: GraphedUpdate(trainer, capture))
-        return made
-
-    def test_a_step_is_captured_once_per_shape(
-        self, captures: list[object], make_trainer: MakeTrainer, synthetic: DatasetSplits
-    ) -> None:
-        trainer = make_trainer(backend="cuda-graph")
-        list(trainer.epochs(synthetic.train, max_epochs=4))
-        assert len(captures) == 2  # whole batches, and the last one of an epoch
-
-    def test_a_second_call_continues_without_a_warning(
-        self, captures: list[object], make_trainer: MakeTrainer, synthetic: DatasetSplits
-    ) -> None:
-        trainer, whole = make_trainer(backend="cuda-graph"), make_trainer(backend="cuda-graph")
-        for max_epochs in (1, 3):
-            trainer.fit(synthetic.train, max_epochs=max_epochs, progress_bar=False)
-        whole.fit(synthetic.train, max_epochs=3, progress_bar=False)
-        assert trainer.resume_differences == []
-        assert [r.train_loss for r in trainer.history] == [r.train_loss for r in whole.history]
-
-    def test_what_changes_between_epochs_changes_in_graphs(
-        self, captures: list[object], make_trainer: MakeTrainer, synthetic: DatasetSplits
-    ) -> None:
-        def train(backend: str) -> list[float]:
-            trainer = make_trainer(backend=backend, precision="float64", dropout=0.0)
-            losses = []
-            for record in trainer.epochs(synthetic.train, max_epochs=6):
-                losses.append(record.train_loss)
-                if record.epoch == 2:
-                    trainer.optimizer.param_groups[0]["weight_decay"] = 0.1
-                    trainer.model.get_parameter("conv1.weight").requires_grad_(False)
-                if record.epoch == 4:
-                    trainer.optimizer.param_groups[0]["lr"] = 1e-2
-            return losses
-
-        assert train("cuda-graph") == pytest.approx(train("eager"), abs=1e-6)
-        assert len(captures) > 2
-
-    def test_a_loss_or_a_group_that_changes_between_epochs_changes_in_graphs(
-        self, captures: list[object], make_trainer: MakeTrainer, synthetic: DatasetSplits
-    ) -> None:
-        def train(backend: str) -> list[float]:
-            donor = make_trainer(dropout=0.0)
-            head, body = (donor.model.get_parameter(name) for name in ("fc2.weight", "conv1.weight"))
-            loss = torch.nn.CrossEntropyLoss()
-            trainer = Trainer(
-                donor.model,
-                torch.optim.Adam([head], lr=0.01),
-                transforms=donor.transforms,
-                loss_fn=loss,
-                max_grad_norm=10.0,
-                device="cpu",
-                precision="float64",
-            )
-            trainer.cuda_graph = backend == "cuda-graph"
-            losses = []
-            for record in trainer.epochs(synthetic.train, max_epochs=10):
-                losses.append(record.train_loss)
-                if record.epoch in (1, 3):  # the small last batch was trained eagerly, and is captured
-                    loss.label_smoothing = record.epoch / 10
-                if record.epoch == 5:
-                    trainer.optimizer.add_param_group({"params": [body], "lr": 0.001})
-                if record.epoch == 7:
-                    trainer.max_grad_norm = 1e-3
-            return losses
-
-        assert train("cuda-graph") == pytest.approx(train("eager"), abs=1e-6)
-
-    def test_a_state_that_is_loaded_in_the_body_is_used_by_graphs(
-        self, captures: list[object], make_trainer: MakeTrainer, synthetic: DatasetSplits
-    ) -> None:
-        def train(backend: str) -> list[float]:
-            trainer = make_trainer(backend=backend, precision="float64", dropout=0.0)
-            losses, saved = [], None
-            for record in trainer.epochs(synthetic.train, max_epochs=6):
-                losses.append(record.train_loss)
-                if saved is None and record.epoch == 3:
-                    saved = copy.deepcopy(trainer.state_dict())
-                elif saved is not None and len(losses) == 4:  # the epoch that was just trained is trained again
-                    trainer.load_state_dict(saved)
-            return losses
-
-        assert train("cuda-graph") == pytest.approx(train("eager"), abs=1e-6)
-
-    def test_batches_of_an_iterable_are_captured_too(
-        self, captures: list[object], make_trainer: MakeTrainer, synthetic: DatasetSplits
-    ) -> None:
-        losses = []
-        for backend in ("eager", "cuda-graph"):
-            loader = DataLoader(synthetic.train, batch_size=64, shuffle=True)
-            trainer = make_trainer(
-                backend=backend, precision="float64", dropout=0.0, batch_transform=v2.MixUp(num_classes=10)
-            )
-            losses.append([record.train_loss for record in trainer.epochs(loader, max_epochs=3)])
-        assert losses[1] == pytest.approx(losses[0], abs=1e-6)
-        assert captures
-
-
-def test_only_known_steps_are_captured(make_trainer: MakeTrainer) -> None:
-    """A loss, a network or an optimizer of the user may read a value on the host."""
-    trainer = make_trainer()
-    assert not can_be_captured(trainer), "on a CPU"
-    trainer.device = torch.device("cuda")
-    assert can_be_captured(trainer)
-    assert trainer.uses_cuda_graph is False, "the fixture has switched it off"
-    trainer.loss_fn = lambda logits, labels: logits.sum()
-    assert not can_be_captured(trainer)
-    trainer = make_trainer()
-    trainer.device, trainer.optimizer = torch.device("cuda"), torch.optim.LBFGS(trainer.model.parameters())
-    assert not can_be_captured(trainer)
-    trainer = make_trainer()
-    trainer.device, trainer.model = torch.device("cuda"), nn.Linear(2, 2)
-    assert not can_be_captured(trainer)
+def test_mixed_labels_that_are_not_soft_are_refused(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    trainer = make_trainer(batch_transform=lambda images, labels: (images, labels))
+    with pytest.raises(SettingError, match=r"returned labels of shape \(64,\).*It must return soft labels"):
+        fit(trainer, synthetic.train)
 
 
 #: Shares of a gradient's norm. In float32, sums are ordered differently, and a pixel that a pooling chooses differently
@@ -329,3 +232,58 @@ def test_the_gradient_of_one_step_is_that_of_float64(precision: str) -> None:
     assert float((gradient(precision) - exact).norm() / exact.norm()) < RTOL[precision]
     wrong = gradient(precision, wrong_label=True)
     assert float((wrong - exact).norm() / exact.norm()) > RTOL[precision], "one wrong label of 64 is seen"
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.float32), ("float64", torch.float64)])
+def test_a_loss_is_computed_in_the_dtype_of_the_weights(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, precision: str, dtype: torch.dtype
+) -> None:
+    seen: set[torch.dtype] = set()
+
+    class Loss(nn.CrossEntropyLoss):
+        def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+            assert self.weight is not None
+            seen.update((logits.dtype, self.weight.dtype))
+            return super().forward(logits, labels)
+
+    trainer = make_trainer(precision=precision, loss_fn=Loss(weight=torch.ones(10)))
+    fit(trainer, synthetic.train, synthetic.test)
+    assert seen == {parameter.dtype for parameter in trainer.model.parameters()} == {dtype}
+
+
+def test_an_evaluation_has_the_loss_of_all_images(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    """With class weights, the mean over batches of images that are sorted by class is another number."""
+    weight = torch.tensor([10.0] + [0.1] * 9)
+    data = make_synthetic(num_train=10, num_test=1200, seed=0, size=16).test
+    data = data.subset(data.labels.argsort())
+    trainer = make_trainer(loss_fn=nn.CrossEntropyLoss(weight=weight), precision="float32")
+    [record] = trainer.epochs(synthetic.train, data, max_epochs=1)
+    with torch.no_grad():
+        logits = trainer.model.eval()(trainer.transforms.preprocess(data.images))
+    expected = nn.functional.cross_entropy(logits, data.labels, weight=weight).item()
+    assert trainer.evaluate(data).loss == pytest.approx(expected, rel=1e-5)
+    assert record.val_loss == pytest.approx(expected, rel=1e-5)
+    ready = [(trainer.transforms.preprocess(data.images), data.labels)]  # floating batches are not transformed
+    assert trainer.evaluate(ready).accuracy == trainer.evaluate(data).accuracy
+
+
+@pytest.mark.parametrize(
+    "kind", [torch.optim.Adam, torch.optim.AdamW, functools.partial(torch.optim.SGD, momentum=0.9)]
+)
+def test_an_optimizer_without_a_choice_runs_fused(synthetic: DatasetSplits, kind: Any) -> None:
+    """Moments from before the Trainer are moved to channels-last with their weights, which fused Adam relies on."""
+    results = []
+    for chosen in ({}, {"fused": True}, {"foreach": False}):
+        model = network(torch.float32)
+        optimizer = kind(model.parameters(), lr=1e-3, **chosen)
+        before = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+        images = torch.rand(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        nn.functional.cross_entropy(model(images), torch.arange(32) % 10).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        trainer = Trainer(model, optimizer, transforms=build_transforms(size=16), device="cpu", precision="float64")
+        assert {key: optimizer.param_groups[0][key] for key in before} == before, "the constructor writes nothing"
+        fit(trainer, synthetic.train)
+        assert bool(optimizer.param_groups[0]["fused"]) == ("foreach" not in chosen)
+        results.append(weights_of(model))
+    for other in results[1:]:
+        torch.testing.assert_close(results[0], other, rtol=0, atol=1e-6)

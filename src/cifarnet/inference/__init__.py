@@ -5,9 +5,8 @@ from __future__ import annotations
 from cifarnet.inference.calibration import TEMPERATURE_RANGE, check_temperature, fit_temperature
 from cifarnet.inference.device import Precision, describe_device, describe_machine, resolve_device, resolve_precision
 from cifarnet.inference.evaluate import predict_logits
-from cifarnet.inference.evaluation import NUM_BINS, NUM_TOP_LOSSES, Evaluation, guesses_counted
+from cifarnet.inference.evaluation import NUM_BINS, NUM_TOP_LOSSES, ClassScores, ConfidenceBin, Evaluation, TopLoss
 from cifarnet.inference.metrics import top_k_accuracy, true_class_ranks, wilson_interval
-from cifarnet.inference.records import ClassScores, ConfidenceBin, TopLoss
 
 __all__ = [
     "NUM_BINS",
@@ -22,7 +21,6 @@ __all__ = [
     "describe_device",
     "describe_machine",
     "fit_temperature",
-    "guesses_counted",
     "predict_logits",
     "resolve_device",
     "resolve_precision",

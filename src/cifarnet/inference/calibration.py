@@ -53,7 +53,7 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
     Raises:
         NonFiniteLogitsError: If a logit is NaN or infinite.
         InputError: If there are no images, a label is outside ``[0, K)``, or `TEMPERATURE_RANGE` has no minimum because
-            all images are classified correctly or the network is no better than guessing.
+            all images are classified correctly, the network is no better than guessing, or its logits are equal.
 
     Example:
         >>> logits = 3 * torch.tensor([0.8, 0.2]).log().repeat(5, 1)  # 4 of 5 images correct, and overconfident
@@ -79,12 +79,15 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
         return float(mean.mean()), float((shares * (gaps - mean).square()).sum(dim=1).mean())
 
     low, high = (1 / end for end in reversed(TEMPERATURE_RANGE))
-    for inverse, sign, reason in (
-        (high, 1, "all or nearly all of them are classified correctly. Pass more images, none of them from training"),
-        (low, -1, "the network is no better than guessing. Train it first, or pass images of its own classes"),
-    ):
-        if not sign * slope(inverse)[0] > 0:
-            raise InputError(f"No temperature fits these {len(labels):,} images, because {reason}")
+    reason = None
+    if not gaps.any():
+        reason = "the logits of each image are equal. Train the network first"
+    elif not slope(high)[0] > 0:
+        reason = "all or nearly all of them are classified correctly. Pass more images, none of them from training"
+    elif not slope(low)[0] < 0:
+        reason = "the network is no better than guessing. Train it first, or pass images of its own classes"
+    if reason is not None:
+        raise InputError(f"No temperature fits these {len(labels):,} images, because {reason}")
     inverse = 1.0
     for _ in range(_MAX_STEPS):
         first, second = slope(inverse)

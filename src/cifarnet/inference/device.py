@@ -1,10 +1,13 @@
-"""Device and number format of a network."""
+"""Device, number format and memory of a network."""
 
 from __future__ import annotations
 
 import os
 import platform
-from contextlib import AbstractContextManager, nullcontext
+import re
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +19,25 @@ from torch import Tensor
 
 from cifarnet._hardware import cpu_name, is_bf16_faster
 from cifarnet._types import Images
-from cifarnet._validation import did_you_mean
-from cifarnet.errors import SettingError
+from cifarnet._validation import check_choice
+from cifarnet.errors import DeviceMemoryError, SettingError
 
-__all__ = ["Precision", "describe_device", "describe_machine", "resolve_device", "resolve_precision"]
+__all__ = [
+    "Precision",
+    "describe_device",
+    "describe_machine",
+    "out_of_memory_advice",
+    "resolve_device",
+    "resolve_precision",
+]
+
+# torch.OutOfMemoryError covers only torch's allocators of devices. The CPU allocator and CUDA's libraries raise
+# RuntimeError with these texts.
+_OUT_OF_MEMORY = re.compile(
+    r"(CUDA|HIP|MPS|XPU)( error:| backend)? out of memory"
+    r"|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS_\w*ALLOC(ATION)?_FAILED"
+    r"|DefaultCPUAllocator: (can't allocate|not enough) memory"
+)
 
 
 @dataclass(frozen=True)
@@ -111,9 +129,7 @@ def resolve_precision(precision: str, device: torch.device) -> Precision:
         >>> resolve_precision("float32", torch.device("cpu")).weights
         torch.float32
     """
-    options = ("auto", "bf16", "float32", "float64")
-    if precision not in options:
-        raise SettingError(f'precision "{precision}" is unknown; {did_you_mean(str(precision), options)}')
+    check_choice("precision", precision, ("auto", "bf16", "float32", "float64"))
     if precision == "auto":
         precision = "bf16" if is_bf16_faster(device) else "float32"
     return Precision(precision, device, torch.float64 if precision == "float64" else torch.float32)
@@ -154,3 +170,29 @@ def describe_machine(precision: Precision) -> dict[str, Any]:
             "safetensors": safetensors.__version__,
         },
     }
+
+
+@contextmanager
+def out_of_memory_advice(device: torch.device, explain: Callable[[], str]) -> Iterator[None]:
+    """Turn out-of-memory errors of the block into `DeviceMemoryError` with advice, and free the memory of the block.
+
+    Args:
+        device: Device of the block.
+        explain: Function that returns two sentences: the part that does not fit, and the remedy. It is called only on
+            failure.
+
+    Raises:
+        DeviceMemoryError: If an allocation fails. It replaces the error of torch.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(str(error))):
+            raise
+        traceback.clear_frames(error.__traceback__)  # the frames hold activations
+        reason = str(error).splitlines()[0]
+    else:
+        return
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    raise DeviceMemoryError(f"{explain()} ({reason})")

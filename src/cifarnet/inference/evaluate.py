@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +11,23 @@ from torch import Tensor, nn
 from cifarnet import randomness
 from cifarnet._types import Images, Logits
 from cifarnet.errors import InputError, SettingError
-from cifarnet.inference.accumulator import EvaluationAccumulator
-from cifarnet.inference.device import Precision
+from cifarnet.inference.device import Precision, out_of_memory_advice
 from cifarnet.inference.evaluation import Evaluation
-from cifarnet.inference.iterable import check_labels
-from cifarnet.inference.loader import Batch, EvaluationLoader
-from cifarnet.inference.out_of_memory import out_of_memory_advice
-from cifarnet.inference.running import MetricTotals, RunningMetrics
+from cifarnet.inference.loader import EvaluationLoader, check_labels
+from cifarnet.inference.metrics import MetricTotals, RunningMetrics
+from cifarnet.inference.summarize import Predictions, summarize_predictions
 from cifarnet.models import evaluation_mode, unwrapped
-from cifarnet.transforms import TTA, Preprocess, Transforms, average_logits
+from cifarnet.transforms import TTA, Preprocess, average_logits
 
-__all__ = ["check_logits", "check_model_fits", "check_sizes", "evaluate", "evaluate_loss", "predict_logits"]
+__all__ = [
+    "check_logits",
+    "check_model_fits",
+    "check_preprocess",
+    "evaluate",
+    "evaluate_loss",
+    "predict_batches",
+    "predict_logits",
+]
 
 
 def check_logits(output: object) -> Logits:
@@ -96,7 +102,6 @@ def check_model_fits(
     *,
     preprocess: Preprocess | None,
     precision: Precision,
-    remedy: str = "Build it for that size and those channels",
 ) -> int:
     """Predict one image and compare the number of logits with the number of classes.
 
@@ -107,16 +112,17 @@ def check_model_fits(
         name: Name of the images in error messages.
         preprocess: Preprocessing of the network; ``None`` if it is unknown.
         precision: Number format and device.
-        remedy: Last sentence of the error if the network cannot take the image.
 
     Returns:
         Number of logits.
 
     Raises:
         DeviceMemoryError: If the network and one image do not fit into memory.
+        InputError: If the image is uint8 and ``preprocess`` is ``None``.
         SettingError: If the network cannot take the image, or returns another number of logits.
     """
     built = type(unwrapped(model)).__name__
+    prepared = "" if images.is_floating_point() else f", prepared to {check_preprocess(preprocess).size} pixels"
 
     def explain() -> str:
         return (
@@ -128,14 +134,12 @@ def check_model_fits(
         with out_of_memory_advice(precision.device, explain), evaluation_mode(model):
             images = images.to(precision.device)
             logits: object = predict_logits(model, images, preprocess=preprocess, precision=precision)
-    except SettingError:
-        raise
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-        is_ready = images.is_floating_point() or preprocess is None
-        prepared = "" if is_ready else f", prepared to {check_preprocess(preprocess).size} pixels"
+        if isinstance(error, SettingError):
+            raise
         raise SettingError(
             f"{built} cannot take the images of {name} ({tuple(images.shape[1:])}{prepared}): "
-            f"{str(error).splitlines()[0].rstrip('.')}. {remedy}"
+            f"{str(error).splitlines()[0].rstrip('.')}. Build it for that size and those channels"
         ) from error
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else None
     if shape is None or len(shape) != 2 or shape[0] != 1 or num_classes not in (None, shape[1]):
@@ -147,60 +151,26 @@ def check_model_fits(
     return shape[1]
 
 
-def check_sizes(model: nn.Module, images: Images, name: str, *, transforms: Transforms, precision: Precision) -> None:
-    """Predict one image at each smaller size of progressive resizing.
-
-    Args:
-        model: Network on the device and in the dtype of ``precision``.
-        images: One image, shape ``(1, C, H, W)``. A floating image is not checked, because it is never resized.
-        name: Name of the images in error messages.
-        transforms: Transforms of the training.
-        precision: Number format and device.
-
-    Raises:
-        SettingError: If the network cannot take one of the sizes.
-    """
-    preprocess = transforms.preprocess
-    for size in transforms.train_sizes:
-        if size != preprocess.size and not images.is_floating_point():
-            check_model_fits(
-                model,
-                images,
-                None,
-                name,
-                preprocess=replace(preprocess, size=size),
-                precision=precision,
-                remedy="Leave out sizes=, or train a network that takes images of any size, such as FastCNN",
-            )
-
-
 @torch.no_grad()
-def evaluate_loss(
+def predict_batches(
     model: nn.Module,
     batches: EvaluationLoader,
     *,
     preprocess: Preprocess | None,
-    loss_fn: Callable[[Tensor, Tensor], Tensor],
     precision: Precision,
     tta: TTA | None = None,
-    observe: Callable[[Logits, Batch], None] | None = None,
-) -> MetricTotals:
-    """Evaluate loss and accuracy in eval mode. The mode of each module is restored afterwards.
-
-    The loss is computed once for all images, because the mean of the batch losses is another value for many losses,
-    such as one with class weights. The function synchronizes with the device once, at the end.
+) -> Predictions:
+    """Predict every image in eval mode. The mode of each module is restored afterwards.
 
     Args:
         model: Network on the device and in the dtype of ``precision``.
         batches: Loader of every image once. uint8 images are preprocessed, floating images are used unchanged.
         preprocess: Preprocessing of the network; ``None`` if it is unknown.
-        loss_fn: Loss ``(logits, labels) -> mean over the images``.
         precision: Number format and device.
         tta: Test-time augmentation; ``None`` predicts each image once.
-        observe: Function that is called with the logits and the batch of every step.
 
     Returns:
-        Running metrics of all images.
+        Logits, labels and ids of all images, on the device.
 
     Raises:
         DeviceMemoryError: If a batch does not fit into memory.
@@ -208,41 +178,67 @@ def evaluate_loss(
             ``tta``, or if they are uint8 and ``preprocess`` is ``None``.
         SettingError: If the model does not return a tensor.
     """
-    all_logits: list[Logits] = []
-    all_labels: list[Tensor] = []
+    predictions = Predictions([], [], [])
     size = 0
 
     def explain() -> str:
-        batch = f"A batch of {size} images" if size else "A batch"
         remedy = f"DataLoader(images, batch_size={size // 2})" if size > 1 else "smaller batches"
         return (
-            f"{batch} does not fit into the memory of {precision.device} during evaluation. Evaluate {remedy}, because "
-            "batch_size applies only to training"
+            f"A batch of {size} images does not fit into the memory of {precision.device} during evaluation. Evaluate "
+            f"{remedy}, because batch_size applies only to training"
         )
 
-    # No autotuning: cuDNN could choose other kernels in another process, which could change a prediction.
-    with (
-        out_of_memory_advice(precision.device, explain),
-        evaluation_mode(model),
-        randomness.isolated(precision.device, autotune=False),
-    ):
-
-        def predict(batch: Batch) -> Logits:
-            nonlocal size
-            size = len(batch.labels)
-            return predict_logits(model, batch.images, preprocess=preprocess, precision=precision, tta=tta)
-
+    with out_of_memory_advice(precision.device, explain), _evaluation(model, precision):
         for step, batch in enumerate(batches.in_order()):
-            logits = predict(batch)
+            size = len(batch.labels)
+            logits = predict_logits(model, batch.images, preprocess=preprocess, precision=precision, tta=tta)
             check_labels(batch, logits.shape[-1], step)
-            all_logits.append(logits)
-            all_labels.append(batch.labels)
-            if observe is not None:
-                observe(logits, batch)
-        sums = RunningMetrics(precision.device)
-        logits, labels = torch.cat(all_logits), torch.cat(all_labels)
-        sums.add(loss_fn(logits, labels), logits, labels, 0)
-    return sums.read()
+            predictions.logits.append(logits)
+            predictions.labels.append(batch.labels)
+            predictions.ids.append(batch.ids)
+    return predictions
+
+
+@torch.no_grad()
+def evaluate_loss(
+    model: nn.Module, predictions: Predictions, *, loss_fn: Callable[[Tensor, Tensor], Tensor], precision: Precision
+) -> MetricTotals:
+    """Compute loss and accuracy of predictions. The function synchronizes with the device once, at the end.
+
+    The loss is computed once for all images, because the mean of the batch losses is another value for many losses,
+    such as one with class weights.
+
+    Args:
+        model: Network of the predictions, which is in eval mode during the loss, because the loss may call it.
+        predictions: Predictions of all images.
+        loss_fn: Loss ``(logits, labels) -> mean over the images``.
+        precision: Number format and device.
+
+    Returns:
+        Running metrics of all images.
+
+    Raises:
+        DeviceMemoryError: If the loss does not fit into memory.
+    """
+
+    def explain() -> str:
+        return (
+            f"The loss of {sum(map(len, predictions.labels)):,} images does not fit into the memory of "
+            f"{precision.device}. Evaluate fewer images"
+        )
+
+    metrics = RunningMetrics(precision.device)
+    with out_of_memory_advice(precision.device, explain), _evaluation(model, precision):
+        logits, labels = torch.cat(predictions.logits), torch.cat(predictions.labels)
+        metrics.add(loss_fn(logits, labels), logits, labels, 0)
+    return metrics.read()
+
+
+@contextmanager
+def _evaluation(model: nn.Module, precision: Precision) -> Iterator[None]:
+    # No autotuning: cuDNN could choose other kernels in another process, which could change a prediction.
+    with evaluation_mode(model), randomness.isolated(precision.device, autotune=False):
+        yield
 
 
 def evaluate(
@@ -272,24 +268,10 @@ def evaluate(
         The evaluation.
 
     Raises:
-        DeviceMemoryError: If a batch does not fit into memory.
-        InputError: If `evaluate_loss` raises it, or if a label on another device than the CPU is outside ``[0, K)``.
+        DeviceMemoryError: If a batch or the loss does not fit into memory.
+        InputError: If `predict_batches` raises it, or if a label on another device than the CPU is outside ``[0, K)``.
         SettingError: If the model does not return a tensor, or ``temperature`` is outside `TEMPERATURE_RANGE`.
     """
-    scores: list[EvaluationAccumulator] = []
-
-    def observe(logits: Logits, batch: Batch) -> None:
-        if not scores:  # the first logits show the number of classes
-            scores.append(EvaluationAccumulator(logits.shape[1], precision.device, temperature=temperature))
-        scores[0].add(logits, batch)
-
-    totals = evaluate_loss(
-        model,
-        batches,
-        preprocess=preprocess,
-        loss_fn=loss_fn,
-        precision=precision,
-        tta=tta,
-        observe=observe,
-    )
-    return scores[0].read(totals, classes=classes, tta=tta)
+    predictions = predict_batches(model, batches, preprocess=preprocess, precision=precision, tta=tta)
+    totals = evaluate_loss(model, predictions, loss_fn=loss_fn, precision=precision)
+    return summarize_predictions(predictions, loss=totals.mean_loss, classes=classes, temperature=temperature, tta=tta)

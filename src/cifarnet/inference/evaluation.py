@@ -5,24 +5,117 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import Any
 
 from cifarnet._types import Json
-from cifarnet._validation import finite_json
-from cifarnet.errors import InputError
+from cifarnet._validation import finite_json, from_json, shorten
+from cifarnet.errors import InputError, SettingError
 from cifarnet.inference.calibration import check_temperature
-from cifarnet.inference.evaluation_json import parse_evaluation, with_current_keys
+from cifarnet.inference.evaluation_tables import text_table
 from cifarnet.inference.metrics import wilson_interval
-from cifarnet.inference.records import ClassScores, ConfidenceBin, TopLoss
-from cifarnet.inference.tables import html_table, text_table
+from cifarnet.transforms.tta import current_tta_name
 
-__all__ = ["NUM_BINS", "NUM_TOP_LOSSES", "Evaluation", "guesses_counted"]
+__all__ = ["NUM_BINS", "NUM_TOP_LOSSES", "ClassScores", "ConfidenceBin", "Evaluation", "TopLoss"]
 
 #: Number of confidence bins of equal width, as in section 4 of Guo et al. (2017).
 NUM_BINS = 15
 
 #: Largest number of top losses in an evaluation.
 NUM_TOP_LOSSES = 25
+
+#: Number of guesses that the top-k accuracy counts.
+NUM_GUESSES = 5
+
+#: Keys of earlier versions and their current names.
+_RENAMED = {
+    "interval": "accuracy_interval",
+    "confusion": "confusion_matrix",
+    "nll": "log_loss",
+    "bins": "reliability_bins",
+    "worst": "top_losses",
+    "test_time_augmentation": "tta",
+}
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Precision, recall and F1 of one class against all others.
+
+    If the denominator of a share is 0, the share is 0, as in scikit-learn. The counts show this case.
+
+    Args:
+        name: Name of the class.
+        num_images: Number of images of the class, its support.
+        num_predicted: Number of images that were predicted as the class.
+        num_correct: Number of images of the class that were predicted as the class.
+
+    Example:
+        >>> cat = ClassScores("cat", num_images=10, num_predicted=8, num_correct=6)
+        >>> cat.precision, cat.recall, round(cat.f1, 4)
+        (0.75, 0.6, 0.6667)
+    """
+
+    name: str
+    num_images: int
+    num_predicted: int
+    num_correct: int
+
+    @property
+    def precision(self) -> float:
+        """Share of images of the class among those predicted as the class, in ``[0, 1]``."""
+        return self.num_correct / max(1, self.num_predicted)
+
+    @property
+    def recall(self) -> float:
+        """Share of images predicted as the class among those of the class, in ``[0, 1]``."""
+        return self.num_correct / max(1, self.num_images)
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall, in ``[0, 1]``."""
+        return 2 * self.num_correct / max(1, self.num_images + self.num_predicted)
+
+
+@dataclass(frozen=True)
+class ConfidenceBin:
+    """Images with a similar probability of the predicted class: a bar of a reliability diagram.
+
+    Args:
+        num_images: Number of images in the bin.
+        num_correct: Number of these images that are classified correctly.
+        confidence: Mean probability of the predicted class, in ``(0, 1]``; ``None`` if the bin is empty.
+    """
+
+    num_images: int
+    num_correct: int
+    confidence: float | None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of images that are classified correctly; ``None`` if the bin is empty."""
+        return self.num_correct / self.num_images if self.num_images else None
+
+
+@dataclass(frozen=True)
+class TopLoss:
+    """Image with one of the highest losses.
+
+    Args:
+        index: Index of the image in the data, from 0.
+        id: Image id, see `ImageDataset`; equal to ``index`` for external batches.
+        label: Index of the true class.
+        predicted: Index of the predicted class.
+        probability: Probability of the predicted class, in ``(0, 1]``.
+        loss: Negative logarithm of the true class's probability, in nats. It does not depend on the training loss.
+    """
+
+    index: int
+    id: int
+    label: int
+    predicted: int
+    probability: float
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -65,28 +158,27 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
-        contradiction = self._contradiction()
-        if contradiction is not None:
+        name = self._find_contradiction()
+        if name is not None:
             raise InputError(
-                f"{contradiction} of an evaluation contradicts its counts. Pass the values that evaluate() returned"
+                f"{name} of an evaluation contradicts its counts. Pass the values that evaluate() returned"
             )
 
-    def _contradiction(self) -> str | None:
-        num_classes = len(self.confusion_matrix)
-        if not num_classes or any(len(row) != num_classes for row in self.confusion_matrix) or not self.num_images:
+    def _find_contradiction(self) -> str | None:
+        rows, bins = self.confusion_matrix, self.reliability_bins
+        if any(len(row) != len(rows) or min(row) < 0 for row in rows) or not self.num_images:
             return "confusion_matrix"
-        if len(self.classes) not in (0, num_classes):
+        if len(self.classes) not in (0, len(rows)):
             return "classes"
         if not self.num_correct <= self.num_top_k <= self.num_images:
             return "num_top_k"
-        if (
-            len(self.reliability_bins) != NUM_BINS
-            or sum(one.num_images for one in self.reliability_bins) != self.num_images
-            or sum(one.num_correct for one in self.reliability_bins) != self.num_correct
-            or any((one.confidence is None) != (one.num_images == 0) for one in self.reliability_bins)
+        counts = [sum(one.num_images for one in bins), sum(one.num_correct for one in bins), len(bins)]
+        if counts != [self.num_images, self.num_correct, NUM_BINS] or any(
+            not 0 <= one.num_correct <= one.num_images or (one.confidence is None) != (one.num_images == 0)
+            for one in bins
         ):
             return "reliability_bins"
-        if any(max(one.label, one.predicted) >= num_classes for one in self.top_losses):
+        if any(not 0 <= label < len(rows) for one in self.top_losses for label in (one.label, one.predicted)):
             return "top_losses"
         return None
 
@@ -113,7 +205,7 @@ class Evaluation:
     @property
     def k(self) -> int:
         """Number of guesses that `top_k_accuracy` counts: 5, or ``K`` if there are fewer than 5 classes."""
-        return guesses_counted(len(self.confusion_matrix))
+        return min(NUM_GUESSES, len(self.confusion_matrix))
 
     @property
     def top_k_accuracy(self) -> float:
@@ -130,11 +222,7 @@ class Evaluation:
     @property
     def expected_calibration_error(self) -> float:
         """Mean difference of confidence and accuracy, in ``[0, 1]``. Each bin is weighted by its number of images."""
-        gaps = [
-            abs(one.num_correct - one.num_images * one.confidence)
-            for one in self.reliability_bins
-            if one.confidence is not None
-        ]
+        gaps = (abs(one.num_correct - one.num_images * (one.confidence or 0)) for one in self.reliability_bins)
         return math.fsum(gaps) / self.num_images
 
     def class_name(self, index: int) -> str:
@@ -147,11 +235,9 @@ class Evaluation:
 
     def __str__(self) -> str:
         low, high = self.accuracy_interval
-        return (
-            f"accuracy {self.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}), "
-            f"loss {self.loss:.4f}, {self.num_images:,} images"
-            + ("" if self.tta is None else f", with test-time augmentation ({self.tta})")
-        )
+        tta = "" if self.tta is None else f", with test-time augmentation ({self.tta})"
+        accuracy = f"accuracy {self.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%})"
+        return f"{accuracy}, loss {self.loss:.4f}, {self.num_images:,} images{tta}"
 
     def table(self, *, max_classes: int = 20, num_top_losses: int = 5) -> str:
         """Return all metrics as text: the line of ``str()``, the other totals, a row per class and the top losses.
@@ -160,9 +246,6 @@ class Evaluation:
             max_classes: Largest number of classes. If there are more, those with the lowest F1 are shown.
             num_top_losses: Largest number of top losses.
 
-        Returns:
-            Several lines without a newline at the end.
-
         Raises:
             SettingError: If an argument is below 0.
             SettingTypeError: If an argument is not a whole number.
@@ -170,34 +253,27 @@ class Evaluation:
         return text_table(self, max_classes=max_classes, num_top_losses=num_top_losses)
 
     def _repr_html_(self) -> str:
-        """Return the HTML that a notebook shows."""
-        return html_table(self)
+        """Return the table that a notebook shows."""
+        return f"<pre>{escape(self.table())}</pre>"
 
     def to_dict(self) -> dict[str, Json]:
-        """Return all metrics as plain JSON values. NaN and infinity become strings such as ``"nan"``.
-
-        Returns:
-            Dictionary with the arguments and the values that follow from them, such as accuracies and scores per class.
-        """
-        shares = ("precision", "recall", "f1")
-        return dict(
-            finite_json(
-                {
-                    "accuracy": self.accuracy,
-                    "accuracy_interval": self.accuracy_interval,
-                    "num_correct": self.num_correct,
-                    "num_images": self.num_images,
-                    "k": self.k,
-                    "top_k_accuracy": self.top_k_accuracy,
-                    "expected_calibration_error": self.expected_calibration_error,
-                    **asdict(self),
-                    "reliability_bins": [{**asdict(one), "accuracy": one.accuracy} for one in self.reliability_bins],
-                    "per_class": [
-                        {**asdict(one), **{share: getattr(one, share) for share in shares}} for one in self.per_class
-                    ],
-                }
-            )
-        )
+        """Return the arguments and all properties as plain JSON values. NaN and infinity become strings."""
+        bins = [{**asdict(one), "accuracy": one.accuracy} for one in self.reliability_bins]
+        shares = [{"precision": one.precision, "recall": one.recall, "f1": one.f1} for one in self.per_class]
+        per_class = [asdict(one) | share for one, share in zip(self.per_class, shares, strict=True)]
+        document = {
+            "accuracy": self.accuracy,
+            "accuracy_interval": self.accuracy_interval,
+            "num_correct": self.num_correct,
+            "num_images": self.num_images,
+            "k": self.k,
+            "top_k_accuracy": self.top_k_accuracy,
+            "expected_calibration_error": self.expected_calibration_error,
+            **asdict(self),
+            "reliability_bins": bins,
+            "per_class": per_class,
+        }
+        return dict(finite_json(document))
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Evaluation:
@@ -205,26 +281,20 @@ class Evaluation:
 
         Args:
             document: Result of `to_dict`, also after a round trip through JSON. Keys of earlier versions are accepted.
+                Values that follow from the others, such as the accuracy, are ignored and computed again.
 
         Raises:
             InputError: If a value is missing, is unknown, has another type, or contradicts the others.
-            SettingError: If the temperature is outside `TEMPERATURE_RANGE`.
         """
-        document = with_current_keys(document)
-        evaluation = cls(**parse_evaluation(document))
-        given = finite_json(dict(document))
-        for key, value in evaluation.to_dict().items():
-            if given[key] != value:
-                raise InputError(
-                    f"{key} contradicts the counts of the evaluation. Pass the values that to_dict() returned"
-                )
-        return evaluation
-
-
-def guesses_counted(num_classes: int) -> int:
-    """Return the number of guesses that the top-k accuracy counts: 5, or ``K`` if there are fewer than 5 classes.
-
-    Args:
-        num_classes: Number of classes, ``K``.
-    """
-    return min(5, num_classes)
+        if not isinstance(document, Mapping):
+            raise InputError(f"The evaluation must be a dictionary, got {shorten(document)}")
+        values = {_RENAMED.get(key, key): value for key, value in document.items()}
+        bins = values.get("reliability_bins")
+        if isinstance(bins, list) and all(isinstance(one, Mapping) for one in bins):
+            values["reliability_bins"] = [{key: one[key] for key in one if key != "accuracy"} for one in bins]
+        values["tta"] = current_tta_name(values.get("tta"))
+        values = {key: values[key] for key in values if not isinstance(getattr(cls, str(key), None), property)}
+        try:
+            return from_json(cls, values, "The evaluation")
+        except SettingError as error:
+            raise InputError(f"{error}. Pass the values that Evaluation.to_dict() returned") from None

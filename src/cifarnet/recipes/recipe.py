@@ -1,13 +1,13 @@
-"""What a run is made of, as plain values."""
+"""Recipe: all settings of a run as plain values."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from cifarnet._validation import check_choice, check_count, did_you_mean
+from cifarnet._validation import check_choice, check_count, from_json
 from cifarnet.errors import SettingError, SettingTypeError
 from cifarnet.models import MODELS
 from cifarnet.optim import Schedule, constant, cosine, linear, one_cycle
@@ -16,52 +16,62 @@ from cifarnet.transforms.tta import check_tta, current_tta_name
 
 __all__ = ["Recipe"]
 
-#: Settings of a group of parameters, by the names that the optimizer gives them.
+#: Settings of a group of parameters, by the argument names of the optimizer.
 Settings = Mapping[str, Any]
 
+_SCHEDULES: Mapping[str, Callable[..., Schedule]] = {
+    "constant": constant,
+    "linear": linear,
+    "cosine": cosine,
+    "one_cycle": one_cycle,
+}
 
-#: Options of earlier recipes, and the value that did not use them.
-_REMOVED = {"lookahead_every": None, "lookahead_decay": 0.5, "brightness": 0.0, "contrast": 0.0}
+#: Fields of earlier recipes, and the value that did not use them.
+_REMOVED: Mapping[str, Any] = {
+    "lookahead_every": None,
+    "lookahead_decay": 0.5,
+    "brightness": 0.0,
+    "contrast": 0.0,
+    "max_grad_norm": None,
+    "ema_decay": None,
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a run is made of, but for its data and its seed.
+    """All settings of a run, without its data and its seed.
 
-    Values are plain, so that a recipe can be written to JSON and built from it; lists become tuples.
+    The values are plain, so that a recipe survives a round trip through JSON. Lists become tuples.
 
     Args:
-        name: How it is asked for.
-        summary: What it is, in a line.
-        model: A key of `cifarnet.models.MODELS`.
-        model_arguments: Of its constructor, beside the number of classes.
+        name: Name of the recipe.
+        summary: Description in one line.
+        model: Network, a key of `cifarnet.models.MODELS`.
+        model_arguments: Arguments of its constructor, without the number of classes.
         optimizer: ``"adam"`` (Kingma and Ba, 2015, arXiv:1412.6980), ``"sgd"`` or ``"muon"`` (`Muon`).
-        learning_rate: Of the optimizer, above 0; the schedule multiplies it.
-        weight_decay: Of the optimizer, not negative: Adam and SGD add it to the gradient, Muon decouples it.
+        learning_rate: Largest learning rate, above 0. The schedule multiplies it.
+        weight_decay: Weight decay, at least 0. Adam and SGD add it to the gradient, Muon decouples it.
         settings: More arguments of the optimizer, such as ``{"momentum": 0.9, "nesterov": True}``.
-        head: What is otherwise for the layer that gives the logits, such as ``{"lr": 0.01}``; see
-            `param_groups`.
-        others: What is otherwise for biases and norms.
-        schedule: Of the learning rate, see `cifarnet.optim`; all but the constant one end at 0.
-        warmup: Share of all steps that the learning rate rises, in ``[0, 1)``.
-        max_grad_norm: See `Trainer`.
-        ema_decay: See `Trainer`.
-        batch_size: Images a step.
-        max_epochs: Epochs in all.
-        crop_padding: See `build_transforms`, as for the next five.
-        crop_mode: What the padding shows.
-        flip: Mirroring.
-        cutout: Side of a painted square.
+        head: Arguments that differ for the layer of the logits, such as ``{"lr": 0.01}``, see `param_groups`.
+        others: Arguments that differ for biases and norms.
+        schedule: Learning-rate schedule, see `cifarnet.optim`. All but ``"constant"`` end at 0.
+        warmup: Share of all steps in which the learning rate rises, in ``[0, 1)``.
+        batch_size: Images per step.
+        max_epochs: Number of epochs.
+        crop_padding: Pixels of padding around a random crop, see `build_transforms`.
+        crop_mode: Content of the padding.
+        flip: Horizontal flip.
+        cutout: Side of the square of `Cutout` in pixels.
         sizes: Sides in pixels of the training images, each for an equal share of the epochs, for networks that take any
-            size; none trains at the full size.
-        label_smoothing: Of the cross-entropy, in ``[0, 1)``.
+            size. None trains at full size.
+        label_smoothing: Label smoothing of the cross-entropy, in ``[0, 1)``.
         tta: Test-time augmentation of a second evaluation; ``None`` evaluates only once.
-        watch_test: Whether the test images are evaluated each epoch, as the published curve did. They select
-            nothing, and the report says so.
+        watch_test: Whether the test images are evaluated in each epoch, as in the published curve. They select nothing,
+            and the report says so.
 
     Raises:
-        SettingError: If a value is outside its range. What the optimizer and the network do not know is found when
-            they are built.
+        SettingError: If a value is outside its range. Arguments that the optimizer or the network does not have are
+            refused when these are built.
     """
 
     name: str
@@ -76,8 +86,6 @@ class Recipe:
     others: Settings = field(default_factory=dict, hash=False)
     schedule: Literal["constant", "linear", "cosine", "one_cycle"] = "constant"
     warmup: float = 0.0
-    max_grad_norm: float | None = None
-    ema_decay: float | None = None
     batch_size: int = 64
     max_epochs: int = 10
     crop_padding: int = 0
@@ -90,49 +98,49 @@ class Recipe:
     watch_test: bool = False
 
     def __post_init__(self) -> None:
-        _check_types(self)
         for key in ("model_arguments", "settings", "head", "others"):
-            object.__setattr__(self, key, _plain(key, getattr(self, key)))
+            object.__setattr__(self, key, _copy_plain(key, getattr(self, key)))
         object.__setattr__(self, "sizes", tuple(self.sizes))
-        if self.model not in MODELS:
-            raise SettingError(f'model "{self.model}" is unknown; {did_you_mean(self.model, MODELS)}')
+        check_choice("model", self.model, tuple(MODELS))
         check_choice("optimizer", self.optimizer, ("adam", "sgd", "muon"))
-        check_tta(self.tta)
-        for key in ("batch_size", "max_epochs"):
-            check_count(key, getattr(self, key), "see the reference recipe")
-        if len(self.sizes) > self.max_epochs:
-            raise SettingError(f"sizes are {len(self.sizes)}, max_epochs is {self.max_epochs}; give an epoch to each")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise SettingError(f"learning_rate must be above 0, got {self.learning_rate}; 1e-3 suits Adam")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise SettingError(f"weight_decay must not be negative, got {self.weight_decay}; 1e-4 is the reference's")
-        _check_range("max_grad_norm", self.max_grad_norm, 0, math.inf, "1.0 is usual")
-        _check_range("ema_decay", self.ema_decay, 0, 1, "0.999 is usual")
+        check_choice("schedule", self.schedule, tuple(_SCHEDULES))
         check_choice("crop_mode", self.crop_mode, ("reflect", "zero"))
+        check_tta(self.tta)
+        check_count("batch_size", self.batch_size, "The reference recipe has 64")
+        check_count("max_epochs", self.max_epochs, "The reference recipe has 10")
+        if len(self.sizes) > self.max_epochs:
+            raise SettingError(
+                f"sizes must be at most {self.max_epochs}, one per epoch, got {len(self.sizes)}. Leave some out"
+            )
+        if not 0 < self.learning_rate < math.inf:
+            raise SettingError(f"learning_rate must be above 0, got {self.learning_rate}. Adam usually has 1e-3")
+        if not 0 <= self.weight_decay < math.inf:
+            raise SettingError(f"weight_decay must be at least 0, got {self.weight_decay}. The reference has 1e-4")
         if not 0 <= self.label_smoothing < 1:
-            raise SettingError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}; 0.1 is usual")
-        _ = self.transforms, self.multiplier  # refuse what is outside their ranges
+            raise SettingError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}. 0.1 is usual")
+        _ = self.transforms, self.multiplier  # refuse values outside their ranges
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
-        """Return the recipe of a report or a checkpoint, also of one with options that no longer exist.
+        """Build the recipe of a report or a checkpoint, also of an earlier version.
 
         Args:
-            values: Fields by name, as `dataclasses.asdict` gives them.
+            values: Fields by name, as `dataclasses.asdict` returns them, also after a round trip through JSON.
 
         Raises:
-            SettingError: If an option that no longer exists was used.
-            TypeError: If a field is unknown.
+            SettingError: If a field is missing, is unknown or has another type, or if the recipe uses a field that no
+                longer exists.
         """
         for name, unused in _REMOVED.items():
-            if values.get(name, unused) != unused:
+            value = values.get(name, unused)
+            if value != unused:
                 raise SettingError(f"The recipe uses {name}, which cifarnet no longer has. Leave it out")
-        kept = {name: value for name, value in values.items() if name not in _REMOVED}
-        return cls(**{name: current_tta_name(value) if name == "tta" else value for name, value in kept.items()})
+        kept = {key: current_tta_name(value) if key == "tta" else value for key, value in values.items()}
+        return from_json(cls, {key: value for key, value in kept.items() if key not in _REMOVED}, "The recipe")
 
     @property
     def transforms(self) -> Transforms:
-        """The recipe's augmentation, and CIFAR-10's normalisation."""
+        """Augmentation of the recipe, and the normalisation of CIFAR-10."""
         return build_transforms(
             crop_padding=self.crop_padding,
             crop_mode=self.crop_mode,
@@ -143,39 +151,18 @@ class Recipe:
 
     @property
     def multiplier(self) -> Schedule:
-        """Of the learning rate, at each step."""
-        check_choice("schedule", self.schedule, ("constant", "linear", "cosine", "one_cycle"))
-        if self.schedule == "constant":
-            if self.warmup:
-                raise SettingError(f'warmup is {self.warmup}, and schedule="constant" has none; "linear" does')
-            return constant()
-        return {"linear": linear, "cosine": cosine, "one_cycle": one_cycle}[self.schedule](warmup=self.warmup)
+        """Multiplier of the learning rate at each step."""
+        if self.schedule != "constant":
+            return _SCHEDULES[self.schedule](warmup=self.warmup)
+        if self.warmup:
+            raise SettingError(f'schedule="constant" has no warmup, got {self.warmup}. Use schedule="linear"')
+        return constant()
 
 
-def _check_types(recipe: Recipe) -> None:
-    """Refuse a value that has not its field's type: a recipe may come from a file or a command line."""
-    hints = get_type_hints(Recipe)
-    for known in fields(recipe):
-        hint, value = hints[known.name], getattr(recipe, known.name)
-        if type(None) in get_args(hint):
-            if value is None:
-                continue
-            hint = get_args(hint)[0]
-        expected = {Literal: str, Mapping: Mapping, tuple: tuple}.get(get_origin(hint), hint)
-        allowed = {float: (int, float), tuple: (tuple, list)}.get(expected, expected)
-        if not isinstance(value, allowed) or (isinstance(value, bool) and expected is not bool):
-            raise SettingTypeError(f"{known.name} must be of type {expected.__name__}, got {value!r}")
-
-
-def _check_range(key: str, value: float | None, low: float, high: float, remedy: str) -> None:
-    if value is not None and not low < value < high:
-        raise SettingError(f"{key} must be in ({low}, {high}), got {value}; {remedy}")
-
-
-def _plain(key: str, settings: Mapping[Any, Any]) -> dict[str, Any]:
-    """A copy whose lists are tuples, as they are before a recipe goes through JSON."""
+def _copy_plain(key: str, settings: Settings) -> dict[str, Any]:
+    """Return a copy with tuples in place of lists, because JSON has only lists."""
     for name, value in settings.items():
         items = value if isinstance(value, list | tuple) else [value]
-        if not isinstance(name, str) or not all(isinstance(item, bool | int | float | str) for item in items):
+        if not all(isinstance(item, bool | int | float | str) for item in items):
             raise SettingTypeError(f"{key} must hold plain values under names, got {name!r}: {value!r}")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}

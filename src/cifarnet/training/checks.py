@@ -1,10 +1,12 @@
-"""Checks of a run before its first step: value, rule, remedy."""
+"""Checks of the components of a run before its first step."""
 
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,14 +15,24 @@ from torch import Tensor, nn
 
 from cifarnet import randomness
 from cifarnet._types import Images
+from cifarnet._validation import check_count
 from cifarnet.data import ImageDataset
 from cifarnet.errors import SettingError, SettingTypeError
+from cifarnet.inference.evaluate import check_model_fits
 from cifarnet.transforms import Transforms, draws_per_image
 
 if TYPE_CHECKING:
     from cifarnet.training.trainer import Trainer
 
-__all__ = ["check_augmentation", "check_components", "check_optimizer", "warn_of_shared_images"]
+__all__ = [
+    "check_augmentation",
+    "check_components",
+    "check_optimizer",
+    "check_options",
+    "check_sizes",
+    "choose_optimizer",
+    "warn_of_shared_images",
+]
 
 #: Larger shares of validation or test images among the training images cause a warning.
 _MAX_SHARED = 0.01
@@ -35,37 +47,57 @@ def check_components(model: Any, optimizer: Any, transforms: Any, loss_fn: Any, 
         SettingTypeError: Naming the argument.
         SettingError: If the loss is not a mean.
     """
-    if not isinstance(model, nn.Module):
-        raise SettingTypeError(f"model must be an nn.Module, got {_kind(model)}. Build it first, such as CifarCNN()")
-    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-        raise SettingTypeError(
-            f"optimizer must be a torch.optim.Optimizer, got {_kind(optimizer)}. Build it first, such as "
-            "torch.optim.Adam(model.parameters())"
-        )
-    if transforms is not None and not isinstance(transforms, Transforms):
-        raise SettingTypeError(
-            f"transforms must be Transforms, got {_kind(transforms)}. Use build_transforms(), or "
-            "Transforms(augment, Preprocess()) with your own augment"
-        )
-    if loss_fn is not None and (isinstance(loss_fn, type) or not callable(loss_fn)):
-        raise SettingTypeError(
-            f"loss_fn must be a function (logits, labels) -> loss, got {_kind(loss_fn)}. Build it first, such as "
-            "nn.CrossEntropyLoss()"
-        )
+    components: tuple[tuple[str, object, Any, str], ...] = (
+        ("model", model, nn.Module, "an nn.Module, such as CifarCNN()"),
+        ("optimizer", optimizer, torch.optim.Optimizer | None, "an optimizer, such as Adam(model.parameters())"),
+        ("transforms", transforms, Transforms | None, "Transforms, such as build_transforms()"),
+        ("loss_fn", loss_fn, Callable | None, "a function (logits, labels) -> loss, such as nn.CrossEntropyLoss()"),
+        ("lr_schedule", lr_schedule, Callable | None, "a function (step, total_steps) -> factor. Use optim.from_torch"),
+    )
+    for name, value, kind, remedy in components:
+        if isinstance(value, type) or not isinstance(value, kind):
+            found = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+            raise SettingTypeError(f"{name} is {found}. It must be {remedy}")
     reduction = getattr(loss_fn, "reduction", "mean")
     if reduction != "mean":
         raise SettingError(
             f"loss_fn must return the mean over the images, and it has reduction={reduction!r}. Use reduction='mean'"
         )
-    if lr_schedule is not None and (isinstance(lr_schedule, type) or not callable(lr_schedule)):
-        raise SettingTypeError(
-            f"lr_schedule must be a function (step, total_steps) -> factor, got {_kind(lr_schedule)}. Use "
-            "optim.from_torch, or step a torch scheduler in the loop over epochs"
+
+
+def check_options(
+    seed: int, accumulate_grad_batches: int, max_grad_norm: float | None, deterministic: bool, device: torch.device
+) -> None:
+    """Refuse numbers outside their ranges, and ``deterministic=True`` where it has no effect.
+
+    Raises:
+        SettingError: Naming the argument.
+    """
+    check_count("seed", seed, "The default is 0", least=0)
+    check_count("accumulate_grad_batches", accumulate_grad_batches, "1 does not split a batch")
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise SettingError(f"max_grad_norm must be above 0, got {max_grad_norm}. Use None for no clipping")
+    # torch reads it once, at the first matrix product of the process.
+    if deterministic and device.type == "cuda" and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
+        raise SettingError(
+            "deterministic=True needs CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment. Set it before Python starts"
         )
 
 
-def _kind(value: Any) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+def choose_optimizer(
+    optimizer: torch.optim.Optimizer | None, model: nn.Module, lr: float | None
+) -> torch.optim.Optimizer:
+    """Return the optimizer, which is Adam by default, after `check_optimizer`.
+
+    Raises:
+        SettingError: If the optimizer cannot train the model, or there is a ``lr`` beside it.
+    """
+    if optimizer is not None and lr is not None:
+        raise SettingError("lr is the learning rate of the default Adam. Set it in your optimizer, or leave it out")
+    if optimizer is None:
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3 if lr is None else lr)
+    check_optimizer(optimizer, model)
+    return optimizer
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
@@ -77,17 +109,11 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     """
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
-        raise SettingError(
-            f"{type(optimizer).__name__} needs a closure that evaluates a batch again, and a step evaluates it once. "
-            "Use Adam, AdamW, SGD or Muon"
-        )
+        raise SettingError(f"{type(optimizer).__name__} needs a closure. Use Adam, AdamW, SGD or Muon")
     own = {id(parameter) for parameter in model.parameters()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not all(id(parameter) in own for parameter in parameters):
-        raise SettingError(
-            "The optimizer holds parameters that are not the model's. Build it from model.parameters() after the "
-            "model has its final form"
-        )
+        raise SettingError("The optimizer holds parameters that are not the model's. Build it from model.parameters()")
     if not any(parameter.requires_grad for parameter in parameters):
         raise SettingError("No parameter of the optimizer requires a gradient. Unfreeze the head, for example")
     for group in optimizer.param_groups:
@@ -145,6 +171,24 @@ def check_augmentation(trainer: Trainer, images: Images) -> None:
                     "Normalize, because Preprocess scales and normalises"
                 )
             images = changed
+
+
+def check_sizes(trainer: Trainer, image: Images, name: str) -> None:
+    """Predict an image of each smaller size of progressive resizing. A floating image is never resized.
+
+    Args:
+        trainer: Trainer of the run.
+        image: One image, shape ``(1, C, H, W)``.
+        name: Name of the images in error messages.
+
+    Raises:
+        SettingError: If the network cannot take one of the sizes.
+    """
+    preprocess = trainer.transforms.preprocess
+    for size in trainer.transforms.train_sizes:
+        if size != preprocess.size and not image.is_floating_point():
+            small = replace(preprocess, size=size)
+            check_model_fits(trainer.model, image, None, name, preprocess=small, precision=trainer.precision)
 
 
 def _draws_once(transform: Callable[[Images], Any], images: Images) -> bool:

@@ -18,7 +18,7 @@ from cifarnet._types import Images
 from cifarnet.inference.loader import Batch, Loader, TensorLoader
 from cifarnet.models import is_known
 from cifarnet.optim import Muon
-from cifarnet.training.step import preprocess_images, update
+from cifarnet.training.step import all_draw_per_image, preprocess_images, update
 
 if TYPE_CHECKING:
     from cifarnet.training.trainer import Trainer
@@ -67,7 +67,7 @@ def windows(trainer: Trainer, loader: Loader) -> Iterator[Batch]:
     per batch, and batches of a user-supplied iterable, are yielded as they are.
     """
     state = trainer.state
-    if not isinstance(loader, TensorLoader) or not trainer.draws_per_image:
+    if not isinstance(loader, TensorLoader) or not all_draw_per_image(trainer):
         yield from loader.epoch(state.epoch, state.step)
         return
     size = loader.batch_size
@@ -106,21 +106,25 @@ class GraphedUpdate:
         if key not in self._steps:
             self._steps[key] = _CapturedStep(images, labels)
         captured = self._steps[key]
-        captured.fill(images, labels, step)
-
-        rates = [group["lr"] for group in trainer.optimizer.param_groups]
-        self._set_learning_rates(trainer)
+        captured.images.copy_(images)
+        captured.labels.copy_(labels)
+        captured.step.fill_(step)
 
         def function() -> None:
             update(trainer, captured.images, captured.labels, captured.step, num_images)
             trainer.optimizer.zero_grad()  # gradients would keep memory that belongs to the graph
 
-        try:
-            with self._on_stream(trainer):
-                self._run(trainer, captured, function)
-        finally:
-            for group, rate in zip(trainer.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
+        with self._learning_rates_on_device(trainer), self._on_stream(trainer):
+            if captured.replay is None and captured.read_from_host is None:  # the first batch of this shape
+                function()
+                captured.read_from_host = _read_from_host(trainer)
+            elif captured.replay is None:
+                with randomness.kept_generators(trainer.device):  # the replay draws
+                    captured.replay = self._capture(function)
+                captured.replay()
+                captured.read_from_host = _read_from_host(trainer)
+            else:
+                captured.replay()
 
     @contextmanager
     def _on_stream(self, trainer: Trainer) -> Iterator[None]:
@@ -134,13 +138,19 @@ class GraphedUpdate:
             yield
         caller.wait_stream(self._stream)
 
-    def _set_learning_rates(self, trainer: Trainer) -> None:
+    @contextmanager
+    def _learning_rates_on_device(self, trainer: Trainer) -> Iterator[None]:
         """Put tensors that the graphs read in the place of the learning rates."""
-        for index, group in enumerate(trainer.optimizer.param_groups):
-            if index == len(self._lrs):
-                self._lrs.append(torch.zeros((), dtype=torch.float32, device=trainer.device))
-            self._lrs[index].fill_(float(group["lr"]))
-            group["lr"] = self._lrs[index]
+        groups = trainer.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        self._lrs += [torch.zeros((), dtype=torch.float32, device=trainer.device) for _ in groups[len(self._lrs) :]]
+        for group, rate, tensor in zip(groups, rates, self._lrs, strict=True):
+            group["lr"] = tensor.fill_(float(rate))
+        try:
+            yield
+        finally:
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate
 
     def drop_outdated(self, trainer: Trainer) -> None:
         """Forget all graphs if the caller has changed something that they hold, between two epochs."""
@@ -148,18 +158,6 @@ class GraphedUpdate:
         if any(step.read_from_host not in (None, now) for step in self._steps.values()):
             self._steps.clear()
             self._pool = None
-
-    def _run(self, trainer: Trainer, captured: _CapturedStep, function: Callable[[], None]) -> None:
-        if captured.replay is not None:
-            captured.replay()
-            return
-        if captured.read_from_host is None:  # the first batch of this shape
-            function()
-        else:
-            with randomness.kept_generators(trainer.device):  # the replay draws
-                captured.replay = self._capture(function)
-            captured.replay()
-        captured.read_from_host = _read_from_host(trainer)
 
     def _capture_cuda_graph(self, function: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
@@ -181,30 +179,19 @@ class _CapturedStep:
         self.replay: Callable[[], None] | None = None
         self.read_from_host: Any = None
 
-    def fill(self, images: Images, labels: Tensor, step: int) -> None:
-        self.images.copy_(images)
-        self.labels.copy_(labels)
-        self.step.fill_(step)
-
 
 def _read_from_host(trainer: Trainer) -> Any:
     """Return the addresses of tensors and the settings of the host that a graph keeps from its capture."""
-    optimizer, model = trainer.optimizer, trainer.model
-    modules = [*model.modules(), trainer.loss_fn] if isinstance(trainer.loss_fn, nn.Module) else [*model.modules()]
+    optimizer, modules = trainer.optimizer, [*trainer.model.modules()]
+    if isinstance(trainer.loss_fn, nn.Module):
+        modules.append(trainer.loss_fn)
+    states = (value for state in optimizer.state.values() for value in state.values())
     tensors = [tensor for module in modules for tensor in (*module.parameters(False), *module.buffers(False))]
-    tensors += trainer.state.metrics.tensors
-    tensors += [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    tensors += [*trainer.state.metrics.tensors, *(value for value in states if isinstance(value, Tensor))]
+    plain = bool | int | float | str | None  # training mode, momentum of a batch norm, label smoothing and the like
     return (
-        [tensor.data_ptr() for tensor in tensors],
-        [parameter.requires_grad for parameter in model.parameters()],
-        [
-            {key: value for key, value in group.items() if key not in ("params", "lr")}
-            for group in optimizer.param_groups
-        ],
-        # Training mode, momentum of a batch norm, rate of dropout, label smoothing and the like.
-        [
-            {key: value for key, value in vars(module).items() if isinstance(value, bool | int | float | str | None)}
-            for module in modules
-        ],
+        [(tensor.data_ptr(), tensor.requires_grad) for tensor in tensors],
+        [{**group, "params": None, "lr": None} for group in optimizer.param_groups],
+        [{key: value for key, value in vars(module).items() if isinstance(value, plain)} for module in modules],
         (trainer.max_grad_norm, trainer.accumulate_grad_batches),
     )

@@ -19,7 +19,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+from torch.utils.data.distributed import DistributedSampler
 
+from cifarnet._validation import shorten
 from cifarnet.errors import InputError, RankLostError, SettingError
 from cifarnet.inference.loader import Batch
 
@@ -55,26 +58,15 @@ class ProcessGroup:
 
     @classmethod
     def current(cls) -> ProcessGroup:
-        """Return the group of the script or of torchrun's environment; a group of one without either.
-
-        Raises:
-            SettingError: If the environment names several processes but no address.
-        """
+        """Return the group of the script or of torchrun's environment; a group of one without either."""
         if dist.is_available() and dist.is_initialized():
             rank, world_size = dist.get_rank(), dist.get_world_size()
         else:
-            world_size, rank = _number("WORLD_SIZE", 1), _number("RANK", 0)
-            missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-            if world_size > 1 and missing:
-                raise SettingError(
-                    f"WORLD_SIZE is {world_size}, and {', '.join(missing)} is not set. Start the processes with "
-                    "torchrun, or unset WORLD_SIZE"
-                )
+            rank, world_size = int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1)
         if world_size == 1:
             return cls()
-        if not dist.is_available():
-            raise SettingError(f"WORLD_SIZE is {world_size}, and this torch has no torch.distributed. Unset WORLD_SIZE")
-        return cls(rank, world_size, _number("LOCAL_RANK", rank % (torch.cuda.device_count() or world_size)))
+        local_rank = rank % (torch.cuda.device_count() or world_size)
+        return cls(rank, world_size, int(os.environ.get("LOCAL_RANK", local_rank)))
 
     @property
     def is_open(self) -> bool:
@@ -102,8 +94,6 @@ class ProcessGroup:
                     'init_process_group("cpu:gloo,cuda:nccl"), or let the Trainer open it'
                 )
             return
-        from torch.distributed.rendezvous import rendezvous  # missing in a torch without torch.distributed
-
         with self.explained_loss():
             store, rank, world_size = next(rendezvous("env://", timeout=TIMEOUT))
             if os.environ.get("GROUP_WORLD_SIZE") == "1":
@@ -147,7 +137,7 @@ class ProcessGroup:
         """
         first = self.broadcast_from_first(lambda: dict(settings))
         different = [
-            f"{key} is {first[key]!r:.60} in rank 0 and {value!r:.60} in rank {self.rank}"
+            f"{key} is {shorten(first[key])} in rank 0 and {shorten(value)} in rank {self.rank}"
             for key, value in settings.items()
             if first[key] != value
         ]
@@ -161,15 +151,10 @@ class ProcessGroup:
         Raises:
             SettingError: If there is one.
         """
-        samplers = [
-            getattr(batches, "sampler", None),
-            getattr(getattr(batches, "batch_sampler", None), "sampler", None),
-        ]
-        names = {base.__name__ for sampler in samplers for base in type(sampler).__mro__}
-        if self.world_size > 1 and "DistributedSampler" in names:
+        sampler = getattr(batches, "sampler", None)
+        if self.world_size > 1 and isinstance(sampler, DistributedSampler):
             raise SettingError(
-                "The DataLoader has a DistributedSampler, and the Trainer splits each batch among the processes "
-                "itself. Remove the sampler, and give batch_size of the whole batch"
+                "The DataLoader has a DistributedSampler. Remove the sampler, and give batch_size of the whole batch"
             )
 
     def check_batch(self, batch: Batch | None) -> None:
@@ -205,7 +190,7 @@ class ProcessGroup:
         reduced = torch.tensor(numbers, dtype=torch.int64, device="cpu")
         with self.explained_loss():
             dist.all_reduce(reduced, op=dist.ReduceOp.MAX)
-        return [int(number) for number in reduced]
+        return list(map(int, reduced))
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Return the sum of a tensor over all processes.
@@ -213,11 +198,10 @@ class ProcessGroup:
         Raises:
             RankLostError: If another process has ended.
         """
-        if self.world_size == 1:
-            return tensor
         total = tensor.clone()
-        with self.explained_loss():
-            dist.all_reduce(total)
+        if self.world_size > 1:
+            with self.explained_loss():
+                dist.all_reduce(total)
         return total
 
     @torch.no_grad()
@@ -253,8 +237,8 @@ class ProcessGroup:
                 message[1] = failure = error
         with self.explained_loss():
             dist.broadcast_object_list(message, src=0, device=torch.device("cpu"))
-        if message[1] is not None:
-            raise message[1] if failure is None else failure
+        if failure or message[1]:
+            raise failure or message[1]
         return message[0]
 
     @contextmanager
@@ -280,13 +264,6 @@ class ProcessGroup:
                 f"Another process of this training has ended or does not answer ({reason}). Its own error explains "
                 "why. Start all processes again with resume=True (--resume), or use torchrun --max-restarts"
             ) from error
-
-
-def _number(name: str, default: int) -> int:
-    text = os.environ.get(name) or str(default)
-    if not text.isdecimal():
-        raise SettingError(f"{name} is {text}, not a number. Start the processes with torchrun, or unset {name}")
-    return int(text)
 
 
 def do_not_wait() -> None:

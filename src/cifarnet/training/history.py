@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any, overload
 
 from cifarnet._files import to_path, write_atomic
 from cifarnet._types import Json
-from cifarnet._validation import NON_FINITE, did_you_mean, finite_json
+from cifarnet._validation import did_you_mean, finite_json, from_json
 from cifarnet.errors import InputError, SettingError
 
 __all__ = ["EpochRecord", "History", "check_monitor", "finite_json", "is_better"]
@@ -22,6 +21,7 @@ __all__ = ["EpochRecord", "History", "check_monitor", "finite_json", "is_better"
 _STANDARD = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy")
 _COUNTS = ("epoch", "global_step")
 _TIMES = ("train_s", "eval_s", "images_per_s")
+_OWN = (*_COUNTS, "learning_rate", *_TIMES)
 _FIELDS = (*_COUNTS, "learning_rate", *_STANDARD, *_TIMES)
 
 
@@ -81,10 +81,8 @@ class EpochRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a flat dictionary of all values; the standard metrics that are missing are ``None``."""
-        standard = {name: self.metrics.get(name) for name in _STANDARD}
-        others = {name: value for name, value in self.metrics.items() if name not in _STANDARD}
-        counts = {name: getattr(self, name) for name in (*_COUNTS, "learning_rate")}
-        return {**counts, **standard, **{name: getattr(self, name) for name in _TIMES}, **others}
+        flat = dict.fromkeys(_FIELDS) | {name: getattr(self, name) for name in _OWN}
+        return flat | self.metrics
 
     def __str__(self) -> str:
         parts = [f"epoch {self.epoch}: train loss {self.train_loss:.4f}, accuracy {self.train_accuracy:.2%}"]
@@ -131,11 +129,13 @@ class History(Sequence[EpochRecord]):
         return History(self._records[index]) if isinstance(index, slice) else self._records[index]
 
     def _column(self, name: str) -> list[float | None]:
-        rows = [record.to_dict() for record in self._records]
-        known = dict.fromkeys((*_FIELDS, *(key for row in rows for key in row)))
-        if name not in known:
-            raise SettingError(f'The history has no column "{name}"; {did_you_mean(name, known)}')
-        return [row.get(name) for row in rows]
+        if name not in self._columns:
+            raise SettingError(f'The history has no column "{name}"; {did_you_mean(name, self._columns)}')
+        return [record.to_dict().get(name) for record in self._records]
+
+    @property
+    def _columns(self) -> list[str]:
+        return list(dict.fromkeys((*_FIELDS, *(key for record in self._records for key in record.to_dict()))))
 
     def __len__(self) -> int:
         return len(self._records)
@@ -177,8 +177,7 @@ class History(Sequence[EpochRecord]):
             raise SettingError(f'No epoch has "{monitor}"; {did_you_mean(monitor, sorted(known))}')
         best: EpochRecord | None = None
         for record in self._records:
-            than = None if best is None else best.metrics.get(monitor)
-            if is_better(monitor, record.metrics.get(monitor), than):
+            if is_better(monitor, record.metrics.get(monitor), best.metrics[monitor] if best else None):
                 best = record
         return best
 
@@ -196,8 +195,7 @@ class History(Sequence[EpochRecord]):
             import pandas as pd
         except ImportError as error:
             raise ImportError("History.to_pandas needs pandas. Install it with: pip install pandas") from error
-        columns = dict.fromkeys((*_FIELDS, *(key for record in self._records for key in record.to_dict())))
-        return pd.DataFrame(self.to_list(), columns=list(columns)).set_index("epoch")
+        return pd.DataFrame(self.to_list(), columns=self._columns).set_index("epoch")
 
     @classmethod
     def from_list(cls, rows: Iterable[Mapping[str, Any]]) -> History:
@@ -209,7 +207,7 @@ class History(Sequence[EpochRecord]):
         Raises:
             InputError: If a row lacks a field, or a value is not a number.
         """
-        return cls(_record(_without_words(row), f"epoch {number}") for number, row in enumerate(rows, 1))
+        return cls(_record(row, f"epoch {number}") for number, row in enumerate(rows, 1))
 
     def save_csv(self, path: str | Path) -> None:
         """Write a header and a line per epoch, with all digits of the numbers.
@@ -218,11 +216,9 @@ class History(Sequence[EpochRecord]):
             path: Path of the file. If the write fails, an existing file is unchanged.
         """
         text = io.StringIO(newline="")
-        rows = [record.to_dict() for record in self._records]
-        names = list(dict.fromkeys((*_FIELDS, *(key for row in rows for key in row))))
-        writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
+        writer = csv.DictWriter(text, fieldnames=self._columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(record.to_dict() for record in self._records)
         write_atomic(to_path(path), text.getvalue().encode())
 
     @classmethod
@@ -240,34 +236,8 @@ class History(Sequence[EpochRecord]):
         if ";" in text.partition("\n")[0]:  # as spreadsheets write it where the decimal sign is a comma
             text = text.replace(",", ".").replace(";", ",")
         rows = [row for row in csv.DictReader(io.StringIO(text)) if any(row.values())]
-        return cls(_record(_numbers(row, str(path)), f"{path}, line {line}") for line, row in enumerate(rows, 2))
-
-    def save_json(self, path: str | Path) -> None:
-        """Write a JSON list with an object per epoch. NaN is written as ``"nan"``, because JSON has no NaN.
-
-        Args:
-            path: Path of the file. If the write fails, an existing file is unchanged.
-        """
-        write_atomic(to_path(path), (json.dumps(finite_json(self.to_list()), indent=1) + "\n").encode())
-
-    @classmethod
-    def load_json(cls, path: str | Path) -> History:
-        """Read what `save_json` wrote.
-
-        Args:
-            path: File.
-
-        Raises:
-            InputError: If it is not such a file.
-            OSError: If it cannot be read.
-        """
-        try:
-            rows = json.loads(to_path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path} is not JSON ({error}). Use a file that save_json wrote") from error
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise InputError(f"{path} holds no list of epochs. Use a file that save_json wrote")
-        return cls.from_list(rows)
+        places = [f"{path}, line {number}" for number in range(2, len(rows) + 2)]
+        return cls(_record(_numbers(row, place), place) for row, place in zip(rows, places, strict=True))
 
 
 def check_monitor(monitor: str) -> None:
@@ -307,28 +277,21 @@ def is_better(monitor: str, value: float | None, than: float | None) -> bool:
     return value < than if monitor.endswith("loss") else value > than
 
 
-def _without_words(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: float(value) if value in NON_FINITE else value for key, value in row.items()}
-
-
-def _numbers(row: Mapping[str, Any], path: str) -> dict[str, Any]:
+def _numbers(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Convert the texts of a CSV file. A column without a name is the index that pandas writes."""
     try:
-        # A column without a name is the index that pandas writes.
-        values = {name: float(text) for name, text in row.items() if name not in (None, "") and text not in (None, "")}
+        values = {name: float(text) for name, text in row.items() if name and text}
     except (TypeError, ValueError) as error:
-        raise InputError(f"{path} has an invalid number ({error}). Use a file that save_csv wrote") from error
+        raise InputError(f"{where} has an invalid number ({error}). Use a file that save_csv wrote") from error
     return {name: int(value) if name in _COUNTS and value.is_integer() else value for name, value in values.items()}
 
 
 def _record(row: Mapping[str, Any], where: str) -> EpochRecord:
-    required = (*_COUNTS, "learning_rate", "train_loss", "train_accuracy", *_TIMES)
-    missing = [name for name in required if row.get(name) is None]
+    missing = [name for name in (*_OWN, "train_loss", "train_accuracy") if row.get(name) is None]
     if missing:
-        raise InputError(f"{where} lacks {', '.join(missing)}. Use a history that save_csv or save_json wrote")
-    for name, value in row.items():
-        right = isinstance(value, int) if name in _COUNTS else isinstance(value, int | float | None)
-        if not right or isinstance(value, bool):
-            raise InputError(f"{where}: {name} is {value!r}, not a number. Remove the column or correct the value")
-    known = (*_COUNTS, "learning_rate", *_TIMES)
-    metrics = {str(name): value for name, value in row.items() if name not in known and value is not None}
-    return EpochRecord(**{name: row[name] for name in known}, metrics=metrics)
+        raise InputError(f"{where} lacks {', '.join(missing)}. Use a history that save_csv wrote")
+    metrics = {str(name): value for name, value in row.items() if name not in _OWN and value is not None}
+    try:
+        return from_json(EpochRecord, {**{name: row[name] for name in _OWN}, "metrics": metrics}, where)
+    except ValueError as error:
+        raise InputError(f"{error}. Remove the column or correct the value") from None

@@ -16,7 +16,7 @@ from cifarnet.inference import describe_device
 from cifarnet.training.history import EpochRecord
 
 if TYPE_CHECKING:
-    from cifarnet.training.run_data import RunData
+    from cifarnet.training.run_settings import RunSettings
     from cifarnet.training.state import TrainState
     from cifarnet.training.trainer import Trainer
 
@@ -31,15 +31,16 @@ class Progress:
 
     Args:
         trainer: Trainer of the run.
-        data: Length of the run.
+        run: Length of the run.
         enabled: Whether anything is shown. Rank 0 alone shows it.
     """
 
-    def __init__(self, trainer: Trainer, data: RunData, *, enabled: bool) -> None:
+    def __init__(self, trainer: Trainer, run: RunSettings, *, enabled: bool) -> None:
         self._trainer = trainer
         self._enabled = enabled and trainer.group.rank == 0
-        self._max_epochs = data.max_epochs
-        self._num_steps = data.train.num_steps
+        self._max_epochs = run.max_epochs
+        self._patience = run.patience
+        self._num_steps = run.train.num_steps
         self._shown_at = time.perf_counter()
         self._bar: tqdm[NoReturn] | None = None
 
@@ -61,7 +62,7 @@ class Progress:
         except Exception:
             self._bar, self._enabled = None, False
 
-    def start(self, state: TrainState, patience: int | None) -> None:
+    def start(self, state: TrainState) -> None:
         """Open the bar, and show a line about the run."""
         with self._safely():
             if self._enabled and (sys.stderr.isatty() or "ipykernel" in sys.modules):
@@ -76,7 +77,7 @@ class Progress:
         trainer, done = self._trainer, f"({state.epoch}/{self._max_epochs})"
         if state.epoch >= self._max_epochs:
             line = f"Run already finished {done}"
-        elif state.best.is_stale(patience):
+        elif state.best.is_stale(self._patience):
             line = (
                 f"Run already finished: the best {state.best.monitor} was {state.best.epochs_since} epochs ago {done}"
             )

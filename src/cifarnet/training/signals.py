@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-from cifarnet.inference.loader import Batch, EvaluationLoader
 from cifarnet.training.distributed import ProcessGroup
 
 #: Signals that end a run, each with its default handler. A lost terminal sends SIGHUP, and a scheduler may send SIGUSR1
@@ -19,7 +18,7 @@ _SIGNALS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SI
     getattr(signal, name): signal.SIG_DFL for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name)
 }
 
-__all__ = ["GracefulShutdown", "StopRequestedError", "WatchedLoader"]
+__all__ = ["GracefulShutdown", "StopRequestedError"]
 
 
 class StopRequestedError(Exception):
@@ -101,17 +100,3 @@ class GracefulShutdown:
         [signum] = self._group.all_reduce_max(self._requested or 0)
         if signum:
             raise StopRequestedError(signum)
-
-
-class WatchedLoader:
-    """Batches of an evaluation, with a `GracefulShutdown.check` before each."""
-
-    def __init__(self, loader: EvaluationLoader, shutdown: GracefulShutdown) -> None:
-        self._loader = loader
-        self._shutdown = shutdown
-
-    def in_order(self) -> Iterator[Batch]:
-        """Yield every image once."""
-        for batch in self._loader.in_order():
-            self._shutdown.check()
-            yield batch

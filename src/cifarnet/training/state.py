@@ -6,15 +6,17 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from cifarnet._validation import from_json
 from cifarnet.checkpoint import load_optimizer, load_weights
 from cifarnet.checkpoint.state_dict import check_weights, unwrapped_state_dict
 from cifarnet.errors import CheckpointMismatchError, NonFiniteLossError
-from cifarnet.inference.running import MetricTotals, RunningMetrics
+from cifarnet.inference.metrics import MetricTotals, RunningMetrics
 from cifarnet.optim import ExponentialMovingAverage
 from cifarnet.training.distributed import ProcessGroup
 from cifarnet.training.history import EpochRecord, History, check_monitor, is_better
@@ -27,14 +29,12 @@ __all__ = ["BestEpoch", "TrainState", "check_finite"]
 _NEVER = -(2**62)
 
 
+@dataclass
 class BestEpoch:
     """Best validated epoch so far.
 
     Args:
         monitor: Validation metric that decides, such as ``"val_accuracy"``.
-
-    Attributes:
-        monitor: Validation metric that decides.
         epoch: Number of the best epoch, from 1; 0 if there is none.
         value: Its value of ``monitor``; ``None`` if there is none.
         epochs_since: Number of epochs since the best one.
@@ -44,13 +44,16 @@ class BestEpoch:
         SettingError: If a run cannot be selected by ``monitor``.
     """
 
-    def __init__(self, monitor: str = "val_accuracy") -> None:
-        check_monitor(monitor)
-        self.monitor = monitor
-        self.epoch = 0
-        self.value: float | None = None
-        self.epochs_since = 0
-        self.weights: dict[str, Tensor] | None = None
+    monitor: str = "val_accuracy"
+    epoch: int = 0
+    value: float | None = None
+    epochs_since: int = 0
+    weights: dict[str, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_monitor(self.monitor)
+        if self.epoch and (self.value is None or not math.isfinite(self.value)):
+            raise ValueError(f"the best epoch is {self.epoch} with the value {self.value}")
 
     def update(self, record: EpochRecord, weights: Mapping[str, Tensor]) -> bool:
         """Compare an epoch with the best one, and keep a copy of the weights if it is better.
@@ -63,17 +66,15 @@ class BestEpoch:
             Whether the epoch is the new best one.
         """
         value = record.metrics.get(self.monitor)
-        val_loss = record.val_loss
-        if val_loss is not None and not math.isfinite(val_loss):
+        if record.val_loss is not None and not math.isfinite(record.val_loss):
             warnings.warn(
-                f"val_loss is {val_loss} at epoch {record.epoch}. Such an epoch cannot become the best. Use a tenth "
-                "of the learning rate",
+                f"val_loss is {record.val_loss} at epoch {record.epoch}. Such an epoch cannot become the best. Use a "
+                "tenth of the learning rate",
                 stacklevel=2,
             )
             value = None  # the accuracy of a network that returns NaN looks like any other
         if not is_better(self.monitor, value, self.value):
-            # After falling back to an older checkpoint, the best epoch of the file may lie in the future.
-            self.epochs_since = max(0, record.epoch - self.epoch) if self.epoch else self.epochs_since + 1
+            self.epochs_since += 1
             return False
         self.epoch, self.value, self.epochs_since = record.epoch, value, 0
         self.keep(weights)
@@ -96,20 +97,6 @@ class BestEpoch:
     def state_dict(self) -> dict[str, Any]:
         """Return plain values. The weights have a file of their own."""
         return {name: getattr(self, name) for name in ("monitor", "epoch", "value", "epochs_since")}
-
-    @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any]) -> BestEpoch:
-        """Build the best epoch from the result of `state_dict`.
-
-        Raises:
-            ValueError: If there is a best epoch without a finite value.
-        """
-        best = cls(state["monitor"])
-        best.epoch, best.epochs_since = int(state["epoch"]), int(state["epochs_since"])
-        best.value = None if state["value"] is None else float(state["value"])
-        if best.epoch and (best.value is None or not math.isfinite(best.value)):
-            raise ValueError(f"the best epoch is {best.epoch} with the value {best.value}")
-        return best
 
 
 class TrainState:
@@ -204,13 +191,14 @@ class TrainState:
 
     def put_last_weights(self) -> None:
         """Load the weights that training reached, unless the caller has changed the model since."""
-        if self._last_weights is not None:
-            if not self._is_changed():
-                load_weights(self.model, self._last_weights, source="the last epoch")
-            else:  # average and selection restart, because they belong to the replaced weights
-                self.best = BestEpoch(self.best.monitor)
-                if self._ema is not None:
-                    self._ema.num_updates = 0
+        if self._last_weights is None:
+            return
+        if not self._is_changed():
+            load_weights(self.model, self._last_weights, source="the last epoch")
+        else:  # average and selection restart, because they belong to the replaced weights
+            self.best = BestEpoch(self.best.monitor)
+            if self._ema is not None:
+                self._ema.num_updates = 0
         self._last_weights = None
 
     def _is_changed(self) -> bool:
@@ -221,8 +209,9 @@ class TrainState:
 
     @property
     def _trained_weights(self) -> dict[str, Tensor]:
-        keep = self._last_weights is not None and not self._is_changed()
-        return self._last_weights if keep and self._last_weights is not None else unwrapped_state_dict(self.model)
+        if self._last_weights is None or self._is_changed():
+            return unwrapped_state_dict(self.model)
+        return self._last_weights
 
     def state_dict(self) -> dict[str, Any]:
         """Return nested dictionaries of tensors and plain values. The tensors are not copies."""
@@ -248,9 +237,8 @@ class TrainState:
         try:
             position = {name: int(state["position"][name]) for name in ("epoch", "step", "global_step")}
             train_s = float(state["position"]["train_s"])
-            metrics = RunningMetrics(self.metrics.device)
-            metrics.load_state_dict(state["running_metrics"])
-            history, best = History.from_list(state["history"]), BestEpoch.from_state_dict(state["best"])
+            RunningMetrics(self.metrics.device).load_state_dict(state["running_metrics"])
+            history, best = History.from_list(state["history"]), from_json(BestEpoch, state["best"], "best")
             if len(history) != position["epoch"] or min(position.values()) < 0:
                 raise ValueError(f"{position['epoch']} epochs are done and {len(history)} are recorded")
             check_weights(self.model, state["model"], source="the checkpoint")
@@ -258,9 +246,9 @@ class TrainState:
                 num_updates = int(state["ema"]["num_updates"])
                 check_weights(self.model, state["ema"]["weights"], source="the moving average of the checkpoint")
             load_optimizer(self.optimizer, state["optimizer"])
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            if isinstance(error, CheckpointMismatchError):
-                raise
+        except CheckpointMismatchError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointMismatchError(
                 f"This is not the state of a Trainer ({type(error).__name__}: {error}). Pass what Trainer.state_dict "
                 "returned or fit saved; load other weights with init_from="
@@ -270,7 +258,7 @@ class TrainState:
             self._ema.num_updates = num_updates
             for name, tensor in unwrapped_state_dict(self._ema.weights).items():
                 tensor.copy_(state["ema"]["weights"][name])  # keeps the memory format
-        self.epoch, self.step, self.global_step = position["epoch"], position["step"], position["global_step"]
+        self.epoch, self.step, self.global_step = position.values()
         self.train_s, self.history, self.best = train_s, history, best
         self.metrics.load_state_dict(state["running_metrics"])
         if self._group.rank:  # rank 0 holds the metrics of the steps before
@@ -292,21 +280,17 @@ def check_finite(trainer: Trainer) -> None:
     statistics = [buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
     finite = [tensor.detach().isfinite().all() for tensor in (*model.parameters(), *statistics)]
     bad_step = state.metrics.read().first_bad_step
-    is_bad = bad_step >= 0 or not (not finite or bool(torch.stack(finite).all()))
+    is_bad = bad_step >= 0 or not bool(torch.stack(finite).all())
     # The loss of one process may be infinite where all weights are finite. All processes must raise then.
     first, is_bad_anywhere = trainer.group.all_reduce_max(_NEVER if bad_step < 0 else -bad_step, is_bad)
     if not is_bad_anywhere:
         return
-    bad_step = -1 if first == _NEVER else -first
-    rate = float(trainer.optimizer.param_groups[0]["lr"])
-    what = (
-        f"The loss is not finite since step {bad_step + 1}"
-        if bad_step >= 0
-        else f"A weight is not finite after step {state.step}"
-    )
-    narrow = trainer.precision.name != "float32"
+    what = f"The loss is not finite since step {1 - first}"
+    if first == _NEVER:
+        what = f"A weight is not finite after step {state.step}"
+    rate, precision = float(trainer.optimizer.param_groups[0]["lr"]), trainer.precision.name
+    remedy = "max_grad_norm=1.0" if precision == "float32" else "max_grad_norm=1.0 or float32"
     raise NonFiniteLossError(
-        f"{what} of epoch {state.epoch + 1} (learning rate {rate:g}, {trainer.precision.name}). Nothing was saved "
-        f"since. Try a tenth of the learning rate{', max_grad_norm=1.0' if narrow else ''} or "
-        f"{'float32' if narrow else 'max_grad_norm=1.0'}"
+        f"{what} of epoch {state.epoch + 1} (learning rate {rate:g}, {precision}). Nothing was saved since. Try a "
+        f"tenth of the learning rate, {remedy}"
     )

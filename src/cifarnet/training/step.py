@@ -14,11 +14,25 @@ from cifarnet._types import Images, Labels, Logits
 from cifarnet.errors import SettingError
 from cifarnet.inference.evaluate import check_logits
 from cifarnet.inference.loader import Batch
+from cifarnet.transforms import draws_per_image
 
 if TYPE_CHECKING:
     from cifarnet.training.trainer import Trainer
 
-__all__ = ["Update", "forward", "preprocess_batch", "preprocess_images", "set_learning_rates", "train_step", "update"]
+__all__ = [
+    "BatchTransform",
+    "Update",
+    "all_draw_per_image",
+    "forward",
+    "preprocess_batch",
+    "preprocess_images",
+    "set_learning_rates",
+    "train_step",
+    "update",
+]
+
+#: ``(images, labels) -> (mixed images, soft labels)``, such as `torchvision.transforms.v2.MixUp`.
+BatchTransform = Callable[[Images, Labels], tuple[Images, Tensor]]
 
 #: ``(trainer, images, labels, step, num_images)``: `update`, or a CUDA graph of it.
 Update = Callable[["Trainer", Images, Tensor, int, int], None]
@@ -60,12 +74,17 @@ def preprocess_batch(trainer: Trainer, batch: Batch, epoch: int) -> tuple[Images
     part = trainer.group.local_slice(len(batch.labels))
     # A transform that draws once per batch must see the whole batch, so that it draws as in one process.
     first, then = (
-        (part, slice(None)) if trainer.draws_per_image and trainer.batch_transform is None else (slice(None), part)
+        (part, slice(None)) if all_draw_per_image(trainer) and trainer.batch_transform is None else (slice(None), part)
     )
     images, labels, ids = batch.images[first], batch.labels[first], batch.ids[first]
     with randomness.scope(trainer.seed, epoch, ids):
         images, labels = _mix(trainer, preprocess_images(trainer, images), labels)
     return images[then], labels[then]
+
+
+def all_draw_per_image(trainer: Trainer) -> bool:
+    """Return whether all transforms draw for each image separately, so that a batch can be split before them."""
+    return all(draws_per_image(step) for step in trainer.transforms.steps)
 
 
 def preprocess_images(trainer: Trainer, images: Images) -> Images:

@@ -1,7 +1,7 @@
 """Augmentation drawn per image, preprocessing that is saved with the weights, and test-time augmentation.
 
-Inside `cifarnet.randomness.scope` the draws are a hash of (seed, epoch, image id); outside one they come from
-torch's generator.
+Inside `cifarnet.randomness.scope`, a draw is a hash of (seed, epoch, image id). Outside a scope, it comes from torch's
+generator.
 """
 
 from __future__ import annotations

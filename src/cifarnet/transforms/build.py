@@ -1,4 +1,4 @@
-"""Augmentation and preprocessing put together: the two pipelines of a run."""
+"""Training and evaluation pipelines of a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torchvision.transforms import v2
 
-from cifarnet._validation import check_choice
+from cifarnet._validation import check_choice, check_count
 from cifarnet.errors import SettingError
 from cifarnet.transforms.augment import Cutout, RandomCrop, RandomFlip
 from cifarnet.transforms.preprocess import CIFAR10_MEAN, CIFAR10_STD, Preprocess, Preprocessing
@@ -19,12 +19,12 @@ __all__ = ["Transforms", "build_transforms"]
 
 @dataclass(frozen=True)
 class Transforms:
-    """What happens to images on their way into a network, in training and otherwise.
+    """Transforms of images on their way into a network.
 
     Args:
-        augment: Draws and changes, uint8 to uint8; for training only.
-        preprocess: What a trained network always needs.
-        resize: To smaller sides in some epochs, for training only; ``None`` trains at full size throughout.
+        augment: Augmentation of uint8 images, for training only.
+        preprocess: Preprocessing that the network needs, in training and evaluation.
+        resize: Smaller images in some epochs, for training only. ``None`` always trains at full size.
 
     Raises:
         SettingError: If ``resize`` has a side above the full size.
@@ -35,32 +35,31 @@ class Transforms:
     resize: ProgressiveResize | None = None
 
     def __post_init__(self) -> None:
-        largest = max(self.train_sizes)
-        if largest > self.preprocess.size:
+        if max(self.train_sizes) > self.preprocess.size:
             raise SettingError(
-                f"sizes has {largest} pixels, and images are prepared to {self.preprocess.size}, at which the network "
-                f"is evaluated; train at {self.preprocess.size} at most, or give size={largest}"
+                f"sizes must be at most {self.preprocess.size} pixels, the size of evaluation, got "
+                f"{max(self.train_sizes)}. Pass size={max(self.train_sizes)} too"
             )
 
     @property
     def steps(self) -> list[Callable[..., Any]]:
-        """What ``augment`` is composed of, in order."""
+        """Transforms that ``augment`` is composed of, in order."""
         return list(_flatten(self.augment))
 
     @property
     def train(self) -> v2.Compose:
-        """``augment``, ``preprocess``, ``resize``: what any ``DataLoader`` loop can apply to its batches."""
+        """Training pipeline: ``augment``, ``preprocess``, ``resize``. Any ``DataLoader`` loop can use it."""
         resize = [] if self.resize is None else [self.resize]
         return v2.Compose([self.augment, Preprocessing(self.preprocess), *resize])
 
     @property
     def train_sizes(self) -> tuple[int, ...]:
-        """Every side in pixels that training has."""
+        """Sides in pixels of the training images, in ascending order."""
         return (self.preprocess.size,) if self.resize is None else tuple(sorted({*self.resize.sizes.values()}))
 
     @property
     def eval(self) -> v2.Compose:
-        """``preprocess`` alone."""
+        """Evaluation pipeline, which applies ``preprocess`` alone."""
         return v2.Compose([Preprocessing(self.preprocess)])
 
 
@@ -83,22 +82,21 @@ def build_transforms(
     mean: Sequence[float] = CIFAR10_MEAN,
     std: Sequence[float] = CIFAR10_STD,
 ) -> Transforms:
-    """The usual augmentation of CIFAR-10, and its normalisation.
+    """Build the usual augmentation of CIFAR-10 and its normalisation.
 
     Args:
-        crop_padding: Pixels of padding around a random crop; 0 leaves it out.
-        crop_mode: What the padding shows, see `RandomCrop`.
-        flip: Mirroring, see `RandomFlip`; ``"none"`` leaves it out.
-        cutout: Side of the square of `Cutout` in pixels, filled with ``mean``; 0 leaves it out.
-        size: Side in pixels that the network takes.
+        crop_padding: Pixels of padding around a random crop; 0 does not crop.
+        crop_mode: Content of the padding, see `RandomCrop`.
+        flip: Horizontal flip, see `RandomFlip`; ``"none"`` does not flip.
+        cutout: Side of the square of `Cutout` in pixels, filled with ``mean``; 0 paints no square.
+        size: Side in pixels of the images that the network takes.
         sizes: Side in pixels of training images by the first epoch that has it, counted from 0, for networks that take
-            images of any size: ``{0: 24, 3: 28, 6: 32}``, see `ProgressiveResize`. Evaluation is always at ``size``;
-            ``None`` trains at it too.
+            images of any size: ``{0: 24, 3: 28, 6: 32}``, see `ProgressiveResize`. Evaluation is always at ``size``.
         mean: Mean of each channel on a scale of 0 to 1.
         std: Standard deviation of each channel on a scale of 0 to 1.
 
     Returns:
-        Both pipelines in one object; ``.train`` and ``.eval`` are each a `torchvision.transforms.v2.Compose`.
+        Both pipelines; ``.train`` and ``.eval`` are each a `torchvision.transforms.v2.Compose`.
 
     Raises:
         SettingError: If a value is outside its range.
@@ -110,9 +108,8 @@ def build_transforms(
         torch.Size([8, 3, 32, 32])
     """
     check_choice("flip", flip, ("random", "alternating", "none"))
-    for key, value in (("crop_padding", crop_padding), ("cutout", cutout)):
-        if value < 0:
-            raise SettingError(f"{key} must be 0 or more pixels, got {value}; 0 leaves it out")
+    check_count("crop_padding", crop_padding, "0 does not crop", least=0)
+    check_count("cutout", cutout, "0 paints no square", least=0)
     steps: list[v2.Transform] = []
     if crop_padding:
         steps.append(RandomCrop(crop_padding, mode=crop_mode))

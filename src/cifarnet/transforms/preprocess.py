@@ -1,4 +1,4 @@
-"""The preprocessing that travels with a network's weights."""
+"""Preprocessing that travels with the weights of a network."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
 @dataclass(frozen=True)
 class Preprocess:
-    """From images in memory to the input of a network: the three values that travel with its weights.
+    """Conversion of uint8 images to the input of a network. Its three values travel with the weights.
 
     Args:
-        size: Side in pixels that the network takes, at least 2; other images are cropped to the square in their
-            centre and resized (bilinear, antialiased).
+        size: Side in pixels of the images that the network takes, at least 2. Images of another size are cropped to
+            the square in their centre and resized (bilinear, antialiased).
         mean: Mean of each channel on a scale of 0 to 1, finite.
         std: Standard deviation of each channel on the same scale, above 0 and finite.
 
@@ -48,36 +48,36 @@ class Preprocess:
     def __post_init__(self) -> None:
         check_size(self.size)
         object.__setattr__(self, "size", int(self.size))
-        for key in ("mean", "std"):  # numpy's and torch's numbers are not saved
+        for key in ("mean", "std"):  # numbers of numpy and torch cannot be saved
             object.__setattr__(self, key, tuple(float(value) for value in getattr(self, key)))
         if len(self.mean) != len(self.std):
-            raise SettingError(f"mean has {len(self.mean)} values, std {len(self.std)}; give one of each a channel")
+            raise SettingError(f"mean has {len(self.mean)} values, std {len(self.std)}. Pass one of each per channel")
         if not all(map(math.isfinite, (*self.mean, *self.std))):
-            raise SettingError(f"mean and std must be finite, got {self.mean} and {self.std}; use those of the images")
+            raise SettingError(f"mean and std must be finite, got {self.mean} and {self.std}. Use those of the images")
         if not all(value > 0 for value in self.std):
-            raise SettingError(f"std must be above 0, got {self.std}; use 1.0 for a channel that does not vary")
+            raise SettingError(f"std must be above 0, got {self.std}. Use 1.0 for a constant channel")
 
     def __call__(self, images: Images) -> Images:
-        """Crop and resize where needed, scale to 0..1, normalise.
+        """Crop and resize if needed, scale to 0..1, and normalise.
 
         Args:
             images: uint8 in ``[0, 255]`` or floating in ``[0, 1]``, shape ``(N, C, H, W)`` or ``(C, H, W)``.
 
         Returns:
-            float32 (float64 stays), shape ``(N, C, size, size)`` or ``(C, size, size)``.
+            float32, or float64 for float64 images, shape ``(N, C, size, size)`` or ``(C, size, size)``.
 
         Raises:
-            InputError: If the number of channels is not that of ``mean``, or the dtype is another integer.
+            InputError: If the number of channels differs from that of ``mean``, or the dtype is another integer.
         """
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise InputError(
-                f"expected uint8 images, or floating ones in [0, 1], got {images.dtype}; "
-                "images.to(torch.uint8) suits values in [0, 255]"
+                f"expected uint8 images, or floating images in [0, 1], got {images.dtype}. Use images.to(torch.uint8) "
+                "for values in [0, 255]"
             )
         if images.shape[-3] != len(self.mean):
             raise InputError(
                 f"the images have {images.shape[-3]} channels (shape {tuple(images.shape)}), the preprocessing "
-                f"{len(self.mean)}; convert them, or build the transforms with one mean and std a channel"
+                f"{len(self.mean)}. Convert them, or build the transforms with one mean and std per channel"
             )
         images = resize_images(images, self.size)
         dtype = images.dtype if images.is_floating_point() else torch.float32
@@ -95,15 +95,15 @@ class Preprocessing(v2.Transform):
         self.preprocess = preprocess
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Tensor:
-        """Called by ``forward`` for each image or batch."""
+        """Preprocess one image or batch."""
         return self.preprocess(inpt.as_subclass(Tensor))
 
     def extra_repr(self) -> str:
-        """What stands between the parentheses of its ``repr``."""
+        """Return the text between the parentheses of ``repr``."""
         return repr(self.preprocess)
 
 
 @functools.lru_cache(maxsize=64)
 def channel_constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """One value a channel, shape ``(C, 1, 1)``, kept on the device: making it anew would wait for the GPU."""
+    """Return one value per channel, shape ``(C, 1, 1)``, cached because a copy to the GPU synchronizes with it."""
     return torch.tensor(values, device=device, dtype=dtype).view(-1, 1, 1)

@@ -1,4 +1,4 @@
-"""Training on small images first, and on large ones at the end."""
+"""Training on small images first."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from cifarnet.errors import SettingError, SettingTypeError
 
 __all__ = ["ProgressiveResize"]
 
-_EXAMPLE = "{0: 24, 3: 28, 6: 32} begins with 24 pixels and has 32 from the seventh epoch on"
+_EXAMPLE = "Pass {0: 24, 3: 28, 6: 32} for 24 pixels at first and 32 from the seventh epoch on"
 
 
 class ProgressiveResize(v2.Transform):
-    """Resize images to the side of the epoch at hand, bilinear and antialiased.
+    """Resize images to the side of the current epoch, bilinear and antialiased.
 
     Early epochs on small images cost less: 24 pixels a side are 9/16 of the pixels of 32 (progressive learning: Tan and
-    Le, 2021, arXiv:2104.00298, section 4; before it the DAWNBench entries of 2018). It reads the epoch from
-    `cifarnet.randomness.scope`, which a `Trainer` opens; outside one, images keep their size.
+    Le, 2021, arXiv:2104.00298, section 4). The epoch comes from `cifarnet.randomness.scope`, which a `Trainer` opens.
+    Outside a scope, images keep their size.
 
     Args:
         sizes: Side in pixels by the first epoch that has it, counted from 0: ``{0: 24, 3: 28, 6: 32}``.
@@ -42,29 +42,29 @@ class ProgressiveResize(v2.Transform):
     def __init__(self, sizes: Mapping[int, int]) -> None:
         super().__init__()
         if not isinstance(sizes, Mapping):
-            raise SettingTypeError(f"sizes must be a dict from epochs to pixels, got {sizes!r}; {_EXAMPLE}")
+            raise SettingTypeError(f"sizes must be a dictionary of epochs and pixels, got {sizes!r}. {_EXAMPLE}")
         for epoch, size in sizes.items():
             check_count("each epoch of sizes", epoch, _EXAMPLE, least=0)
             check_count("each side of sizes", size, _EXAMPLE, least=2)
         if 0 not in sizes:
-            raise SettingError(f"sizes must tell the side from epoch 0 on, got {dict(sizes)}; {_EXAMPLE}")
+            raise SettingError(f"sizes must have epoch 0, got {dict(sizes)}. {_EXAMPLE}")
         #: Side in pixels by the first epoch that has it, in the order of the epochs.
         self.sizes = dict(sorted(sizes.items()))
 
     def size_at(self, epoch: int) -> int:
-        """Side in pixels that an epoch has.
+        """Return the side in pixels of an epoch.
 
         Args:
-            epoch: Counted from 0.
+            epoch: Epoch, counted from 0.
         """
         return self.sizes[max(first for first in self.sizes if first <= epoch)]
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Tensor:
-        """Called by ``forward`` for each image or batch."""
+        """Resize one image or one batch. ``forward`` calls this."""
         epoch = randomness.current_epoch()
-        # A tensor's value would be waited for: the shape of what is computed depends on it.
+        # int() synchronizes with the device, because the shape of the result depends on the epoch.
         return inpt if epoch is None else resize_images(inpt, self.size_at(int(epoch)))
 
     def extra_repr(self) -> str:
-        """What stands between the parentheses of its ``repr``."""
+        """Return the text between the parentheses of ``repr``."""
         return repr(self.sizes)

@@ -25,7 +25,7 @@ def check_tta(tta: TTA | None) -> None:
     """Refuse an unknown test-time augmentation.
 
     Args:
-        tta: Its name; ``None`` for none.
+        tta: Name of the test-time augmentation; ``None`` without it.
 
     Raises:
         SettingError: If the name is unknown.

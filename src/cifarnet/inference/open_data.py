@@ -15,14 +15,12 @@ from cifarnet import randomness
 from cifarnet._types import Json
 from cifarnet.data import DatasetSplits, ImageDataset, decode_image
 from cifarnet.errors import InputError
-from cifarnet.inference.iterable import IterableLoader
-from cifarnet.inference.loader import EVAL_BATCH_SIZE, Loader, TensorLoader
+from cifarnet.inference.loader import EVAL_BATCH_SIZE, IterableLoader, Loader, TensorLoader
 
 __all__ = ["Data", "describe_data", "open_data", "open_evaluation_loader"]
 
 #: An `ImageDataset`, a map-style data set of (image, label), or an iterable of ``(images, labels)`` batches.
 Data = ImageDataset | Dataset[Any] | Iterable[tuple[Tensor, Tensor]]
-
 
 _CPU = torch.device("cpu")
 #: Number of images that are read twice. A random transform that changes one image in ten stays undetected in 3 of a
@@ -82,35 +80,26 @@ def _is_random(items: Any) -> bool:
 
 
 def _to_batch(items: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
-    return torch.stack([_to_uint8(image) for image, _ in items]), torch.tensor(
-        [int(label) for _, label in items], device="cpu"
-    )
+    images = [_to_uint8(image) for image, _ in items]
+    for index, image in enumerate(images):
+        if image.shape != images[0].shape:
+            raise InputError(
+                f"Image {index} has shape {tuple(image.shape)}, image 0 has {tuple(images[0].shape)}. Resize the "
+                "images to one size"
+            )
+    return torch.stack(images), torch.tensor([int(label) for _, label in items], device="cpu")
 
 
 def _read_into_memory(data: Any) -> ImageDataset:
-    images, labels = [], []
-    for index in range(len(data)):
-        image, label = data[index]
-        images.append(_to_uint8(image))
-        labels.append(int(label))
-        if images[-1].shape != images[0].shape:
-            raise InputError(
-                f"Image {index} has shape {tuple(images[-1].shape)}, image 0 has {tuple(images[0].shape)}. Resize the "
-                "images to one size"
-            )
+    images, labels = _to_batch([data[index] for index in range(len(data))])
     source = data
     while isinstance(source, Subset):
         source = source.dataset
     names = getattr(source, "classes", None)
     if not names:  # a subset may lack the last classes
-        all_labels = labels if source is data else [int(source[index][1]) for index in range(len(source))]
+        all_labels = labels.tolist() if source is data else [int(source[i][1]) for i in range(len(source))]
         names = range(max(all_labels) + 1)
-    return ImageDataset(
-        torch.stack(images),
-        torch.tensor(labels, device="cpu"),
-        classes=tuple(map(str, names)),
-        name=type(source).__name__,
-    )
+    return ImageDataset(images, labels, classes=tuple(map(str, names)), name=type(source).__name__)
 
 
 def _to_uint8(image: Any) -> Tensor:

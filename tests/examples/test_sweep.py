@@ -1,4 +1,4 @@
-"""Many runs at once: what is done is not repeated, what was begun goes on, what fails costs itself alone."""
+"""`examples/sweep.py`: finished runs are not repeated, stopped ones resume, and failed ones end alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def command(out: Path, *options: str) -> list[str]:
     return [sys.executable, str(SWEEP), "--data", "synthetic", "--images", "80", "--out", str(out), *options]
 
 
-def test_a_killed_sweep_goes_on_and_a_run_that_fails_costs_itself_alone(tmp_path: Path) -> None:
+def test_a_killed_sweep_resumes_and_survives_failed_runs(tmp_path: Path) -> None:
     options = ("--set", "learning_rate=0.001,1e30", "--seeds", "2", "--epochs", "2", "--processes", "2")
     sweep = subprocess.Popen(command(tmp_path, *options), stderr=subprocess.PIPE, text=True)
     giving_up = threading.Timer(240, sweep.kill)
@@ -62,7 +62,7 @@ def test_a_killed_sweep_goes_on_and_a_run_that_fails_costs_itself_alone(tmp_path
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-def test_a_sweep_that_is_interrupted_saves_its_runs_first_and_goes_on_with_them(tmp_path: Path) -> None:
+def test_an_interrupted_sweep_saves_its_runs_first(tmp_path: Path) -> None:
     options, run = ("--epochs", "300"), tmp_path / "recipe" / "seed-0"
     sweep = subprocess.Popen(command(tmp_path, *options), stderr=subprocess.PIPE, text=True, start_new_session=True)
     giving_up = time.monotonic() + 120
@@ -71,9 +71,9 @@ def test_a_sweep_that_is_interrupted_saves_its_runs_first_and_goes_on_with_them(
         assert time.monotonic() < giving_up
         time.sleep(0.02)
     os.killpg(sweep.pid, signal.SIGINT)  # as a terminal does it
-    told = sweep.communicate(timeout=60)[1]
+    printed = sweep.communicate(timeout=60)[1]
     assert sweep.returncode == 130
-    assert told == f"{run}: ended with code 143\n"
+    assert printed == f"{run}: ended with code 143\n"
     assert not (run / "report.json").exists()
     stopped = Checkpointer(run).read_last()
     assert stopped is not None
@@ -95,7 +95,7 @@ def planned(tmp_path: Path, **settings: Any) -> list[str]:
     return [str(run.relative_to(tmp_path)) for run in plan(Namespace(**given | settings))]
 
 
-def test_a_sweep_is_seeds_a_grid_some_of_it_or_one_change_at_a_time(tmp_path: Path) -> None:
+def test_a_plan_has_seeds_a_grid_or_single_changes(tmp_path: Path) -> None:
     assert planned(tmp_path, seeds=2) == ["recipe/seed-0", "recipe/seed-1"]
     values = ["flip=none,random", "crop_padding=0,1"]
     grid = planned(tmp_path, set=values)

@@ -60,7 +60,7 @@ def test_augmentation_keeps_shape_dtype_and_range(
 
 @given(position=st.integers(0, 15), epoch=st.integers(0, 20))
 @settings(max_examples=25, deadline=None)
-def test_an_image_is_augmented_the_same_alone_and_in_any_batch(position: int, epoch: int) -> None:
+def test_an_image_is_augmented_the_same_in_any_batch(position: int, epoch: int) -> None:
     images, ids = random_images(), torch.arange(100, 116)
     with scope(0, epoch, ids):
         together = EVERYTHING.train(images)
@@ -73,7 +73,7 @@ def test_an_image_is_augmented_the_same_alone_and_in_any_batch(position: int, ep
 
 
 @pytest.mark.parametrize(("seed", "epoch"), [(1, 0), (0, 1)])
-def test_another_epoch_or_seed_augments_otherwise(seed: int, epoch: int) -> None:
+def test_another_epoch_or_seed_draws_anew(seed: int, epoch: int) -> None:
     images, ids = random_images(), torch.arange(16)
     with scope(0, 0, ids):
         one = EVERYTHING.augment(images)
@@ -104,7 +104,6 @@ def test_flip_equals_torchvisions_image_by_image() -> None:
         flipped = draw("flip", num_images=64)[:, 0] < 0.5
     theirs = [F.horizontal_flip(image) if flip else image for image, flip in zip(images, flipped, strict=True)]
     assert torch.equal(ours, torch.stack(theirs))
-    assert 16 < int(flipped.sum()) < 48
 
 
 @given(st.integers(0, 1000))
@@ -116,19 +115,16 @@ def test_normalisation_equals_torchvisions(seed: int) -> None:
     torch.testing.assert_close(Preprocess()(images.float() / 255), theirs, rtol=0, atol=1e-6)
 
 
-def test_preprocessing_resizes_what_has_another_size() -> None:
+def test_preprocessing_resizes_images_and_keeps_float64() -> None:
     images = random_images(2, size=48)
     assert Preprocess(32)(images).shape == (2, 3, 32, 32)
     assert Preprocess(32)(images[0]).shape == (3, 32, 32)
     expected = Preprocess(32)(F.resize(images, [32, 32], antialias=True))
     assert torch.equal(Preprocess(32)(images), expected)
+    assert Preprocess()(images.double() / 255).dtype == torch.float64
 
 
-def test_preprocessing_keeps_float64_for_exact_comparisons() -> None:
-    assert Preprocess()(random_images(2).double() / 255).dtype == torch.float64
-
-
-def test_alternating_flip_shows_both_sides_in_two_epochs_in_a_row() -> None:
+def test_alternating_flip_shows_both_sides_in_two_epochs() -> None:
     images, ids = random_images(64), torch.arange(64)
     flip = RandomFlip("alternating")
     by_epoch = []
@@ -144,7 +140,7 @@ def test_alternating_flip_shows_both_sides_in_two_epochs_in_a_row() -> None:
         assert torch.equal(flip(images), by_epoch[1])
 
 
-def test_cutout_paints_a_square_of_its_size_cut_off_by_the_edge() -> None:
+def test_cutout_paints_a_square_that_the_edge_cuts_off() -> None:
     images, ids = torch.full((200, 3, 32, 32), 255, dtype=torch.uint8), torch.arange(200)
     with scope(0, 0, ids):
         output = Cutout(8, fill=(1, 2, 3))(images)
@@ -159,14 +155,14 @@ def test_cutout_paints_a_square_of_its_size_cut_off_by_the_edge() -> None:
         assert bool((image[:, ~mask] == 255).all())
 
 
-def test_a_crop_is_uniform_over_its_places() -> None:
+def test_crop_positions_are_uniform() -> None:
     with scope(0, 0, torch.arange(50_000)):
         places = (draw("crop", num_images=50_000, columns=2) * 5).long()
     counts = torch.bincount(places[:, 0] * 5 + places[:, 1], minlength=25).double()
     assert float(((counts - 2000) ** 2 / 2000).sum()) < 51.2  # 99.9 % quantile, 24 degrees of freedom
 
 
-def test_transforms_work_in_a_dataloader_and_leave_labels_alone(synthetic: DatasetSplits) -> None:
+def test_transforms_do_not_change_labels(synthetic: DatasetSplits) -> None:
     transforms = build_transforms(size=16)
     for images, labels in DataLoader(synthetic.train, batch_size=100):
         output, same = transforms.train(images, labels)
@@ -181,17 +177,13 @@ def test_transforms_compose_with_torchvisions_own() -> None:
     pipeline = v2.Compose([v2.PILToTensor(), v2.RandomRotation([-10, 10]), *EVERYTHING.train.transforms])
     image = Image.fromarray(random_images(1)[0].permute(1, 2, 0).numpy())
     output = pipeline(image)
-    assert output.shape == (3, 32, 32)
-    assert output.dtype == torch.float32
+    assert (output.shape, output.dtype) == ((3, 32, 32), torch.float32)
+    wrapped = tv_tensors.Image(random_images(1)[0])
+    assert isinstance(RandomCrop(2)(wrapped), tv_tensors.Image)
+    assert type(EVERYTHING.train(wrapped)) is Tensor
 
 
-def test_an_image_stays_a_tv_tensor_image() -> None:
-    image = tv_tensors.Image(random_images(1)[0])
-    assert isinstance(RandomCrop(2)(image), tv_tensors.Image)
-    assert type(EVERYTHING.train(image)) is Tensor
-
-
-def test_outside_a_scope_every_call_draws_anew_and_torchs_seed_decides() -> None:
+def test_outside_a_scope_torchs_seed_decides() -> None:
     images = random_images()
     torch.manual_seed(0)
     first, second = EVERYTHING.augment(images), EVERYTHING.augment(images)
@@ -209,7 +201,7 @@ def test_no_augmentation_is_the_identity() -> None:
     assert torch.equal(transforms.train(images), transforms.eval(images))
 
 
-def test_grey_images_are_augmented_too() -> None:
+def test_grey_images_are_augmented() -> None:
     images = random_images(4)[:, :1]
     transforms = build_transforms(cutout=4, mean=(0.5,), std=(0.25,))
     with scope(0, 0, torch.arange(4)):
@@ -228,10 +220,10 @@ def test_transforms_print_and_pickle() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"crop_padding": -1}, "crop_padding must be 0 or more pixels, got -1"),
+        ({"crop_padding": -1}, "crop_padding must be at least 0, got -1"),
         ({"crop_mode": "reflekt"}, 'mode "reflekt" is unknown; did you mean "reflect"'),
         ({"flip": "alternate"}, 'flip "alternate" is unknown; did you mean "alternating"'),
-        ({"cutout": -3}, "cutout must be 0 or more pixels, got -3"),
+        ({"cutout": -3}, "cutout must be at least 0, got -3"),
         ({"size": 0}, "size must be at least 2, got 0"),
         ({"std": (0.0, 1.0, 1.0)}, "std must be above 0"),
         ({"std": (math.inf, 1.0, 1.0)}, "mean and std must be finite"),
@@ -239,32 +231,29 @@ def test_transforms_print_and_pickle() -> None:
         ({"std": (1.0,)}, "mean has 3 values, std 1"),
     ],
 )
-def test_a_setting_out_of_range_is_refused_with_a_remedy(settings: dict[str, object], message: str) -> None:
+def test_a_setting_out_of_range_is_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         build_transforms(**settings)  # type: ignore[arg-type]
-
-
-def test_transforms_used_alone_refuse_what_would_do_nothing() -> None:
-    with pytest.raises(SettingError, match="padding must be at least 1"):
-        RandomCrop(0)
-    with pytest.raises(SettingError, match="size must be at least 1"):
-        Cutout(0)
 
 
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (Image.new("RGB", (32, 32)), "takes a tensor, got Image; put v2.PILToTensor"),
+        (Image.new("RGB", (32, 32)), "takes a tensor, got Image. Put v2.PILToTensor"),
         (torch.zeros(32, 32), r"takes \(C, H, W\) or \(N, C, H, W\), got shape \(32, 32\)"),
         (tv_tensors.Video(torch.zeros(2, 3, 3, 8, 8)), "takes a tensor, got Video"),
     ],
 )
-def test_what_is_no_image_is_refused(images: object, message: str) -> None:
+def test_other_inputs_than_images_are_refused(images: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         RandomFlip()(images)
 
 
 def test_images_that_do_not_fit_the_settings_are_refused() -> None:
+    with pytest.raises(SettingError, match="padding must be at least 1"):
+        RandomCrop(0)
+    with pytest.raises(SettingError, match="size must be at least 1"):
+        Cutout(0)
     with pytest.raises(InputError, match="padding 8 does not fit images of 8x8"):
         RandomCrop(8)(random_images(2, size=8))
     with pytest.raises(InputError, match="fill has 3 values, the images 1 channels"):

@@ -1,4 +1,4 @@
-"""From a recipe to a trainer."""
+"""Trainer and optimizer of a recipe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cifarnet._validation import did_you_mean
+from cifarnet._validation import check_choice
 from cifarnet.data import ImageDataset
 from cifarnet.errors import SettingError
 from cifarnet.models import FastCNN, build_model
@@ -25,13 +25,6 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "muon": Muon,
 }
-#: What a recipe says elsewhere, or leaves to us.
-_OF_THE_RECIPE = {
-    "lr": "learning_rate is its field",
-    "weight_decay": "it is a field of its own",
-    "fused": "the update is always fused",
-    "foreach": "the update is always fused",
-}
 _WHITENING_IMAGES = 5_000  # as in airbench94; their patches of 2x2 pixels are 4.8 million
 
 
@@ -46,23 +39,23 @@ def build_trainer(
     cuda_graph: bool = True,
     fitted: bool = True,
 ) -> Trainer:
-    """A trainer for a recipe, its network freshly initialised from the seed.
+    """Build the trainer of a recipe, with a new network that is initialised from the seed.
 
     Args:
-        recipe: What to train; pass ``metadata={"recipe": asdict(recipe)}`` to the `Checkpointer` to keep it.
-        data: The training images; the network gets as many classes.
-        seed: Of initial weights, order, augmentation and dropout.
-        device: See `Trainer`.
-        precision: See `Trainer`.
-        deterministic: See `Trainer`.
-        cuda_graph: See `Trainer`.
-        fitted: Whether to do what `fit_to_images` does; else that is to be done before training.
+        recipe: Recipe of the run. To save it, pass ``metadata={"recipe": asdict(recipe)}`` to the `Checkpointer`.
+        data: Training images. The network gets as many classes.
+        seed: Seed of initial weights, order, augmentation and dropout.
+        device: Device, see `Trainer`.
+        precision: Precision, see `Trainer`.
+        deterministic: Whether only deterministic kernels are used, see `Trainer`.
+        cuda_graph: Whether a CUDA graph may be used, see `Trainer`.
+        fitted: Whether `fit_to_images` is called. If not, call it before the training.
 
     Returns:
-        The trainer; nothing is trained yet.
+        The trainer, not trained yet.
 
     Raises:
-        SettingError: If a value is outside its range, or the optimizer or the network do not know a setting.
+        SettingError: If a value is outside its range, or the optimizer or the network has no such argument.
     """
     cpu = torch.device("cpu")
     with isolated(cpu):
@@ -74,8 +67,6 @@ def build_trainer(
         transforms=recipe.transforms,
         loss_fn=nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing),
         lr_schedule=None if recipe.schedule == "constant" else recipe.multiplier,
-        max_grad_norm=recipe.max_grad_norm,
-        ema_decay=recipe.ema_decay,
         device=device,
         precision=precision,
         deterministic=deterministic,
@@ -88,19 +79,21 @@ def build_trainer(
 
 
 def fit_to_images(trainer: Trainer, data: ImageDataset) -> None:
-    """What a network takes from the training images before the first step: `FastCNN` its whitening filters.
+    """Compute the weights that a network takes from the training images: the whitening filters of `FastCNN`.
 
     Args:
-        trainer: Not trained yet. The images go to its device and are preprocessed there, not augmented.
-        data: The training images, of which the first 5,000 are used.
+        trainer: Trainer that is not trained yet. The images are preprocessed on its device, and not augmented.
+        data: Training images. The first 5,000 are used.
 
     Raises:
-        SettingError: If it was trained already.
+        SettingError: If the trainer is trained already.
     """
     if trainer.global_step:
-        raise SettingError(f"the trainer has done {trainer.global_step} steps; what it has learnt would be lost")
+        raise SettingError(
+            f"The trainer has done {trainer.global_step} steps, which would be lost. Build a new trainer"
+        )
     if isinstance(trainer.model, FastCNN):
-        # Whitening is computed in float64, which Apple's GPUs do not have.
+        # Whitening is computed in float64, which mps does not support.
         device = torch.device("cpu") if trainer.device.type == "mps" else trainer.device
         images = data.images[:_WHITENING_IMAGES].to(device)
         trainer.model.fit_whitening(trainer.transforms.preprocess(images))
@@ -109,17 +102,17 @@ def fit_to_images(trainer: Trainer, data: ImageDataset) -> None:
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the parameters of a network.
+    """Build the optimizer of a recipe over the parameters of a network.
 
     Args:
-        recipe: Whose ``head`` and ``others``, if it has such, get groups of their own.
-        model: In its final form.
+        recipe: Recipe. If it has ``head`` or ``others``, these parameters get groups of their own.
+        model: Network in its final form.
 
     Returns:
-        The optimizer; Adam and SGD compute the same update in one pass over weights and moments (``fused``).
+        The optimizer. Adam and SGD are ``fused``: they update weights and moments in one pass.
 
     Raises:
-        SettingError: If the optimizer does not know a setting.
+        SettingError: If the optimizer has no such argument.
 
     Example:
         >>> from cifarnet import CifarCNN
@@ -127,26 +120,21 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         >>> [group["lr"] for group in build_optimizer(get_recipe("reference"), CifarCNN()).param_groups]
         [0.001]
     """
-    for name, remedy in _OF_THE_RECIPE.items():
-        if name in recipe.settings:
-            raise SettingError(f"settings of recipe {recipe.name} have {name}; {remedy}")
     kind = _OPTIMIZERS[recipe.optimizer]
-    settings = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, **recipe.settings}
-    known = [*inspect.signature(kind).parameters][1:]
-    groups = ("head", recipe.head), ("others", recipe.others)
-    # torch keeps what it does not know in a group, and never reads it; Muon refuses it by itself.
-    for key, given in (("settings", settings), *(() if kind is Muon else groups)):
-        for name in given:
-            if name not in known:
-                raise SettingError(f"{key} of the {recipe.optimizer} recipe has {name}; {did_you_mean(name, known)}")
-    if kind is not Muon:
-        settings["fused"] = True
+    is_muon = kind is Muon  # it checks the arguments of its groups; torch ignores unknown ones
+    arguments = tuple(inspect.signature(kind).parameters)[1:]
+    own = ("lr", "weight_decay", "fused", "foreach")  # fields of the recipe, and the choice of the library
+    for key in ("settings",) if is_muon else ("settings", "head", "others"):
+        options = tuple(name for name in arguments if key != "settings" or name not in own)
+        for name in getattr(recipe, key):
+            check_choice(f"argument in {key} of the {recipe.optimizer} recipe {recipe.name}:", name, options)
+    settings: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, **recipe.settings}
     params: Any = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if recipe.head or recipe.others:
         params = param_groups(model, filters={}, head=recipe.head, others=recipe.others)
     try:
-        return kind(params, **settings)
+        return kind(params, **settings, **({} if is_muon else {"fused": True}))
+    except SettingError:
+        raise
     except (TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, SettingError):
-            raise
         raise SettingError(f"recipe {recipe.name}: {recipe.optimizer} cannot be built: {error}") from error

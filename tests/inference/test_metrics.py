@@ -6,9 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from cifarnet.errors import SettingError
 from cifarnet.inference import top_k_accuracy, wilson_interval
+from cifarnet.inference.metrics import RunningMetrics
+
+CPU = torch.device("cpu")
 
 
 @given(num_images=st.integers(1, 100_000), data=st.data())
@@ -44,3 +48,35 @@ def test_k_outside_the_classes_is_refused(k: int) -> None:
 def test_counts_that_contradict_each_other_are_refused(num_correct: int, num_images: int) -> None:
     with pytest.raises(SettingError, match=r"num_correct must be in \[0, num_images\]"):
         wilson_interval(num_correct, num_images)
+
+
+def test_running_metrics_equal_those_of_all_images_and_survive_a_save() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(10, 4), torch.randint(4, (10,))
+    metrics, resumed = RunningMetrics(CPU), RunningMetrics(CPU)
+    for i, part in enumerate((slice(0, 4), slice(4, 8))):
+        metrics.add(nn.functional.cross_entropy(logits[part], labels[part]), logits[part], labels[part], i)
+    resumed.load_state_dict(metrics.state_dict())
+    for one in (metrics, resumed):
+        one.add(nn.functional.cross_entropy(logits[8:], labels[8:]), logits[8:], labels[8:], 2)
+    totals = metrics.read()
+    assert totals == resumed.read()
+    assert totals.num_images == 10
+    assert totals.accuracy == int((logits.argmax(1) == labels).sum()) / 10
+    assert totals.mean_loss == pytest.approx(float(nn.functional.cross_entropy(logits, labels)))
+    metrics.reset()
+    assert metrics.read() == RunningMetrics(CPU).read()
+
+
+def test_running_metrics_of_nothing_are_nan() -> None:
+    totals = RunningMetrics(CPU).read()
+    assert math.isnan(totals.mean_loss)
+    assert math.isnan(totals.accuracy)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_running_metrics_keep_the_first_bad_step(bad: float) -> None:
+    metrics, logits, labels = RunningMetrics(CPU), torch.zeros(1, 2), torch.tensor([0])
+    for step, loss in enumerate([1.0, bad, 1.0, bad]):
+        metrics.add(torch.tensor(loss), logits, labels, step)
+    assert metrics.read().first_bad_step == 1

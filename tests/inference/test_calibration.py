@@ -1,0 +1,98 @@
+"""Temperature scaling, compared with a search by golden section in numpy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from scored import answers, scored
+from torch import Tensor
+
+from cifarnet.errors import InputError, NonFiniteLogitsError
+from cifarnet.inference import fit_temperature
+
+Answers = tuple[Tensor, Tensor]
+
+
+def mean_loss(logits: Tensor, labels: Tensor, temperature: float) -> float:
+    scaled = logits.double().numpy() / temperature
+    return float((np.logaddexp.reduce(scaled, axis=1) - scaled[np.arange(len(labels)), labels.numpy()]).mean())
+
+
+def search(logits: Tensor, labels: Tensor) -> float:
+    """Search the logarithm of the temperature, where the loss has one minimum unless all predictions are correct."""
+    assume(bool((logits.argmax(1) != labels).any()))
+    ratio, low, high = (math.sqrt(5) - 1) / 2, math.log(1e-3), math.log(1e3)
+    while high - low > 1e-9:
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        if mean_loss(logits, labels, math.exp(left)) < mean_loss(logits, labels, math.exp(right)):
+            high = right
+        else:
+            low = left
+    return math.exp((low + high) / 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(given_=answers(least=5))
+def test_the_temperature_equals_that_of_a_search(given_: Answers) -> None:
+    expected = search(*given_)
+    assume(2e-3 < expected < 5e2)
+    found = fit_temperature(*given_)
+    # Near the minimum, losses differ only by rounding, and the slope is more exact than the search.
+    assert mean_loss(*given_, found) <= mean_loss(*given_, expected) + 1e-13
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@given(given_=answers(least=20), factor=st.sampled_from([0.1, 0.5, 2.0, 10.0]), shift=st.floats(-100, 100))
+def test_the_temperature_scales_with_the_logits(given_: Answers, factor: float, shift: float) -> None:
+    logits, labels = given_
+    expected = search(*given_)
+    assume(2e-2 < expected < 5e1)
+    assert fit_temperature(logits * factor, labels) == pytest.approx(expected * factor, rel=1e-3)
+    assert fit_temperature(logits * factor, labels) == pytest.approx(fit_temperature(*given_) * factor, rel=1e-6)
+    assert fit_temperature(logits + shift, labels) == pytest.approx(fit_temperature(*given_), rel=1e-4)
+
+
+@pytest.mark.parametrize("truth", [0.5, 1.0, 2.5])
+@pytest.mark.parametrize("num_classes", [2, 10, 100])
+def test_the_temperature_of_drawn_labels_is_recovered(num_classes: int, truth: float) -> None:
+    generator = torch.Generator().manual_seed(num_classes)
+    logits = torch.randn(20_000, num_classes, generator=generator) * 3
+    labels = torch.multinomial((logits / truth).softmax(1), 1, generator=generator)[:, 0]
+    found = fit_temperature(logits, labels)
+    assert found == pytest.approx(truth, rel=0.05)
+    plain, scaled = scored(logits, labels, batch_size=1000), scored(logits, labels, batch_size=1000, temperature=found)
+    assert scaled.expected_calibration_error < 0.02
+    assert scaled.log_loss <= plain.log_loss
+    if truth != 1:
+        assert scaled.log_loss < plain.log_loss - 0.005
+        assert plain.expected_calibration_error > 0.02
+        assert scaled.brier < plain.brier
+
+
+RIGHT = torch.eye(3)[torch.tensor([0, 1, 2, 0])]
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "error", "message"),
+    [
+        (RIGHT, [0, 1, 2, 0], InputError, r"these 4 images, because all or nearly all .*correctly\. Pass more"),
+        (RIGHT, [1, 2, 0, 1], InputError, r"these 4 images, because .* no better than guessing\. Train it first"),
+        (torch.ones(4, 3), [0, 1, 2, 0], InputError, "because the logits of each image are equal"),
+        (RIGHT * math.nan, [0, 1, 2, 1], NonFiniteLogitsError, "NaN or infinity, so no temperature fits them"),
+        (RIGHT / 0, [0, 1, 2, 1], NonFiniteLogitsError, "NaN or infinity"),
+        (RIGHT, [0, 1, 2, 3], InputError, r"labels must be in \[0, 3\), got 0 to 3"),
+        (RIGHT, [0, 1, 2, -100], InputError, r"labels must be in \[0, 3\), got -100 to 2"),
+        (RIGHT[:0], [], InputError, "There are no images to fit a temperature on"),
+    ],
+)
+def test_logits_without_a_best_temperature_are_refused(
+    logits: Tensor, labels: list[int], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        fit_temperature(logits, torch.tensor(labels, dtype=torch.int64))

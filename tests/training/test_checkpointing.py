@@ -1,0 +1,205 @@
+"""Saves beside the training: by time, on disks that fail, and of finite states only."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cifarnet import Checkpointer, DatasetSplits, Trainer
+from cifarnet.errors import CheckpointSaveError, NonFiniteLossError, RunDirectoryBusyError
+from runs import Tripwire, assert_equal_runs, fit, read_state, send
+
+MakeTrainer = Callable[..., Trainer]
+
+#: Every call by which a save changes the disk.
+CALLS = ("mkdir", "open", "write", "fsync", "link", "replace")
+
+
+class KthCallFails:
+    """Within the block, the k-th call of this process to the disk fails, in whatever thread it is made."""
+
+    def __init__(self, k: int) -> None:
+        self.k, self.calls = k, 0
+        self._patch = pytest.MonkeyPatch()
+        self._counting = threading.Lock()
+
+    def __enter__(self) -> KthCallFails:
+        for name in CALLS:
+            self._patch.setattr(os, name, self._wrap(getattr(os, name)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.undo()
+
+    def _wrap(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            with self._counting:
+                self.calls += 1
+                hit = self.calls == self.k
+            if hit:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return call(*args, **kwargs)
+
+        return wrapped
+
+
+@pytest.mark.filterwarnings("ignore::cifarnet.errors.CheckpointWarning")
+def test_a_run_survives_a_failure_of_each_call_to_the_disk(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    def train(directory: str) -> None:
+        checkpointer = Checkpointer(tmp_path / directory, save_every_s=0)
+        few, trainer = synthetic.train.subset(range(100)), make_trainer(lr=0.01)
+        fit(trainer, few, synthetic.test, max_epochs=2, checkpointer=checkpointer, resume=True)
+
+    train("whole")
+    messages: list[str] = []
+    for k in range(1, 400, 2):
+        with KthCallFails(k) as faults:
+            try:
+                train(str(k))
+            except CheckpointSaveError as error:
+                messages.append(str(error))
+        train(str(k))
+        assert_equal_runs(tmp_path / "whole", tmp_path / str(k))
+        if faults.calls < k:
+            break
+    assert len(messages) > 10
+    assert all("No space left" in message or "MB free" in message for message in messages)
+    assert faults.calls < k, "as far as to a run with no fault left"
+
+
+def test_a_run_saves_by_time_in_mid_epoch(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
+    saved: list[tuple[int, int]] = []
+
+    class Noting(Checkpointer):
+        def save_state(self, state: Mapping[str, Any]) -> Path:
+            saved.append((state["position"]["epoch"], state["position"]["step"]))
+            return super().save_state(state)
+
+    fit(make_trainer(), synthetic.train, max_epochs=6, checkpointer=Noting(tmp_path / "a", save_every_s=0))
+    assert saved == sorted(set(saved))
+    assert saved[-1] == (6, 0)
+    assert any(step for _, step in saved)
+    saved.clear()
+    fit(make_trainer(), synthetic.train, max_epochs=6, checkpointer=Noting(tmp_path / "b", save_every_s=1e9))
+    assert saved == [(6, 0)]
+
+
+def test_a_failed_save_ends_the_run(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
+    class Failing(Checkpointer):
+        def save_state(self, state: Mapping[str, Any]) -> Path:
+            if state["position"]["epoch"] >= 1:
+                raise CheckpointSaveError("needs 77 MB, 12 MB free")
+            return super().save_state(state)
+
+    trainer = make_trainer()
+    with pytest.raises(CheckpointSaveError, match="12 MB free"):
+        fit(trainer, synthetic.train, max_epochs=50, checkpointer=Failing(tmp_path, save_every_s=0))
+    assert len(trainer.history) < 50
+    assert read_state(tmp_path)
+
+
+def test_a_failed_save_is_a_note_of_an_earlier_error(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    class Failing(Checkpointer):
+        def save_state(self, state: Mapping[str, Any]) -> Path:
+            time.sleep(0.05)
+            raise CheckpointSaveError("no space")
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        fit(make_trainer(loss_fn=Tripwire(2, fail)), synthetic.train, checkpointer=Failing(tmp_path, save_every_s=0))
+    assert caught.value.__notes__ == ["A save failed too: no space"]
+
+
+def test_a_directory_in_use_is_refused(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
+    trainer = make_trainer()
+    with Checkpointer(tmp_path), pytest.raises(RunDirectoryBusyError, match="in use by process"):
+        fit(trainer, synthetic.train, None, tmp_path)
+    assert trainer.global_step == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_second_ctrl_c_does_not_wait_for_a_slow_disk(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    """The directory stays locked until the write has ended."""
+    disk = threading.Event()
+
+    class Slow(Checkpointer):
+        def save_state(self, state: Mapping[str, Any]) -> Path:
+            time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGINT)  # the second: the main thread waits for this save
+            assert disk.wait(30)
+            return super().save_state(state)
+
+    trainer = make_trainer(loss_fn=Tripwire(1, send(signal.SIGINT)))
+    with pytest.raises(KeyboardInterrupt):
+        fit(trainer, synthetic.train, checkpointer=Slow(tmp_path))
+    assert not disk.is_set()
+    assert not (tmp_path / "last.safetensors").exists()
+    with pytest.raises(RunDirectoryBusyError), Checkpointer(tmp_path):
+        pass
+    disk.set()
+    for thread in threading.enumerate():
+        if thread.name == "cifarnet-save":
+            thread.join()
+    assert read_state(tmp_path)["position"]["global_step"] == 1
+
+
+def test_a_loss_that_is_not_finite_leaves_the_files_alone(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    def explode() -> None:
+        with torch.no_grad():
+            trainer.model.get_parameter("fc2.bias").fill_(float("nan"))
+
+    fit(make_trainer(loss_fn=Tripwire(0)), synthetic.train, None, tmp_path)
+    before = (tmp_path / "last.safetensors").read_bytes()
+    trainer = make_trainer(loss_fn=Tripwire(3, explode))
+    message = (
+        rf"since step 4 of epoch 2 .*learning rate 0.001.*Try a tenth .*Last good checkpoint: {tmp_path}/last\.saf"
+    )
+    with pytest.raises(NonFiniteLossError, match=message):
+        fit(trainer, synthetic.train, None, tmp_path, max_epochs=50)
+    assert (tmp_path / "last.safetensors").read_bytes() == before
+    assert len(trainer.history) == 1
+
+
+def test_statistics_that_are_not_finite_are_not_saved(
+    synthetic: DatasetSplits, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+            self.register_buffer("mask", torch.full((2,), -torch.inf))  # which is as it should be
+            self.fc = nn.Linear(3, 10)
+
+        def forward(self, images: Tensor) -> Tensor:
+            if self.training and self.norm.num_batches_tracked == 7:
+                assert self.norm.running_mean is not None
+                self.norm.running_mean.fill_(torch.nan)
+            logits: Tensor = self.fc(self.norm(images).mean(dim=(2, 3)))
+            return logits
+
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    trainer = Trainer(model, optimizer, transforms=make_trainer().transforms, device="cpu", precision="float32")
+    with pytest.raises(NonFiniteLossError, match=r"A weight is not finite after step \d of epoch 2 .*norm=1\.0"):
+        fit(trainer, synthetic.train, max_epochs=3, checkpointer=Checkpointer(tmp_path, save_every_s=0))
+    assert read_state(tmp_path)["model"]["norm.running_mean"].isfinite().all()

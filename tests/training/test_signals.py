@@ -1,0 +1,142 @@
+"""Signals that end a run; that it resumes from them is in `tests/promises/test_exact_resume.py`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cifarnet import Checkpointer, DatasetSplits, Trainer
+from runs import Tripwire, fit, metrics_of, read_state, send
+
+MakeTrainer = Callable[..., Trainer]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_saves_after_the_current_step(
+    make_trainer: MakeTrainer,
+    synthetic: DatasetSplits,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    signum = getattr(signal, name)
+    trainer = make_trainer(loss_fn=Tripwire(4, send(signum)))
+    with pytest.raises(SystemExit) as caught:
+        fit(trainer, synthetic.train, None, tmp_path, progress_bar=True)
+    assert caught.value.code == 128 + signum
+    assert f"Stopped at epoch 1 step 4; saved {tmp_path}/last.safetensors\n" in capsys.readouterr().err
+    assert read_state(tmp_path)["position"]["global_step"] == 4
+    assert signal.getsignal(signum) == signal.SIG_DFL
+
+
+def test_a_second_signal_acts_at_once(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
+    trainer = make_trainer(loss_fn=Tripwire(3, send(signal.SIGINT, signal.SIGINT)))
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit(trainer, synthetic.train, None, tmp_path, max_epochs=2)
+    assert any(entry.name == "forward" for entry in caught.traceback)  # in the middle of the step
+    assert not (tmp_path / "last.safetensors").exists()
+
+
+def test_a_signal_while_a_run_finishes_is_not_lost(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    class Late(Checkpointer):
+        def save_best(self, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> Path:
+            signal.raise_signal(signal.SIGINT)
+            return super().save_best(weights, description)
+
+    trainer = make_trainer()
+    with pytest.raises(KeyboardInterrupt):
+        fit(trainer, synthetic.train, checkpointer=Late(tmp_path))
+    assert Checkpointer(tmp_path).read_best()[1]["selected_by"]["epoch"] == 1
+    assert len(trainer.history) == 1
+
+
+def test_a_signal_outlives_a_step_that_fails(
+    backend: str, make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    def fail() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("in the same step")
+
+    loader = DataLoader(synthetic.train, 100)  # whose workers a signal ends too
+    for number, data in enumerate((synthetic.train, loader)):
+        with pytest.raises(SystemExit) as caught:
+            fit(make_trainer(loss_fn=Tripwire(1, fail), backend=backend), data, None, tmp_path / str(number))
+        assert str(caught.value.__cause__) == "in the same step"
+
+
+def test_handlers_of_the_caller_are_left_alone(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    received: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    try:
+        trainer = fit(make_trainer(loss_fn=Tripwire(2, send(signal.SIGINT))), synthetic.train)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert received == [signal.SIGINT]
+    assert trainer.global_step == 5
+
+
+def test_ctrl_c_acts_at_once_in_the_loop_body(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    reached = []
+
+    def train() -> None:
+        for record in make_trainer().epochs(synthetic.train, max_epochs=3):
+            signal.raise_signal(signal.SIGINT)
+            reached.append(record)
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert not reached
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_stopped_run_continues_in_memory(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = fit(make_trainer(loss_fn=Tripwire(0)), synthetic.train, max_epochs=3)
+    trainer = make_trainer(loss_fn=Tripwire(7, send(signal.SIGINT)))
+    with pytest.raises(KeyboardInterrupt):
+        fit(trainer, synthetic.train, max_epochs=3, progress_bar=True)
+    assert "Stopped at epoch 2 step 2; nothing is saved without a checkpointer" in capsys.readouterr().err
+    assert len(trainer.history) == 1
+    assert metrics_of(fit(trainer, synthetic.train, max_epochs=3)) == metrics_of(whole)
+
+
+WORKER = """
+import os, signal, sys
+from cifarnet.training.distributed import ProcessGroup
+from cifarnet.training.signals import GracefulShutdown
+with GracefulShutdown(ProcessGroup()) as shutdown:
+    ready, is_ready = os.pipe()
+    end, ends = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(ends)
+        os.write(is_ready, b".")
+        os.read(end, 1)
+        os._exit(0)
+    os.read(ready, 1)  # Python itself loses a signal that comes before its child is set up
+    os.kill(child, signal.SIGTERM)
+    os.close(ends)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(code, shutdown.requested, flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_worker_ends_at_once() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", WORKER]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == [str(-signal.SIGTERM), "None"]  # and the run continues
