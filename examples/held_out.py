@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cifarnet import Checkpointer, DatasetSplits, ImageDataset, __version__
-from cifarnet.errors import InputError
+from cifarnet.errors import DataError
 from cifarnet.recipes import Recipe, build_trainer
 from cifarnet.report import build_report, load_report, save_report
 
@@ -47,7 +47,7 @@ def train_variants(
             report = _train(recipe, train, val, seed, run) if finished is None else load_report(finished)
             same_data = report["data"]["train"]["fingerprint"] == train.fingerprint
             if not same_data or Recipe.from_dict(report["recipe"]) != recipe:
-                raise InputError(f"{finished} is of other settings or data; choose another folder")
+                raise DataError(f"{finished} is of other settings or data; choose another folder")
             reports[name].append(report)
     return reports
 

@@ -187,7 +187,7 @@ def train(run: Path, device: str) -> None:
     """One run, as a script of its own would have it."""
     import cifarnet
     from cifarnet import Checkpointer, load_cifar10, make_synthetic
-    from cifarnet.errors import RunDirectoryBusyError
+    from cifarnet.errors import CheckpointError
     from cifarnet.recipes import Recipe, build_trainer
     from cifarnet.report import build_report, save_report
 
@@ -204,7 +204,7 @@ def train(run: Path, device: str) -> None:
         try:
             trainer.fit(train, val, checkpointer=Checkpointer(run), resume=True, progress_bar=False, **settings)
             break
-        except RunDirectoryBusyError as error:  # by a run whose sweep was killed just now
+        except CheckpointError as error:  # by a run whose sweep was killed just now
             print(error, file=sys.stderr)
             time.sleep(1)
     else:

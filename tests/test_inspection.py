@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from cifarnet import CifarCNN, Classifier, DatasetSplits, FastCNN, Preprocess, ResNet18
 from cifarnet.data import ImageLike
-from cifarnet.errors import InputError, NonFiniteLogitsError, SettingError
+from cifarnet.errors import DataError, NonFiniteError, SettingError
 from cifarnet.inspection import feature_maps, grad_cam, map_shapes
 
 SIZE = 16
@@ -196,14 +196,14 @@ def test_unknown_layers_classes_and_images_are_refused(synthetic: DatasetSplits)
             grad_cam(classifier, images(synthetic), target=wrong)  # type: ignore[arg-type]
     with pytest.raises(SettingError, match='the logits do not depend on layer "unused"'):
         grad_cam(build(InPlace), images(synthetic), layer="unused")
-    with pytest.raises(InputError, match="There are no images"):
+    with pytest.raises(DataError, match="There are no images"):
         grad_cam(classifier, [])
-    with pytest.raises(InputError, match="Image 1 of the list: "):
+    with pytest.raises(DataError, match="Image 1 of the list: "):
         grad_cam(classifier, [torch.zeros(3, 8, 8), torch.zeros(2)])
-    with pytest.raises(InputError, match="expected a Classifier, got CifarCNN"):
+    with pytest.raises(DataError, match="expected a Classifier, got CifarCNN"):
         grad_cam(classifier.model, images(synthetic))  # type: ignore[arg-type]
     flat = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 10)), Preprocess(SIZE), CLASSES, device="cpu")
-    with pytest.raises(InputError, match="no module that gives maps"):
+    with pytest.raises(DataError, match="no module that gives maps"):
         grad_cam(flat, images(synthetic))
     assert feature_maps(flat, images(synthetic)) == {}
 
@@ -211,5 +211,5 @@ def test_unknown_layers_classes_and_images_are_refused(synthetic: DatasetSplits)
 def test_broken_weights_are_refused(synthetic: DatasetSplits) -> None:
     classifier = build(cifar_cnn)
     nn.init.constant_(classifier.model.fc2.weight, float("nan"))  # type: ignore[union-attr,arg-type]
-    with pytest.raises(NonFiniteLogitsError, match="gives NaN or infinity in float64"):
+    with pytest.raises(NonFiniteError, match="gives NaN or infinity in float64"):
         grad_cam(classifier, images(synthetic))

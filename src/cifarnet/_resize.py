@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as F
 
 from cifarnet._types import Images
 from cifarnet._validation import check_count
-from cifarnet.errors import InputError
+from cifarnet.errors import DataError
 
 __all__ = ["check_size", "crop_square", "resize_images"]
 
@@ -28,7 +28,7 @@ def resize_images(images: Images, size: int) -> Images:
         The same dtype, shape ``(N, C, size, size)`` or ``(C, size, size)``; the same tensor if it has that size.
 
     Raises:
-        InputError: If the images have another dtype or rank, or no pixels.
+        DataError: If the images have another dtype or rank, or no pixels.
         SettingError: If ``size`` is not a whole number of at least 2.
 
     Example:
@@ -41,7 +41,7 @@ def resize_images(images: Images, size: int) -> Images:
         or images.ndim not in (3, 4)
         or 0 in images.shape
     ):
-        raise InputError(f"expected uint8 or float images (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
+        raise DataError(f"expected uint8 or float images (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
     height, width = images.shape[-2:]
     if height == width == size:
         return images

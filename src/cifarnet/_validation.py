@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from numbers import Integral
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from cifarnet.errors import SettingError, SettingTypeError
+from cifarnet.errors import SettingError
 
 __all__ = [
     "NON_FINITE",
@@ -57,11 +57,10 @@ def check_count(key: str, value: object, remedy: str, *, least: int = 1) -> None
         least: The smallest allowed.
 
     Raises:
-        SettingTypeError: If it is no whole number.
-        SettingError: If it is too small.
+        SettingError: If it is not a whole number, or too small.
     """
     if not isinstance(value, Integral) or isinstance(value, bool):  # numpy's whole numbers are Integral
-        raise SettingTypeError(f"{key} must be a whole number, got {value!r}; {remedy}")
+        raise SettingError(f"{key} must be a whole number, got {value!r}; {remedy}")
     if value < least:
         raise SettingError(f"{key} must be at least {least}, got {value}; {remedy}")
 
@@ -76,11 +75,10 @@ def check_counts(key: str, values: object, length: int, remedy: str) -> None:
         remedy: What to do instead.
 
     Raises:
-        SettingTypeError: If it is no list or tuple, or something in it is no whole number.
-        SettingError: If there are more or fewer, or one is below 1.
+        SettingError: If it is not a list or tuple of so many whole numbers of at least 1.
     """
     if not isinstance(values, Sequence) or isinstance(values, str):
-        raise SettingTypeError(f"{key} must be {length} whole numbers, got {values!r}; {remedy}")
+        raise SettingError(f"{key} must be {length} whole numbers, got {values!r}; {remedy}")
     if len(values) != length:
         raise SettingError(f"{key} must be {length} whole numbers, got {values!r}; {remedy}")
     for value in values:

@@ -18,7 +18,7 @@ from cifarnet._types import Images, Labels, Logits
 from cifarnet._validation import check_count, did_you_mean
 from cifarnet.classifier import Classifier
 from cifarnet.data import ImageLike
-from cifarnet.errors import InputError, NonFiniteLogitsError, SettingError
+from cifarnet.errors import DataError, NonFiniteError, SettingError
 from cifarnet.inference import predict_logits
 from cifarnet.inference.loader import EVAL_BATCH_SIZE
 from cifarnet.models import evaluation_mode, unwrapped
@@ -39,8 +39,8 @@ def map_shapes(classifier: Classifier) -> dict[str, tuple[int, int, int]]:
         Shapes ``(C, H, W)`` by dotted path of the module, in running order.
 
     Raises:
-        InputError: If ``classifier`` is not a `Classifier`.
-        NonFiniteLogitsError: If the logits contain NaN or infinity.
+        DataError: If ``classifier`` is not a `Classifier`.
+        NonFiniteError: If the logits contain NaN or infinity.
 
     Example:
         >>> from cifarnet import CifarCNN, Preprocess
@@ -48,7 +48,7 @@ def map_shapes(classifier: Classifier) -> dict[str, tuple[int, int, int]]:
         (64, 14, 14)
     """
     if not isinstance(classifier, Classifier):
-        raise InputError(f"expected a Classifier, got {type(classifier).__name__}; Classifier.load(run) gives one")
+        raise DataError(f"expected a Classifier, got {type(classifier).__name__}; Classifier.load(run) gives one")
     calls: list[tuple[str, tuple[int, ...]]] = []
     with _undisturbed(classifier) as layers, torch.no_grad(), ExitStack() as hooks:
         for name, module in layers.items():
@@ -77,9 +77,9 @@ def feature_maps(
         Maps by layer in running order, each of shape ``(N, C, H, W)`` on the CPU.
 
     Raises:
-        InputError: If an item is not an image.
+        DataError: If an item is not an image.
         SettingError: If a layer is unknown, gives no maps, or runs more than once.
-        NonFiniteLogitsError: If the logits contain NaN or infinity.
+        NonFiniteError: If the logits contain NaN or infinity.
 
     Example:
         >>> from cifarnet import CifarCNN, Preprocess
@@ -127,9 +127,9 @@ def grad_cam(
         `Classifier.to_pixels`.
 
     Raises:
-        InputError: If an item is not an image, or the network has no layer that gives maps.
+        DataError: If an item is not an image, or the network has no layer that gives maps.
         SettingError: If the layer or the class is unknown.
-        NonFiniteLogitsError: If the logits contain NaN or infinity.
+        NonFiniteError: If the logits contain NaN or infinity.
 
     Example:
         >>> from cifarnet import CifarCNN, Preprocess
@@ -139,7 +139,7 @@ def grad_cam(
     """
     shapes = map_shapes(classifier)
     if layer is None and not shapes:
-        raise InputError("the network has no module that gives maps of an image; Grad-CAM needs one")
+        raise DataError("the network has no module that gives maps of an image; Grad-CAM needs one")
     name = _check_layer(next(reversed(shapes)) if layer is None else layer, shapes)
     maps = []
     for batch in torch.split(classifier.to_pixels(images), EVAL_BATCH_SIZE):
@@ -212,7 +212,7 @@ def _score(classifier: Classifier, pixels: Images) -> Logits:
         precision=classifier.precision,
     )
     if not bool(logits.isfinite().all()):
-        raise NonFiniteLogitsError(
+        raise NonFiniteError(
             f"the network gives NaN or infinity in {classifier.precision.name}; its weights may be broken, or "
             'precision="float32" may help'
         )

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from cifarnet.checkpoint import Checkpointer
-from cifarnet.errors import CheckpointSaveError, CheckpointWarning
+from cifarnet.errors import CheckpointError
 
 #: Every call by which a save changes the disk.
 CALLS = ("mkdir", "open", "write", "fsync", "link", "replace")
@@ -74,10 +74,10 @@ def epoch_of(state: dict[str, Any] | None) -> int:
     return int(state["epoch"])
 
 
-def attempt(save: Callable[..., object], *args: Any) -> CheckpointSaveError | None:
+def attempt(save: Callable[..., object], *args: Any) -> CheckpointError | None:
     try:
         save(*args)
-    except CheckpointSaveError as error:
+    except CheckpointError as error:
         return error
     return None
 
@@ -105,7 +105,8 @@ def test_failing_call_leaves_the_old_or_the_new_file_whole(code: int, fresh: boo
             faults = Faults(patch, k, raising(OSError(code, os.strerror(code))))
             error = attempt(checkpointer.save, Run(3))
         if error:
-            assert error.errno == code
+            assert isinstance(error.__cause__, OSError)
+            assert error.__cause__.errno == code
             assert "the previous checkpoint is intact" in str(error)
         assert set(os.listdir(directory)) == {"last.safetensors", "last.previous.safetensors"}
         epoch = epoch_of(Checkpointer(directory).read_last())
@@ -173,7 +174,8 @@ def test_failing_probe_leaves_nothing(tmp_path: Path) -> None:
             faults = Faults(patch, k, raising(OSError(errno.ENOSPC, "No space left on device")))
             error = attempt(lock_once, tmp_path)
         if error:
-            assert error.errno == errno.ENOSPC
+            assert isinstance(error.__cause__, OSError)
+            assert error.__cause__.errno == errno.ENOSPC
             assert "cannot write" in str(error)
         assert os.listdir(tmp_path) == []
         return faults.calls
@@ -207,8 +209,8 @@ def limited(directory):
     try:
         checkpointer.save(Run(2, size=1_000_000))
         return "no error"
-    except CheckpointSaveError as error:
-        return [error.errno, str(error)]
+    except CheckpointError as error:
+        return [error.__cause__.errno, str(error)]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
@@ -248,7 +250,7 @@ def test_process_killed_at_any_call_leaves_a_sound_checkpoint(child: tuple[Path,
         assert epoch_of(checkpointer.read_last()) in (2, 3)
         left = set(os.listdir(root / name)) - OURS
         unfinished += len(left)
-        with pytest.warns(CheckpointWarning, match="Removed") if left else contextlib.nullcontext():
+        with pytest.warns(UserWarning, match="Removed") if left else contextlib.nullcontext():
             lock_once(checkpointer.directory)
         assert set(os.listdir(root / name)) == {"last.safetensors", "last.previous.safetensors"}
         checkpointer.save(Run(4))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cifarnet.checkpoint.state_tree import flatten, unflatten
-from cifarnet.errors import SettingTypeError
+from cifarnet.errors import SettingError
 
 DTYPES = [torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -94,14 +94,14 @@ Point = namedtuple("Point", "x")
     ids=lambda value: f"{type(value).__name__}-{str(value)[:12]!a}",
 )
 def test_value_that_would_not_come_back_is_refused_by_path(value: object) -> None:
-    with pytest.raises(SettingTypeError, match=r"optimizer/groups/1/lr"):
+    with pytest.raises(SettingError, match=r"optimizer/groups/1/lr"):
         flatten({"optimizer": {"groups": [{}, {"lr": value}]}})
 
 
 def test_refusal_names_the_remedy() -> None:
-    with pytest.raises(SettingTypeError, match=r"lr is a complex; .* Convert it \(float\(x\)"):
+    with pytest.raises(SettingError, match=r"lr is a complex; .* Convert it \(float\(x\)"):
         flatten({"lr": 1j})
-    with pytest.raises(SettingTypeError, match="the state is a set"):
+    with pytest.raises(SettingError, match="the state is a set"):
         flatten(set())
 
 

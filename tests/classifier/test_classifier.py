@@ -23,7 +23,7 @@ from cifarnet import (
     make_synthetic,
 )
 from cifarnet.data import resize_images
-from cifarnet.errors import InputError, NonFiniteLogitsError, SettingError, SettingTypeError
+from cifarnet.errors import DataError, NonFiniteError, SettingError
 
 SIZE = 16
 Run = tuple[Trainer, DatasetSplits, Path]
@@ -102,7 +102,7 @@ class TestPredict:
     def test_logits_that_are_not_finite_are_an_error(self) -> None:
         broken = Classifier(Constant(torch.full((3,), math.nan)), None, (), device="cpu", precision="float32")
         broken.preprocess = Preprocess(SIZE)
-        with pytest.raises(NonFiniteLogitsError, match="returns NaN or infinity in float32"):
+        with pytest.raises(NonFiniteError, match="returns NaN or infinity in float32"):
             broken.predict(Image.new("RGB", (8, 8)))
 
     def test_a_list_gives_a_list(self, classifier: Classifier, synthetic: DatasetSplits) -> None:
@@ -152,13 +152,13 @@ class TestPredict:
                 classifier.predict(image, top_k=wrong)  # type: ignore[arg-type]
 
     def test_other_inputs_than_images_are_refused(self, classifier: Classifier) -> None:
-        with pytest.raises(InputError, match=r"max 255. Divide by 255 or pass uint8"):
+        with pytest.raises(DataError, match=r"max 255. Divide by 255 or pass uint8"):
             classifier.predict(np.full((32, 32, 3), 255.0))
-        with pytest.raises(InputError, match=r"^Image 1 of the list: expected uint8 or float"):
+        with pytest.raises(DataError, match=r"^Image 1 of the list: expected uint8 or float"):
             classifier.predict([torch.zeros(3, 8, 8), torch.ones(2, 2, 2)])
-        with pytest.raises(InputError, match=r"^none.png: no such file"):
+        with pytest.raises(DataError, match=r"^none.png: no such file"):
             classifier.predict([Image.new("RGB", (8, 8)), "none.png"])
-        with pytest.raises(InputError, match="There are no images"):
+        with pytest.raises(DataError, match="There are no images"):
             classifier.to_pixels([])
 
     def test_unknown_classes_have_numbers(self) -> None:
@@ -201,18 +201,17 @@ class TestCalibrate:
 
     def test_calibration_refuses_what_evaluation_refuses(self, classifier: Classifier, trained_run: Run) -> None:
         val = trained_run[1].test
-        with pytest.raises(InputError, match="label 10 at row 1"):
+        with pytest.raises(DataError, match="label 10 at row 1"):
             classifier.calibrate([(val.images[:2], torch.tensor([0, 10]))])
         predictions = classifier.predict(list(val.images))
         right = [i for i, one in enumerate(predictions) if one.label == val.classes[val.labels[i]]]
-        with pytest.raises(InputError, match=f"these {len(right)} images, because all or nearly all"):
+        with pytest.raises(DataError, match=f"these {len(right)} images, because all or nearly all"):
             classifier.calibrate(val.subset(right))
         assert classifier.temperature == 1
 
     @pytest.mark.parametrize("temperature", [0, -1.0, 1e-4, 1e4, math.nan, math.inf, "1", True, None])
     def test_an_invalid_temperature_is_refused(self, temperature: Any) -> None:
-        error = SettingError if type(temperature) in (int, float) else SettingTypeError
-        with pytest.raises(error, match="temperature must be"):
+        with pytest.raises(SettingError, match="temperature must be"):
             Classifier(small(), Preprocess(SIZE), (), device="cpu", temperature=temperature)
 
 
@@ -220,7 +219,7 @@ def test_data_with_other_classes_is_refused(classifier: Classifier) -> None:
     other = make_synthetic(num_train=20, num_test=20, size=SIZE).test
     renamed = ImageDataset(other.images, other.labels, tuple("abcdefghij"))
     with pytest.raises(
-        InputError, match=r"predicts 10 classes \(.*\), and the images have 10 classes \(a, b, c, \.\.\.\)"
+        DataError, match=r"predicts 10 classes \(.*\), and the images have 10 classes \(a, b, c, \.\.\.\)"
     ):
         classifier.evaluate(renamed)
     three = Classifier(small(), Preprocess(SIZE), (), device="cpu")
@@ -249,5 +248,5 @@ def test_parts_that_do_not_fit_are_refused(
 
 @pytest.mark.parametrize("classes", [{"cat", "dog"}, "ab", ("cat", "cat"), ("cat", "")])
 def test_class_names_without_an_order_are_refused(classes: Any) -> None:
-    with pytest.raises(InputError, match=r"classes must be a list or tuple|must be distinct|must be non-empty"):
+    with pytest.raises(DataError, match=r"classes must be a list or tuple|must be distinct|must be non-empty"):
         Classifier(small(2), Preprocess(SIZE), classes, device="cpu")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from cifarnet import Checkpointer, Classifier, DatasetSplits, Trainer, Transforms, build_transforms, make_synthetic
-from cifarnet.errors import DeviceMemoryError, InputError, SettingError
+from cifarnet.errors import DataError, DeviceMemoryError, SettingError
 from cifarnet.inference import predict_logits
 from cifarnet.models import evaluation_mode
 from cifarnet.randomness import permutation, scope
@@ -141,7 +141,7 @@ def test_labels_without_a_logit_are_refused_on_the_host(make_trainer: MakeTraine
     images = synthetic.train.images[:8]
     batches = [(images, torch.full((8,), 9)), (images, torch.full((8,), 10))]
     for use in (trainer.evaluate, lambda data: trainer.fit(data, max_epochs=1, progress_bar=False)):
-        with pytest.raises(InputError, match=r"^Batch 2 has label 10 at row 0\. Labels must be in \[0, 10\)"):
+        with pytest.raises(DataError, match=r"^Batch 2 has label 10 at row 0\. Labels must be in \[0, 10\)"):
             use(batches)
     assert torch.ones(2, device=CUDA).sum() == 2
 

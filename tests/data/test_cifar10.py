@@ -14,7 +14,7 @@ from tiny_cifar import BINARY, PICKLED, ROWS, TINY, write_archive, write_folder
 from cifarnet.data import find_cifar10, load_cifar10
 from cifarnet.data.cifar10 import ADDRESSES
 from cifarnet.data.cifar10_files import Layout
-from cifarnet.errors import DatasetDownloadError, DatasetNotFoundError
+from cifarnet.errors import DataError
 
 LOOSE = "CIFAR-10, loose files (not checked against the official archive)"
 NAME = BINARY.archive
@@ -51,12 +51,12 @@ def test_a_damaged_copy_is_not_skipped(tmp_path: Path, cache: Path, monkeypatch:
     folder = write_folder(tmp_path / PICKLED.folder, PICKLED)
     monkeypatch.setenv("CIFARNET_DATA", str(tmp_path))
     (folder / "data_batch_3").unlink()
-    with pytest.raises(DatasetNotFoundError, match=f"{re.escape(str(folder))}: data_batch_3 missing. Add them"):
+    with pytest.raises(DataError, match=f"{re.escape(str(folder))}: data_batch_3 missing. Add them"):
         load_cifar10()
 
 
 def test_missing_data_names_the_places_and_the_remedies(cache: Path) -> None:
-    with pytest.raises(DatasetNotFoundError) as caught:
+    with pytest.raises(DataError) as caught:
         load_cifar10(download=False)
     for words in (f"is not in {cache}", "--data DIR", "set CIFARNET_DATA", f"put {NAME} in {cache}", "synthetic"):
         assert words in str(caught.value)
@@ -67,19 +67,19 @@ def test_a_named_place_is_the_only_place(tmp_path: Path, cache: Path) -> None:
     assert find_cifar10() == find_cifar10("~/.cache/cifarnet") == cache / BINARY.folder
     other = tmp_path / "cifar-100-python"
     for _ in ("absent", "empty"):
-        with pytest.raises(DatasetNotFoundError, match=re.escape(f"CIFAR-10 is not in {other}")):
+        with pytest.raises(DataError, match=re.escape(f"CIFAR-10 is not in {other}")):
             load_cifar10(other, download=False)
         assert find_cifar10(other) is None
         other.mkdir(exist_ok=True)
     (other / "train").write_bytes(b"another data set")
-    with pytest.raises(DatasetNotFoundError, match=r"does not hold CIFAR-10\. Name the folder that does"):
+    with pytest.raises(DataError, match=r"does not hold CIFAR-10\. Name the folder that does"):
         load_cifar10(other, download=True)
 
 
 @pytest.mark.parametrize("name", ["cifar-10-python.tar.gz", "notes.txt"])
 def test_a_file_that_is_absent_or_another_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(DatasetNotFoundError, match=rf"{name} is not an archive of CIFAR-10"):
+    with pytest.raises(DataError, match=rf"{name} is not an archive of CIFAR-10"):
         load_cifar10(tmp_path / name)
 
 
@@ -182,7 +182,7 @@ def test_a_failed_download_names_every_reason_and_the_remedy(
     monkeypatch.setattr("cifarnet.data.cifar10.ADDRESSES", tuple(bad))
     monkeypatch.setenv("CIFARNET_MIRROR", "/a/path")
     root = tmp_path / "new"
-    with pytest.raises(DatasetDownloadError) as caught:
+    with pytest.raises(DataError) as caught:
         load_cifar10(root, progress_bar=False)
     for address, reason in {"/a/path": "an address begins with https://", **bad}.items():
         assert re.search(rf"{re.escape(address)}: .*{reason}", str(caught.value))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cifarnet.data import ImageDataset
-from cifarnet.errors import InputError, SettingError
+from cifarnet.errors import DataError, SettingError
 
 GOOD: dict[str, Any] = {
     "images": torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
@@ -47,7 +47,7 @@ def test_indexing_gives_image_and_label_from_either_end() -> None:
     for index in (4, -5):
         with pytest.raises(IndexError, match=f"index {index} is out of range for 4 images"):
             data[index]
-    with pytest.raises(InputError, match=r"Use data\.subset\(range\(500\)\) for several"):
+    with pytest.raises(DataError, match=r"Use data\.subset\(range\(500\)\) for several"):
         data[:2]  # type: ignore[index]
 
 
@@ -88,7 +88,7 @@ def test_a_plain_dataloader_collates_it() -> None:
     ],
 )
 def test_bad_input_is_refused_with_its_value(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(DataError, match=message):
         ImageDataset(**(GOOD | change))
 
 
@@ -119,7 +119,7 @@ def test_subset_keeps_order_ids_and_name() -> None:
     ],
 )
 def test_subset_refuses_other_indices(indices: list[Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(DataError, match=message):
         dataset([0, 1, 2, 1]).subset(indices)
 
 

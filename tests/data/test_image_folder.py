@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cifarnet.data import load_image_folder
-from cifarnet.errors import DatasetFormatError, DatasetNotFoundError, InputError, SettingError
+from cifarnet.errors import DataError, SettingError
 
 FILES = {
     "train/rose/b.png": 10,
@@ -56,12 +56,12 @@ def test_hidden_files_and_folders_are_ignored(flowers: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "name", "error", "message"),
     [
-        ("remove", "train", DatasetNotFoundError, r"/train: no class folders\. Put pictures into train/<class>/"),
-        ("remove", "test", DatasetNotFoundError, r"/test: no class folders"),
-        ("mkdir", "train/lily", DatasetNotFoundError, r"train/lily: no pictures\. Add some or remove the folder"),
-        ("mkdir", "train/rose/more", InputError, r"train/rose/more: not a picture"),
-        ("write", "train/notes.txt", DatasetFormatError, r"notes.txt: a file outside a class folder\. Move it"),
-        ("write", "test/tulip/1.png", InputError, r"test/tulip/1.png: not a picture that Pillow reads"),
+        ("remove", "train", DataError, r"/train: no class folders\. Put pictures into train/<class>/"),
+        ("remove", "test", DataError, r"/test: no class folders"),
+        ("mkdir", "train/lily", DataError, r"train/lily: no pictures\. Add some or remove the folder"),
+        ("mkdir", "train/rose/more", DataError, r"train/rose/more: not a picture"),
+        ("write", "train/notes.txt", DataError, r"notes.txt: a file outside a class folder\. Move it"),
+        ("write", "test/tulip/1.png", DataError, r"test/tulip/1.png: not a picture that Pillow reads"),
     ],
 )
 def test_a_broken_folder_gives_an_error_that_names_the_file(
@@ -89,7 +89,7 @@ def test_a_val_folder_is_the_validation_set(flowers: Path) -> None:
 @pytest.mark.parametrize("part", ["test", "val"])
 def test_a_class_without_training_images_is_refused(flowers: Path, part: str) -> None:
     write_picture(flowers / part / "lily" / "a.png", 1)
-    with pytest.raises(DatasetFormatError, match=rf"/{part}: class 'lily' is not in .*train\. Rename it"):
+    with pytest.raises(DataError, match=rf"/{part}: class 'lily' is not in .*train\. Rename it"):
         load_image_folder(flowers)
 
 

@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from cifarnet.data import crop_square, decode_image, resize_images, to_pixels
-from cifarnet.errors import InputError, SettingError
+from cifarnet.errors import DataError, SettingError
 
 RGB = np.random.default_rng(5).integers(0, 256, (9, 14, 3), dtype=np.uint8)
 CHW = torch.from_numpy(RGB).permute(2, 0, 1)
@@ -80,7 +80,7 @@ class TestDecode:
         content = encode(Image.fromarray(RGB), "PNG")
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         for source in (content, Image.fromarray(RGB)):
-            with pytest.raises(InputError, match=r"the picture: .*decompression bomb"):
+            with pytest.raises(DataError, match=r"the picture: .*decompression bomb"):
                 decode_image(source)
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
         assert torch.equal(decode_image(content), CHW)
@@ -97,7 +97,7 @@ class TestDecode:
         ],
     )
     def test_other_sources_are_refused(self, source: Any, message: str) -> None:
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(DataError, match=message):
             decode_image(source)
 
     @settings(max_examples=150, deadline=None)
@@ -108,7 +108,7 @@ class TestDecode:
             content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
         try:
             pixels = decode_image(bytes(content[: data.draw(st.integers(1, len(content)))]))
-        except InputError:
+        except DataError:
             return
         assert pixels.dtype == torch.uint8
         assert pixels.shape[0] == 3
@@ -162,7 +162,7 @@ class TestToPixels:
         assert torch.equal(to_pixels(five, channels=5), five)
         assert torch.equal(to_pixels(five.permute(1, 2, 0), channels=5), five)
         assert torch.equal(to_pixels(RGBA, channels=4), torch.from_numpy(RGBA).permute(2, 0, 1))
-        with pytest.raises(InputError, match=r"takes 5 channels, got an image of shape \(3, 9, 14\)"):
+        with pytest.raises(DataError, match=r"takes 5 channels, got an image of shape \(3, 9, 14\)"):
             to_pixels(RGB, channels=5)
 
     @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ class TestToPixels:
         ],
     )
     def test_other_images_are_refused_naming_shape_and_range(self, image: Any, message: str) -> None:
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(DataError, match=message):
             to_pixels(image)
 
     def test_rounding_a_little_past_the_range_is_forgiven(self) -> None:
@@ -223,7 +223,7 @@ class TestResize:
 
     @pytest.mark.parametrize("images", [torch.zeros(3, 4, 4).int(), torch.zeros(4, 4), torch.zeros(0, 3, 4, 4)])
     def test_resize_refuses_other_tensors(self, images: torch.Tensor) -> None:
-        with pytest.raises(InputError, match=r"expected uint8 or float images \(N, C, H, W\), got torch\.\w+ \("):
+        with pytest.raises(DataError, match=r"expected uint8 or float images \(N, C, H, W\), got torch\.\w+ \("):
             resize_images(images, 4)
 
     @pytest.mark.parametrize("size", [1, -1, "32"])

@@ -23,14 +23,7 @@ from torch.utils.data.distributed import DistributedSampler
 from torchvision.transforms import v2
 
 from cifarnet import Checkpointer, CifarCNN, DatasetSplits, Trainer, build_transforms, make_synthetic
-from cifarnet.errors import (
-    CheckpointWarning,
-    CifarnetError,
-    InputError,
-    NonFiniteLossError,
-    RunExistsError,
-    SettingError,
-)
+from cifarnet.errors import CheckpointError, CifarnetError, DataError, NonFiniteError, SettingError
 from cifarnet.training.distributed import ProcessGroup
 
 SIZE = 16
@@ -239,9 +232,9 @@ def fit(trainer: Trainer, directory: Path, *, max_epochs: int = 2, resume: bool 
 def fit_quietly(trainer: Trainer, directory: Path, **settings: Any) -> list[str]:
     """Resume and return the messages of the warnings about the checkpoint."""
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", CheckpointWarning)
+        warnings.simplefilter("always", UserWarning)
         fit(trainer, directory, resume=True, **settings)
-    return [str(warning.message) for warning in caught if issubclass(warning.category, CheckpointWarning)]
+    return [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
 
 
 def uninterrupted(directory: Path) -> Result:
@@ -318,11 +311,11 @@ def refused(directory: Path) -> Result:
         make_trainer(seed=settings.pop("seed", 0)).fit(make_data(num_images).train, **settings)
 
     set_tripwire(STOP_STEP, lambda loss: loss * float("nan"))
-    refuse("NaN in all", NonFiniteLossError, fit, trainer=make_watched_trainer(), directory=directory / "nan")
+    refuse("NaN in all", NonFiniteError, fit, trainer=make_watched_trainer(), directory=directory / "nan")
     set_tripwire(STOP_STEP, (lambda loss: loss + float("inf")) if is_last_process() else None)
-    refuse("infinity in one", NonFiniteLossError, fit, trainer=make_watched_trainer(), directory=directory / "inf")
+    refuse("infinity in one", NonFiniteError, fit, trainer=make_watched_trainer(), directory=directory / "inf")
     set_tripwire()
-    refuse("run exists", RunExistsError, fit, trainer=make_watched_trainer(), directory=directory / "uninterrupted")
+    refuse("run exists", CheckpointError, fit, trainer=make_watched_trainer(), directory=directory / "uninterrupted")
 
     refuse("max_epochs", SettingError, fit_images, max_epochs=1 + rank)
     refuse("checkpointer", SettingError, fit_images, checkpointer=None if rank else Checkpointer(directory / "one"))
@@ -347,8 +340,8 @@ def refused(directory: Path) -> Result:
         def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
             yield from DataLoader(Subset(images, range(20 if rank else 30)), 10)
 
-    refuse("order", InputError, fit_batches, batches=DataLoader(images, 10, sampler=order))
-    refuse("unknown length", InputError, fit_batches, batches=Endless())
+    refuse("order", DataError, fit_batches, batches=DataLoader(images, 10, sampler=order))
+    refuse("unknown length", DataError, fit_batches, batches=Endless())
     refuse("sampler", SettingError, fit_batches, batches=DataLoader(images, 10, sampler=sampler))
     return result
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from cifarnet.errors import RankLostError, SettingError
+from cifarnet.errors import CifarnetError, SettingError
 from cifarnet.inference.loader import Batch
 from cifarnet.training.distributed import ProcessGroup
 from cifarnet.training.preparation import prepare_network
@@ -131,7 +131,7 @@ def test_collectives_return_what_equal_processes_agree_on(opened: ProcessGroup) 
 
 
 def test_a_lost_process_is_explained(opened: ProcessGroup) -> None:
-    with pytest.raises(RankLostError, match="has ended or does not answer"), opened.explained_loss():
+    with pytest.raises(CifarnetError, match="has ended or does not answer"), opened.explained_loss():
         raise RuntimeError("Connection closed by peer")
     with pytest.raises(RuntimeError, match="another error"), opened.explained_loss():
         raise RuntimeError("another error")

@@ -290,7 +290,7 @@ def test_a_lost_process_ends_the_others_with_an_explanation(tmp_path: Path) -> N
     # gloo may abort a process at its end, after the error was printed, if an exchange was under way.
     assert all(process.returncode in (1, -signal.SIGABRT) for process in processes[:-1])
     for error in others:
-        assert "RankLostError: Another process of this training has ended" in error
+        assert "CifarnetError: Another process of this training has ended" in error
     assert "Last good checkpoint: " in others[0]
     assert "LookupError: a bug of the caller" in lost
     assert 1 <= read_step(tmp_path / "run") <= 3

@@ -16,7 +16,7 @@ from PIL import Image
 
 import cifarnet
 from cifarnet import DatasetSplits, make_synthetic
-from cifarnet.errors import InputError
+from cifarnet.errors import DataError
 from cifarnet.recipes import Recipe, build_trainer, get_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +71,7 @@ def test_the_ablation_trains_each_variant_once_and_never_sees_the_test_images(
     captured = capsys.readouterr()
     assert "epoch" not in captured.err
     assert "no dropout" in captured.out
-    with pytest.raises(InputError, match=r"seed-0\.json is of other settings or data; choose another folder"):
+    with pytest.raises(DataError, match=r"seed-0\.json is of other settings or data; choose another folder"):
         run_example("ablation.py", *options[:-1], "2", monkeypatch=monkeypatch)
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cifarnet import Checkpointer, Classifier, DatasetSplits, Preprocess, Trainer
-from cifarnet.errors import ExportError, InputError, MissingPackageError, NonFiniteLogitsError, SettingError
+from cifarnet.errors import CifarnetError, DataError, NonFiniteError, SettingError
 from cifarnet.export import TOLERANCE, ExportedFile, export_onnx, export_torch
 from cifarnet.export.verification import draw_images
 from cifarnet.inference import predict_logits
@@ -248,7 +248,7 @@ def test_export_refuses_unsuitable_networks_and_keeps_the_file(
     torch.manual_seed(0)
     classifier = Classifier(Wrong(how), Preprocess(SIZE), (), device="cpu", precision="float32")
     (tmp_path / name).write_bytes(b"old")
-    with pytest.raises(ExportError, match=message) as caught:
+    with pytest.raises(CifarnetError, match=message) as caught:
         WRITERS[name](classifier, tmp_path / name)
     assert "\n" not in str(caught.value)
     assert (tmp_path / name).read_bytes() == b"old"
@@ -260,7 +260,7 @@ def test_export_refuses_weights_with_nan(name: str, tmp_path: Path) -> None:
     classifier = build("BasicCNN")
     with torch.no_grad():
         next(classifier.model.parameters())[0] = torch.nan
-    with pytest.raises(NonFiniteLogitsError, match="gives NaN or infinity in float32; its weights may be broken"):
+    with pytest.raises(NonFiniteError, match="gives NaN or infinity in float32; its weights may be broken"):
         WRITERS[name](classifier, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
@@ -286,7 +286,7 @@ def test_export_refuses_images_of_another_shape(name: str, tmp_path: Path) -> No
         torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
         torch.zeros(0, 3, SIZE, SIZE, dtype=torch.uint8),
     ):
-        with pytest.raises(InputError, match=r"expected uint8 images of shape \(N, 3, 16, 16\), got torch"):
+        with pytest.raises(DataError, match=r"expected uint8 images of shape \(N, 3, 16, 16\), got torch"):
             WRITERS[name](build("BasicCNN"), tmp_path / name, images=images)
     assert list(tmp_path.iterdir()) == []
 
@@ -296,7 +296,7 @@ def test_export_names_the_command_for_a_missing_package(
     package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingPackageError, match=rf'{package}. Install it with: pip install "cifarnet\[onnx\]"'):
+    with pytest.raises(CifarnetError, match=rf'{package}. Install it with: pip install "cifarnet\[onnx\]"'):
         export_onnx(build("BasicCNN"), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 

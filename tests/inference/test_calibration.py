@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scored import answers, scored
 from torch import Tensor
 
-from cifarnet.errors import InputError, NonFiniteLogitsError
+from cifarnet.errors import DataError, NonFiniteError
 from cifarnet.inference import fit_temperature
 
 Answers = tuple[Tensor, Tensor]
@@ -81,14 +81,14 @@ RIGHT = torch.eye(3)[torch.tensor([0, 1, 2, 0])]
 @pytest.mark.parametrize(
     ("logits", "labels", "error", "message"),
     [
-        (RIGHT, [0, 1, 2, 0], InputError, r"these 4 images, because all or nearly all .*correctly\. Pass more"),
-        (RIGHT, [1, 2, 0, 1], InputError, r"these 4 images, because .* no better than guessing\. Train it first"),
-        (torch.ones(4, 3), [0, 1, 2, 0], InputError, "because the logits of each image are equal"),
-        (RIGHT * math.nan, [0, 1, 2, 1], NonFiniteLogitsError, "NaN or infinity, so no temperature fits them"),
-        (RIGHT / 0, [0, 1, 2, 1], NonFiniteLogitsError, "NaN or infinity"),
-        (RIGHT, [0, 1, 2, 3], InputError, r"labels must be in \[0, 3\), got 0 to 3"),
-        (RIGHT, [0, 1, 2, -100], InputError, r"labels must be in \[0, 3\), got -100 to 2"),
-        (RIGHT[:0], [], InputError, "There are no images to fit a temperature on"),
+        (RIGHT, [0, 1, 2, 0], DataError, r"these 4 images, because all or nearly all .*correctly\. Pass more"),
+        (RIGHT, [1, 2, 0, 1], DataError, r"these 4 images, because .* no better than guessing\. Train it first"),
+        (torch.ones(4, 3), [0, 1, 2, 0], DataError, "because the logits of each image are equal"),
+        (RIGHT * math.nan, [0, 1, 2, 1], NonFiniteError, "NaN or infinity, so no temperature fits them"),
+        (RIGHT / 0, [0, 1, 2, 1], NonFiniteError, "NaN or infinity"),
+        (RIGHT, [0, 1, 2, 3], DataError, r"labels must be in \[0, 3\), got 0 to 3"),
+        (RIGHT, [0, 1, 2, -100], DataError, r"labels must be in \[0, 3\), got -100 to 2"),
+        (RIGHT[:0], [], DataError, "There are no images to fit a temperature on"),
     ],
 )
 def test_logits_without_a_best_temperature_are_refused(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from cifarnet import CifarCNN, Classifier, DatasetSplits, Preprocess, Trainer
-from cifarnet.errors import DeviceMemoryError, InputError
+from cifarnet.errors import DataError, DeviceMemoryError
 from cifarnet.inference import NUM_BINS, NUM_TOP_LOSSES, predict_logits, true_class_ranks
 from cifarnet.inference.evaluate import check_model_fits, evaluate
 from cifarnet.inference.loader import Batch, IterableLoader
@@ -245,7 +245,7 @@ def test_unchecked_labels_of_a_device_are_refused_at_the_end() -> None:
             yield Batch(torch.zeros(3, 3, 1, 1), torch.tensor([0, -100, 3]), torch.arange(3))
 
     arguments = {**ARGUMENTS, "loss_fn": lambda logits, _: logits.mean()}
-    with pytest.raises(InputError, match=r"2 labels are not classes of the network\. Labels must be in \[0, 3\)"):
+    with pytest.raises(DataError, match=r"2 labels are not classes of the network\. Labels must be in \[0, 3\)"):
         evaluate(nn.Flatten(), DeviceLoader(), **arguments)
 
 
@@ -271,5 +271,5 @@ def test_out_of_memory_names_the_part_that_does_not_fit(part: str) -> None:
 
 def test_an_unknown_preprocessing_is_an_input_error() -> None:
     image = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
-    with pytest.raises(InputError, match=r"^The model was trained on floating batches, and their preprocessing"):
+    with pytest.raises(DataError, match=r"^The model was trained on floating batches, and their preprocessing"):
         check_model_fits(nn.Flatten(), image, None, "images", preprocess=None, precision=FLOAT64)

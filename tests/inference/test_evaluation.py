@@ -15,7 +15,7 @@ from scored import answers, by_json, scored
 from torch import Tensor, nn
 
 from cifarnet import Evaluation
-from cifarnet.errors import InputError, SettingError
+from cifarnet.errors import DataError, SettingError
 
 Answers = tuple[Tensor, Tensor]
 
@@ -75,12 +75,12 @@ def test_json_has_no_nan() -> None:
 )
 def test_an_invalid_document_is_refused(key: str, value: Any, message: str) -> None:
     document = {name: one for name, one in {**sound(), key: value}.items() if one is not ...}
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(DataError, match=message):
         Evaluation.from_dict(document)
 
 
 def test_a_document_must_be_a_dictionary() -> None:
-    with pytest.raises(InputError, match="The evaluation must be a dictionary, got 'x'"):
+    with pytest.raises(DataError, match="The evaluation must be a dictionary, got 'x'"):
         Evaluation.from_dict("x")  # type: ignore[arg-type]
 
 

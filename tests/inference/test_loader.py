@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 from cifarnet import DatasetSplits, Trainer
-from cifarnet.errors import InputError, ResumeMismatchError, SettingError
+from cifarnet.errors import CheckpointMismatchError, DataError, SettingError
 from cifarnet.inference.loader import Batch, IterableLoader, TensorLoader
 
 MakeTrainer = Callable[..., Trainer]
@@ -85,7 +85,7 @@ def test_an_iterable_gets_running_ids() -> None:
 
 
 def test_an_iterable_cannot_resume_inside_an_epoch() -> None:
-    with pytest.raises(ResumeMismatchError, match="at step 3 of an epoch"):
+    with pytest.raises(CheckpointMismatchError, match="at step 3 of an epoch"):
         list(IterableLoader([], device=CPU).epoch(0, first_step=3))
 
 
@@ -104,25 +104,25 @@ def test_an_iterable_cannot_resume_inside_an_epoch() -> None:
     ],
 )
 def test_invalid_batches_are_refused(item: object, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(DataError, match=message):
         read(item)
 
 
 def test_an_empty_iterable_is_refused() -> None:
-    with pytest.raises(InputError, match="The iterable has no batches"):
+    with pytest.raises(DataError, match="The iterable has no batches"):
         read()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_pixels_that_are_not_finite_are_refused(value: float, dtype: torch.dtype) -> None:
-    with pytest.raises(InputError, match=rf"^Batch 2 has the value {value} in the image at row 1\. .*Leave it out"):
+    with pytest.raises(DataError, match=rf"^Batch 2 has the value {value} in the image at row 1\. .*Leave it out"):
         read((make_images(dtype=dtype), LABELS), (make_images(value=value, dtype=dtype), LABELS))
 
 
 def test_floating_images_must_be_preprocessed(synthetic: DatasetSplits) -> None:
     pixels, labels = synthetic.train.images[:64], synthetic.train.labels[:64]
-    with pytest.raises(InputError, match=r"^Batch 1 has floating images .* max 2\d\d\. .* Pass uint8 images"):
+    with pytest.raises(DataError, match=r"^Batch 1 has floating images .* max 2\d\d\. .* Pass uint8 images"):
         read((pixels.float(), labels))
     normalised = v2.functional.normalize(pixels / 255, [0.5] * 3, [0.25] * 3)
     for ready in (pixels, pixels / 255, normalised, pixels.float() - 128):  # the last as in networks of Caffe
@@ -153,7 +153,7 @@ def test_training_refuses_a_label_without_a_logit(
     make_trainer: MakeTrainer, mix: nn.Module | None, label: int, message: str
 ) -> None:
     trainer = make_trainer(batch_transform=mix)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(DataError, match=message):
         trainer.fit(make_batches(2, label=label), max_epochs=1, progress_bar=False)
     assert trainer.global_step == 2
 
@@ -164,7 +164,7 @@ def test_evaluation_refuses_what_training_refuses(make_trainer: MakeTrainer) -> 
         (make_batches(1, value=math.nan), "^Batch 2 has the value nan in the image at row 1"),
         (make_batches(3, value=255), "^Batch 4 .* min 0.25 and max 255"),
     ):
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(DataError, match=message):
             make_trainer().evaluate(batches)
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cifarnet import FastCNN
-from cifarnet.errors import InputError, SettingError
+from cifarnet.errors import DataError, SettingError
 from cifarnet.models import whitening_filters
 from cifarnet.models.fast_cnn import ConvGroup
 
@@ -121,7 +121,7 @@ def test_images_below_nine_pixels_are_too_small() -> None:
 def test_images_of_other_channels_are_refused_and_change_nothing() -> None:
     model = small()
     before = model.whitening.weight.clone()
-    with pytest.raises(InputError, match="images have 1 channels, the network takes 3"):
+    with pytest.raises(DataError, match="images have 1 channels, the network takes 3"):
         model.fit_whitening(torch.randn(8, 1, 16, 16))
     assert torch.equal(model.whitening.weight, before)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cifarnet import CifarCNN, ResNet18
-from cifarnet.errors import InputError, SettingTypeError
+from cifarnet.errors import DataError, SettingError
 from cifarnet.models import summarize_model
 from cifarnet.models.summary import Layer
 
@@ -98,7 +98,7 @@ def test_dtype_device_and_compilation_change_no_row(change) -> None:  # type: ig
 
 
 def test_an_image_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(InputError, match=r"CifarCNN cannot take an image of \(1, 32, 32\): .*give image_shape="):
+    with pytest.raises(DataError, match=r"CifarCNN cannot take an image of \(1, 32, 32\): .*give image_shape="):
         summarize_model(CifarCNN(), (1, 32, 32))
-    with pytest.raises(SettingTypeError, match=r"must be a torch\.nn\.Module, got dict"):
+    with pytest.raises(SettingError, match=r"must be a torch\.nn\.Module, got dict"):
         summarize_model({})  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from cifarnet import Checkpointer, CifarCNN, Classifier, FastCNN, Preprocess, Trainer, build_transforms, make_synthetic
 from cifarnet.checkpoint import load_best
 from cifarnet.checkpoint.state_dict import unwrapped_state_dict
-from cifarnet.errors import InputError, SettingError, SettingTypeError
+from cifarnet.errors import DataError, SettingError
 from cifarnet.models import (
     MODELS,
     ResNet18,
@@ -163,7 +163,7 @@ def test_an_argument_out_of_range_is_refused_with_a_remedy(name: str, arguments:
 
 @pytest.mark.parametrize("widths", [5, "444", None, {4: 4, 5: 5, 6: 6}, (4, 4, 4.0), (4, True, 4)])
 def test_widths_of_a_wrong_type_are_told_so(widths: Any) -> None:
-    with pytest.raises(SettingTypeError, match=r"widths must be .* whole number"):
+    with pytest.raises(SettingError, match=r"widths must be .* whole number"):
         build_model("FastCNN", {"widths": widths})
 
 
@@ -220,5 +220,5 @@ def test_arithmetic_is_twice_the_multiply_adds() -> None:
     assert count_flops(nn.Conv2d(1, 2, 3), (1, 8, 8)) == 2 * 36 * 2 * 9
     assert count_flops(CifarCNN(image_size=8)) < count_flops(CifarCNN())
     assert count_flops(nn.Flatten()) == 0
-    with pytest.raises(InputError, match=r"CifarCNN cannot take an image of \(3, 32, 32\): .*give image_shape="):
+    with pytest.raises(DataError, match=r"CifarCNN cannot take an image of \(3, 32, 32\): .*give image_shape="):
         count_flops(CifarCNN(image_size=64), (3, 32, 32))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cifarnet import Preprocess, make_synthetic
-from cifarnet.errors import InputError, SettingError
+from cifarnet.errors import DataError, SettingError
 from cifarnet.models import whitening_filters
 
 
@@ -95,5 +95,5 @@ def test_float32_and_memory_format_hardly_matter() -> None:
     ],
 )
 def test_wrong_input_is_refused_with_a_remedy(images: Tensor, arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises((InputError, SettingError), match=message):
+    with pytest.raises((DataError, SettingError), match=message):
         whitening_filters(images, **arguments)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cifarnet import Checkpointer, Classifier, DatasetSplits, FastCNN, Trainer, make_synthetic
-from cifarnet.errors import SettingError, SettingTypeError
+from cifarnet.errors import SettingError
 from cifarnet.models import describe_model, whitening_filters
 from cifarnet.optim import Muon
 from cifarnet.recipes import RECIPES, Recipe, build_optimizer, build_trainer, fit_to_images, get_recipe
@@ -178,7 +178,7 @@ def test_metadata_is_saved_with_the_weights(tmp_path: Path) -> None:
     ],
 )
 def test_metadata_that_cannot_be_saved_is_refused(tmp_path: Path, metadata: Any, message: str) -> None:
-    with pytest.raises(SettingTypeError, match=message):
+    with pytest.raises(SettingError, match=message):
         Checkpointer(tmp_path, metadata=metadata)
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from cifarnet import Checkpointer, Classifier, ImageDataset, Trainer, build_transforms, cli, make_synthetic
-from cifarnet.errors import InputError, SettingError
+from cifarnet.errors import DataError, SettingError
 from cifarnet.report import build_page, load_run, save_page
 
 pytestmark = pytest.mark.filterwarnings("ignore:Glyph .* missing from font:UserWarning")
@@ -220,5 +220,5 @@ def test_page_supports_100_classes_and_own_networks(tmp_path: Path) -> None:
     assert "does not record how its weights were chosen" in read.sections["result"]
     assert all(name in read.sections["evaluation"] for name in classes)
     assert "&lt;noise&gt;" in page.html
-    with pytest.raises(InputError, match="Use images with the classes of the training"):
+    with pytest.raises(DataError, match="Use images with the classes of the training"):
         build_page(run, rename(data, classes[:7]))

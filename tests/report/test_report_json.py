@@ -10,7 +10,7 @@ import pytest
 from hostile import Made
 
 from cifarnet import BasicCNN, Checkpointer, Trainer, make_synthetic
-from cifarnet.errors import CheckpointNotFoundError, InputError
+from cifarnet.errors import CheckpointNotFoundError, DataError
 from cifarnet.models import count_flops
 from cifarnet.recipes import build_trainer, get_recipe
 from cifarnet.report import build_report, load_report, load_run, save_report
@@ -52,7 +52,7 @@ def test_load_report_reads_keys_of_earlier_versions(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["{", "[]", '{"format": 2}', "[" * 100_000])
 def test_load_report_refuses_other_files(tmp_path: Path, content: str) -> None:
     (tmp_path / "report.json").write_text(content)
-    with pytest.raises(InputError, match=r"give a report\.json"):
+    with pytest.raises(DataError, match=r"give a report\.json"):
         load_report(tmp_path / "report.json")
 
 

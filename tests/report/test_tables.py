@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from cifarnet.errors import InputError
+from cifarnet.errors import DataError
 from cifarnet.recipes import RECIPES, Recipe, get_recipe, measured_results
 from cifarnet.report import (
     comparison_table,
@@ -43,7 +43,7 @@ def test_summary_requires_test_images(tmp_path: Path) -> None:
     document = report(0, 0.78)
     del document["metrics"]["test_accuracy"]
     save_report(document, tmp_path / "seed-0.json")
-    with pytest.raises(InputError, match=r"no test accuracy; build_report\(test=, evaluation=\)"):
+    with pytest.raises(DataError, match=r"no test accuracy; build_report\(test=, evaluation=\)"):
         summarize_seeds(read_reports(tmp_path))
 
 
@@ -102,9 +102,9 @@ def summary(**changes: Any) -> dict[str, Any]:
 
 def test_table_refuses_two_results_for_one_cell() -> None:
     for rows, recipes in (([summary(), summary()], []), ([summary()], ["basic"])):
-        with pytest.raises(InputError, match="each result needs a cell of its own"):
+        with pytest.raises(DataError, match="each result needs a cell of its own"):
             comparison_table({"CPU": rows}, recipes=recipes)
-    with pytest.raises(InputError, match="different data cannot be compared"):
+    with pytest.raises(DataError, match="different data cannot be compared"):
         comparison_table({"CPU": [summary()], "GPU": [summary(recipe="basic", data="synthetic")]})
 
 
@@ -135,7 +135,7 @@ def test_table_prefers_measured_values_to_the_recipe() -> None:
 def test_read_reports_refuses_runs_that_differ(tmp_path: Path, second: dict[str, Any], message: str) -> None:
     save_report(report(0, 0.78, backend="eager"), tmp_path / "seed-0.json")
     save_report(report(1, 0.78, backend="eager") | second, tmp_path / "seed-1.json")
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(DataError, match=message):
         read_reports(tmp_path)
 
 

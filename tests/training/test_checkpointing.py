@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarnet import Checkpointer, DatasetSplits, Trainer
-from cifarnet.errors import CheckpointSaveError, NonFiniteLossError, RunDirectoryBusyError
+from cifarnet.errors import CheckpointError, NonFiniteError
 from runs import Tripwire, assert_equal_runs, fit, read_state, send
 
 MakeTrainer = Callable[..., Trainer]
@@ -53,7 +53,7 @@ class KthCallFails:
         return wrapped
 
 
-@pytest.mark.filterwarnings("ignore::cifarnet.errors.CheckpointWarning")
+@pytest.mark.filterwarnings("ignore::cifarnet.errors.UserWarning")
 def test_a_run_survives_a_failure_of_each_call_to_the_disk(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
 ) -> None:
@@ -68,7 +68,7 @@ def test_a_run_survives_a_failure_of_each_call_to_the_disk(
         with KthCallFails(k) as faults:
             try:
                 train(str(k))
-            except CheckpointSaveError as error:
+            except CheckpointError as error:
                 messages.append(str(error))
         train(str(k))
         assert_equal_runs(tmp_path / "whole", tmp_path / str(k))
@@ -100,11 +100,11 @@ def test_a_failed_save_ends_the_run(make_trainer: MakeTrainer, synthetic: Datase
     class Failing(Checkpointer):
         def save_state(self, state: Mapping[str, Any]) -> Path:
             if state["position"]["epoch"] >= 1:
-                raise CheckpointSaveError("needs 77 MB, 12 MB free")
+                raise CheckpointError("needs 77 MB, 12 MB free")
             return super().save_state(state)
 
     trainer = make_trainer()
-    with pytest.raises(CheckpointSaveError, match="12 MB free"):
+    with pytest.raises(CheckpointError, match="12 MB free"):
         fit(trainer, synthetic.train, max_epochs=50, checkpointer=Failing(tmp_path, save_every_s=0))
     assert len(trainer.history) < 50
     assert read_state(tmp_path)
@@ -116,7 +116,7 @@ def test_a_failed_save_is_a_note_of_an_earlier_error(
     class Failing(Checkpointer):
         def save_state(self, state: Mapping[str, Any]) -> Path:
             time.sleep(0.05)
-            raise CheckpointSaveError("no space")
+            raise CheckpointError("no space")
 
     def fail() -> None:
         raise ZeroDivisionError
@@ -128,7 +128,7 @@ def test_a_failed_save_is_a_note_of_an_earlier_error(
 
 def test_a_directory_in_use_is_refused(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
     trainer = make_trainer()
-    with Checkpointer(tmp_path), pytest.raises(RunDirectoryBusyError, match="in use by process"):
+    with Checkpointer(tmp_path), pytest.raises(CheckpointError, match="in use by process"):
         fit(trainer, synthetic.train, None, tmp_path)
     assert trainer.global_step == 0
 
@@ -152,7 +152,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_slow_disk(
         fit(trainer, synthetic.train, checkpointer=Slow(tmp_path))
     assert not disk.is_set()
     assert not (tmp_path / "last.safetensors").exists()
-    with pytest.raises(RunDirectoryBusyError), Checkpointer(tmp_path):
+    with pytest.raises(CheckpointError), Checkpointer(tmp_path):
         pass
     disk.set()
     for thread in threading.enumerate():
@@ -174,7 +174,7 @@ def test_a_loss_that_is_not_finite_leaves_the_files_alone(
     message = (
         rf"since step 4 of epoch 2 .*learning rate 0.001.*Try a tenth .*Last good checkpoint: {tmp_path}/last\.saf"
     )
-    with pytest.raises(NonFiniteLossError, match=message):
+    with pytest.raises(NonFiniteError, match=message):
         fit(trainer, synthetic.train, None, tmp_path, max_epochs=50)
     assert (tmp_path / "last.safetensors").read_bytes() == before
     assert len(trainer.history) == 1
@@ -200,6 +200,6 @@ def test_statistics_that_are_not_finite_are_not_saved(
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     trainer = Trainer(model, optimizer, transforms=make_trainer().transforms, device="cpu", precision="float32")
-    with pytest.raises(NonFiniteLossError, match=r"A weight is not finite after step \d of epoch 2 .*norm=1\.0"):
+    with pytest.raises(NonFiniteError, match=r"A weight is not finite after step \d of epoch 2 .*norm=1\.0"):
         fit(trainer, synthetic.train, max_epochs=3, checkpointer=Checkpointer(tmp_path, save_every_s=0))
     assert read_state(tmp_path)["model"]["norm.running_mean"].isfinite().all()

@@ -26,7 +26,7 @@ from cifarnet import (
     build_transforms,
     make_synthetic,
 )
-from cifarnet.errors import InputError, SettingError, SettingTypeError
+from cifarnet.errors import DataError, SettingError
 from cifarnet.optim import linear
 from cifarnet.transforms import RandomFlip
 from runs import equal, fit, metrics_of, weights_of
@@ -47,16 +47,16 @@ def with_augment(augment: v2.Transform) -> dict[str, Any]:
     ("settings", "error", "message"),
     [
         ({"seed": -1}, SettingError, "seed must be at least 0, got -1"),
-        ({"seed": 0.5}, SettingTypeError, "seed must be a whole number, got 0.5"),
+        ({"seed": 0.5}, SettingError, "seed must be a whole number, got 0.5"),
         ({"max_grad_norm": 0.0}, SettingError, "max_grad_norm must be above 0, got 0.0"),
         ({"precision": "fp16"}, SettingError, 'precision "fp16" is unknown'),
         ({"device": "tpu9"}, SettingError, 'device "tpu9" cannot be used'),
         (
             {"transforms": v2.Compose([v2.Identity()])},
-            SettingTypeError,
+            SettingError,
             "transforms is a Compose. It must be Transforms",
         ),
-        ({"loss_fn": nn.CrossEntropyLoss}, SettingTypeError, "loss_fn is the class CrossEntropyLoss. It must be a fun"),
+        ({"loss_fn": nn.CrossEntropyLoss}, SettingError, "loss_fn is the class CrossEntropyLoss. It must be a fun"),
         (
             {"loss_fn": nn.CrossEntropyLoss(reduction="sum")},
             SettingError,
@@ -68,7 +68,7 @@ def with_augment(augment: v2.Transform) -> dict[str, Any]:
                     torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1), 1
                 )
             },
-            SettingTypeError,
+            SettingError,
             r"lr_schedule is a StepLR\. .*Use optim\.from_torch",
         ),
     ],
@@ -90,9 +90,9 @@ def test_an_optimizer_that_cannot_train_the_model_is_refused(synthetic: DatasetS
     for kind in (torch.optim.LBFGS, functools.partial(Stepless, lr=0.1)):
         with pytest.raises(SettingError, match=r"(LBFGS|Stepless) needs a closure"):
             Trainer(model, kind(model.parameters()), device="cpu")
-    with pytest.raises(SettingTypeError, match=r"model is the class CifarCNN. It must be an nn.Module"):
+    with pytest.raises(SettingError, match=r"model is the class CifarCNN. It must be an nn.Module"):
         Trainer(CifarCNN)  # type: ignore[arg-type]
-    with pytest.raises(SettingTypeError, match=r"optimizer is the class Adam. It must be an optimizer"):
+    with pytest.raises(SettingError, match=r"optimizer is the class Adam. It must be an optimizer"):
         Trainer(model, torch.optim.Adam)  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="parameters that are not the model's"):
         Trainer(model, torch.optim.SGD(small_model().parameters(), lr=0.1))
@@ -146,12 +146,12 @@ def test_data_that_do_not_fit_the_model_are_refused(make_trainer: MakeTrainer, s
     with pytest.raises(SettingError, match=r"CifarCNN cannot take the images of .*prepared to 32 pixels"):
         fit(make_trainer(transforms=build_transforms()), synthetic.train)
     for dtype in (torch.int64, torch.bool):
-        with pytest.raises(InputError, match=f"must have uint8 images or preprocessed floating images, got {dtype}"):
+        with pytest.raises(DataError, match=f"must have uint8 images or preprocessed floating images, got {dtype}"):
             fit(make_trainer(), [(synthetic.train.images.to(dtype), synthetic.train.labels)])
     with pytest.raises(SettingError, match="the iterable of batches has no length"):
         fit(make_trainer(lr_schedule=linear()), iter([(test.images, test.labels)]))
     for trainer in (make_trainer(), make_trainer(lr_schedule=linear())):
-        with pytest.raises(InputError, match=r"got DatasetSplits. Pass its .train or .test"):
+        with pytest.raises(DataError, match=r"got DatasetSplits. Pass its .train or .test"):
             fit(trainer, synthetic)
 
 
@@ -257,7 +257,7 @@ def test_a_state_that_cannot_be_saved_is_refused(synthetic: DatasetSplits, tmp_p
     model = small_model()
     optimizer = torch.optim.SGD([{"params": model.parameters(), "note": object()}], lr=0.1)
     trainer = Trainer(model, optimizer, transforms=build_transforms(size=16), device="cpu")
-    with pytest.raises(SettingTypeError, match=r"optimizer/param_groups/0/note is a object"):
+    with pytest.raises(SettingError, match=r"optimizer/param_groups/0/note is a object"):
         fit(trainer, synthetic.train, None, tmp_path)
     assert trainer.global_step == 0
 
@@ -301,7 +301,7 @@ def test_unknown_preprocessing_is_not_made_up(tmp_path: Path) -> None:
         lambda: fit(make(), normalised(synthetic.train), synthetic.test),
     ]
     for function in refused:
-        with pytest.raises(InputError, match=r"their preprocessing is unknown\. Pass it"):
+        with pytest.raises(DataError, match=r"their preprocessing is unknown\. Pass it"):
             function()
     given = Classifier.load(tmp_path, preprocess=Preprocess(32, (0.5,) * 3, (0.5,) * 3), device="cpu")
     assert given.evaluate(synthetic.test).accuracy == expected

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cifarnet import EpochRecord, History
-from cifarnet.errors import InputError, SettingError
+from cifarnet.errors import DataError, SettingError
 from cifarnet.training.history import finite_json
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -110,14 +110,14 @@ def test_a_file_that_is_no_history_is_refused(tmp_path: Path, content: str | Non
     History([record()]).save_csv(tmp_path / "h.csv")
     text = (tmp_path / "h.csv").read_text().replace("320.0", "much") if content is None else content
     (tmp_path / "h.csv").write_text(text)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(DataError, match=message):
         History.load_csv(tmp_path / "h.csv")
 
 
 @pytest.mark.parametrize(("field", "value"), [("epoch", 1.5), ("train_loss", "1"), ("mood", "good"), ("epoch", True)])
 def test_a_row_with_a_value_of_the_wrong_type_is_refused(field: str, value: object) -> None:
     row = {**record().to_dict(), field: value}
-    with pytest.raises(InputError, match=rf"epoch 1\.(metrics\.)?{field} must be"):
+    with pytest.raises(DataError, match=rf"epoch 1\.(metrics\.)?{field} must be"):
         History.from_list([row])
 
 

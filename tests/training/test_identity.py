@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from cifarnet import Checkpointer, CifarCNN, DatasetSplits, ImageDataset, Trainer, Transforms, build_transforms
-from cifarnet.errors import CheckpointWarning, CifarnetError, ResumeMismatchError
+from cifarnet.errors import CheckpointMismatchError, CifarnetError
 from cifarnet.optim import one_cycle
 from cifarnet.training.describe import describe_value
 from runs import equal, fit, read_state, weights_of
@@ -115,7 +115,7 @@ def test_a_run_with_other_settings_is_refused(
     assert same.resume_differences == []
     trainer = make_trainer(**{**saved, **changes})
     weights = weights_of(trainer.model)
-    with pytest.raises(ResumeMismatchError, match=message):
+    with pytest.raises(CheckpointMismatchError, match=message):
         fit(trainer, few, None, tmp_path, max_epochs=2)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert equal(weights_of(trainer.model), weights)
@@ -131,9 +131,9 @@ def test_a_run_with_other_data_is_refused(make_trainer: MakeTrainer, synthetic: 
         (train, val, {"batch_size": 32}, "batch_size 64 in the run, 32 now"),
         (train, val, {"monitor": "val_loss"}, "selected by val_accuracy, not by val_loss"),
     ):
-        with pytest.raises(ResumeMismatchError, match=message):
+        with pytest.raises(CheckpointMismatchError, match=message):
             fit(make_trainer(), other_train, other_val, tmp_path, max_epochs=2, **settings)
-    with pytest.raises(ResumeMismatchError, match="batch_size 64 in the run, 32 now"):
+    with pytest.raises(CheckpointMismatchError, match="batch_size 64 in the run, 32 now"):
         fit(trainer, train, val, max_epochs=2, batch_size=32)  # in the same process too
     renamed = ImageDataset(train.images, train.labels, train.classes, ids=train.ids, name="another name")
     assert fit(make_trainer(), renamed, val, tmp_path, max_epochs=2).resume_differences == []
@@ -155,7 +155,7 @@ def test_another_dataloader_is_refused(
         return DataLoader(dataset, shuffle=True, **{"batch_size": 64, **changes})
 
     fit(make_trainer(), loader(), None, tmp_path)
-    with pytest.raises(ResumeMismatchError, match=message):
+    with pytest.raises(CheckpointMismatchError, match=message):
         fit(make_trainer(), loader(**change), None, tmp_path, max_epochs=2)
 
 
@@ -167,7 +167,7 @@ def test_another_network_or_optimizer_is_not_loaded(
     trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=1e-3), transforms=build_transforms(size=16))
     with pytest.raises(CifarnetError, match=r"optimizer\.name Adam in the run, SGD now"):
         Checkpointer(tmp_path).load(trainer)
-    with pytest.raises(ResumeMismatchError, match=r"model.arguments.num_classes 10 in the run, 11 now"):
+    with pytest.raises(CheckpointMismatchError, match=r"model.arguments.num_classes 10 in the run, 11 now"):
         Checkpointer(tmp_path).load(make_trainer(num_classes=11))
 
 
@@ -186,7 +186,7 @@ def test_a_warning_names_each_loss_of_equality(
 ) -> None:
     plain = {"precision": "float32", "loss_fn": changes.get("loss_fn")}
     fit(make_trainer(**plain), synthetic.train, None, tmp_path)
-    with pytest.warns(CheckpointWarning, match=message):
+    with pytest.warns(UserWarning, match=message):
         fit(make_trainer(**{**plain, **changes}), synthetic.train, None, tmp_path, max_epochs=2)
 
 
@@ -199,12 +199,12 @@ def test_differences_are_kept_with_their_steps(
 
     assert differences(1) == []
     first = "max_epochs 1 epochs in the run, 2 epochs now, from step 5"
-    with pytest.warns(CheckpointWarning, match="1 epochs in the run"):
+    with pytest.warns(UserWarning, match="1 epochs in the run"):
         assert differences(2) == [first]
     assert differences(2) == [first], "kept, though nothing is new"
-    with pytest.warns(CheckpointWarning, match="2 epochs in the run"):
+    with pytest.warns(UserWarning, match="2 epochs in the run"):
         assert differences(3) == [first, "max_epochs 2 epochs in the run, 3 epochs now, from step 10"]
-    with pytest.raises(ResumeMismatchError, match="has 3 epochs, and max_epochs is 1"):
+    with pytest.raises(CheckpointMismatchError, match="has 3 epochs, and max_epochs is 1"):
         differences(1)
 
 
@@ -219,9 +219,9 @@ def test_a_newer_torch_warns_and_never_refuses(
     state = read_state(tmp_path)
     state["settings"]["augment"]["fields"]["new_field"] = 3
     Checkpointer(tmp_path).save_state(state)
-    with pytest.warns(CheckpointWarning, match=r"torch .* in the run, 99\.0 now") as caught:
+    with pytest.warns(UserWarning, match=r"torch .* in the run, 99\.0 now") as caught:
         fit(make_trainer(**settings), synthetic.train, None, tmp_path, max_epochs=2)
-    assert sum(issubclass(one.category, CheckpointWarning) for one in caught) == 1
+    assert sum(issubclass(one.category, UserWarning) for one in caught) == 1
 
 
 def test_a_loss_that_holds_the_model_resumes(
@@ -235,7 +235,7 @@ def test_a_loss_that_holds_the_model_resumes(
 
     fit(penalised(0.1), synthetic.train, None, tmp_path)
     assert fit(penalised(0.1), synthetic.train, None, tmp_path, max_epochs=2).resume_differences == []
-    with pytest.raises(ResumeMismatchError, match=r"loss_fn\.alpha 0\.1 in the run, 0\.2 now"):
+    with pytest.raises(CheckpointMismatchError, match=r"loss_fn\.alpha 0\.1 in the run, 0\.2 now"):
         fit(penalised(0.2), synthetic.train, None, tmp_path, max_epochs=3)
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from cifarnet import Checkpointer, CifarCNN, Classifier, DatasetSplits, Trainer
 from cifarnet.checkpoint import read_checkpoint
-from cifarnet.errors import CheckpointSaveError, DeviceMemoryError
+from cifarnet.errors import CheckpointError, DeviceMemoryError
 from cifarnet.inference import top_k_accuracy
 from cifarnet.optim import ExponentialMovingAverage, cosine, linear
 from runs import (
@@ -197,11 +197,11 @@ def test_a_closed_loop_raises_the_error_of_its_save(
 ) -> None:
     class Failing(Checkpointer):
         def save_state(self, state: Any) -> Path:
-            raise CheckpointSaveError("No space left")
+            raise CheckpointError("No space left")
 
     records = make_trainer().epochs(synthetic.train, max_epochs=9, checkpointer=Failing(tmp_path, save_every_s=1e9))
     next(records)
-    with pytest.raises(CheckpointSaveError, match="No space left"), contextlib.closing(records):
+    with pytest.raises(CheckpointError, match="No space left"), contextlib.closing(records):
         pass
 
 

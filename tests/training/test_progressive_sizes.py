@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from cifarnet import Checkpointer, CifarCNN, DatasetSplits, FastCNN, Trainer, Transforms, build_transforms
-from cifarnet.errors import SettingError, SettingTypeError
+from cifarnet.errors import SettingError
 from cifarnet.randomness import scope
 from runs import assert_equal_runs, fit, interrupt_at, read_state
 
@@ -132,9 +132,9 @@ def test_a_network_for_one_size_is_refused_before_training(synthetic: DatasetSpl
         ({2: 24}, SettingError, r"sizes must have epoch 0, got \{2: 24\}"),
         ({0: 24, -1: 28}, SettingError, "each epoch of sizes must be at least 0, got -1"),
         ({0: 1}, SettingError, "each side of sizes must be at least 2, got 1"),
-        ({0: 24.5}, SettingTypeError, "each side of sizes must be a whole number, got 24.5"),
-        ({0.0: 24}, SettingTypeError, "each epoch of sizes must be a whole number, got 0.0"),
-        ([24, 28, 32], SettingTypeError, r"sizes must be a dictionary of epochs and pixels, got \[24, 28, 32\]"),
+        ({0: 24.5}, SettingError, "each side of sizes must be a whole number, got 24.5"),
+        ({0.0: 24}, SettingError, "each epoch of sizes must be a whole number, got 0.0"),
+        ([24, 28, 32], SettingError, r"sizes must be a dictionary of epochs and pixels, got \[24, 28, 32\]"),
         ({0: 24, 3: 40}, SettingError, "sizes must be at most 32 pixels, .* got 40. Pass size=40 too"),
     ],
 )

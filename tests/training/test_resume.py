@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarnet import Checkpointer, CifarCNN, DatasetSplits, Trainer, build_transforms
-from cifarnet.errors import CheckpointMismatchError, CheckpointWarning, CifarnetError, RunExistsError, SettingError
+from cifarnet.errors import CheckpointError, CheckpointMismatchError, CifarnetError, SettingError
 from cifarnet.optim import one_cycle
 from runs import equal, fit, metrics_of, read_state, second_epoch_is_best, weights_of
 
@@ -28,7 +28,7 @@ def test_a_finished_run_is_left_alone(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert equal(weights_of(first.model), weights_of(second.model))
     for directory in (tmp_path, str(tmp_path)):
-        with pytest.raises(RunExistsError, match=r"holds a run. Continue it with resume=True"):
+        with pytest.raises(CheckpointError, match=r"holds a run. Continue it with resume=True"):
             fit(make_trainer(), synthetic.train, max_epochs=1, checkpointer=directory)
 
 
@@ -93,7 +93,7 @@ def test_lost_best_weights_cause_a_new_selection(
         weights, description = Checkpointer(tmp_path).read_best()
         worse = {"monitor": "val_rank", "epoch": 1, "value": 0.001}
         Checkpointer(tmp_path).save_best(weights, {**description, "selected_by": worse})
-    with pytest.warns(CheckpointWarning, match="The weights of epoch 2, the best so far, are missing"):
+    with pytest.warns(UserWarning, match="The weights of epoch 2, the best so far, are missing"):
         assert train(5) == 5
     assert Checkpointer(tmp_path).read_best()[1]["selected_by"]["epoch"] == 5
 

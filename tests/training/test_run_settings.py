@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset
 
 from cifarnet import Classifier, DatasetSplits, ImageDataset, Trainer
-from cifarnet.errors import InputError
+from cifarnet.errors import DataError
 from runs import fit, metrics_of
 
 MakeTrainer = Callable[..., Trainer]
@@ -65,7 +65,7 @@ def test_a_data_set_of_other_items_is_refused(make_trainer: MakeTrainer, synthet
             return {"image": 1} if self.kind == "dict" else ("a picture", 0)
 
     for kind, message in (("dict", r"Return \(image, label\)"), ("text", "is a str. Return a PIL image")):
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(DataError, match=message):
             fit(make_trainer(), Wrong(synthetic.train, kind))
-    with pytest.raises(InputError, match="is empty"):
+    with pytest.raises(DataError, match="is empty"):
         fit(make_trainer(), Subset(Pictures(synthetic.train, "pil"), []))

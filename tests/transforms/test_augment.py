@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from cifarnet import DatasetSplits, Preprocess, Transforms, build_transforms
-from cifarnet.errors import InputError, SettingError
+from cifarnet.errors import DataError, SettingError
 from cifarnet.randomness import draw, scope
 from cifarnet.transforms import CIFAR10_MEAN, CIFAR10_STD, Cutout, RandomCrop, RandomFlip
 
@@ -245,7 +245,7 @@ def test_a_setting_out_of_range_is_refused(settings: dict[str, object], message:
     ],
 )
 def test_other_inputs_than_images_are_refused(images: object, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(DataError, match=message):
         RandomFlip()(images)
 
 
@@ -254,9 +254,9 @@ def test_images_that_do_not_fit_the_settings_are_refused() -> None:
         RandomCrop(0)
     with pytest.raises(SettingError, match="size must be at least 1"):
         Cutout(0)
-    with pytest.raises(InputError, match="padding 8 does not fit images of 8x8"):
+    with pytest.raises(DataError, match="padding 8 does not fit images of 8x8"):
         RandomCrop(8)(random_images(2, size=8))
-    with pytest.raises(InputError, match="fill has 3 values, the images 1 channels"):
+    with pytest.raises(DataError, match="fill has 3 values, the images 1 channels"):
         Cutout(4)(random_images(2)[:, :1])
-    with pytest.raises(InputError, match="the images have 1 channels"):
+    with pytest.raises(DataError, match="the images have 1 channels"):
         Preprocess()(random_images(2)[:, :1])

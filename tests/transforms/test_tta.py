@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cifarnet import CifarCNN, Classifier, DatasetSplits, Preprocess, Trainer
-from cifarnet.errors import InputError, SettingError
+from cifarnet.errors import DataError, SettingError
 from cifarnet.inference import predict_logits, resolve_precision
 from cifarnet.transforms import TTA, average_logits
 from cifarnet.transforms.tta import TTA_NAMES, current_tta_name
@@ -121,7 +121,7 @@ def test_unknown_tta_is_refused_before_a_prediction(make_trainer: MakeTrainer, s
 
 
 def test_images_of_one_row_cannot_be_shifted() -> None:
-    with pytest.raises(InputError, match=r'tta="flip\+shift" needs images of at least 2x2 pixels, got 1x4'):
+    with pytest.raises(DataError, match=r'tta="flip\+shift" needs images of at least 2x2 pixels, got 1x4'):
         average_logits(Network((3, 1, 4)), random_images(2, 3, 1, 4), "flip+shift")
 
 

@@ -8,7 +8,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from torch import nn
 
 from cifarnet import BasicCNN, CifarCNN, FastCNN, ResNet18
-from cifarnet.errors import InputError
+from cifarnet.errors import DataError
 from cifarnet.models import summarize_model
 from cifarnet.visualize.architecture import plot_architecture
 
@@ -101,5 +101,5 @@ def test_names_with_dollar_signs_are_no_formulas() -> None:
 
 
 def test_an_image_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(InputError, match=r"cannot take an image of \(1, 32, 32\)"):
+    with pytest.raises(DataError, match=r"cannot take an image of \(1, 32, 32\)"):
         plot_architecture(CifarCNN(), (1, 32, 32))

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cifarnet import EpochRecord, History, optim
-from cifarnet.errors import InputError, SettingError
+from cifarnet.errors import DataError, SettingError
 from cifarnet.visualize import plot_runs, plot_schedule, plot_training_curves
 
 
@@ -99,7 +99,7 @@ def test_epochs_without_validation_are_left_out() -> None:
 
 def test_training_curves_refuse_what_is_no_history() -> None:
     for wrong in ([], "history.csv", [{"epoch": 1}]):
-        with pytest.raises(InputError, match=r"at least one EpochRecord. Pass what Trainer.fit or History.load_csv"):
+        with pytest.raises(DataError, match=r"at least one EpochRecord. Pass what Trainer.fit or History.load_csv"):
             plot_training_curves(wrong)  # type: ignore[arg-type]
     with pytest.raises(SettingError, match='did you mean "val_accuracy"'):
         plot_training_curves([record(1)], monitor="val_acuracy")
@@ -149,11 +149,11 @@ def test_the_names_of_runs_stand_beside_the_lines() -> None:
 
 
 def test_runs_without_the_metric_are_refused() -> None:
-    with pytest.raises(InputError, match=r'Run "b" has no val_accuracy. Leave it out'):
+    with pytest.raises(DataError, match=r'Run "b" has no val_accuracy. Leave it out'):
         plot_runs({"a": run(0.5), "b": History([record(1, val_accuracy=None)])})
     with pytest.raises(SettingError, match='did you mean "val_accuracy"'):
         plot_runs({"a": run(0.5)}, metric="val_acuracy")
-    with pytest.raises(InputError, match="runs is empty"):
+    with pytest.raises(DataError, match="runs is empty"):
         plot_runs({})
 
 
@@ -195,5 +195,5 @@ def test_wrong_schedules_are_refused() -> None:
         plot_schedule(optim.linear(), total_steps=5, num_epochs=0)
     with pytest.raises(SettingError, match=r"the schedule gives -1\.0 at step 0 of 5"):
         plot_schedule(lambda step, total: -1.0, total_steps=5)
-    with pytest.raises(InputError, match="schedule is empty"):
+    with pytest.raises(DataError, match="schedule is empty"):
         plot_schedule({}, total_steps=5)

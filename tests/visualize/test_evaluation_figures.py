@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from sample_evaluation import LONG_NAMES, make_evaluation
 
 from cifarnet import Evaluation
-from cifarnet.errors import InputError
+from cifarnet.errors import DataError
 from cifarnet.inference import ClassScores, wilson_interval
 from cifarnet.visualize import plot_class_scores, plot_confusion_matrix, plot_reliability
 
@@ -139,5 +139,5 @@ def test_the_calibrated_evaluation_stands_beside_it() -> None:
 
 
 def test_evaluations_of_other_images_are_refused() -> None:
-    with pytest.raises(InputError, match=r"not of the same images. Evaluate both on the same data"):
+    with pytest.raises(DataError, match=r"not of the same images. Evaluate both on the same data"):
         plot_reliability(make_evaluation(10)[0], calibrated=make_evaluation(10, num_images=200)[0])

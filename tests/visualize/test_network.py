@@ -11,7 +11,7 @@ from sample_evaluation import make_classifier, pixels_of, tiles_of
 from torch import nn
 
 from cifarnet import CifarCNN, Classifier, DatasetSplits, FastCNN, Preprocess, ResNet18
-from cifarnet.errors import InputError, SettingError
+from cifarnet.errors import DataError, SettingError
 from cifarnet.inspection import feature_maps, grad_cam
 from cifarnet.visualize import plot_feature_maps, plot_filters, plot_grad_cam
 
@@ -69,7 +69,7 @@ def test_the_first_64_filters_are_drawn() -> None:
 def test_networks_without_such_filters_are_refused() -> None:
     with pytest.raises(SettingError, match='Layer "conv" is not a convolution of the network; did you mean "conv'):
         plot_filters(CifarCNN(), layer="conv")
-    with pytest.raises(InputError, match=r"Linear has no nn.Conv2d"):
+    with pytest.raises(DataError, match=r"Linear has no nn.Conv2d"):
         plot_filters(nn.Linear(2, 2))
 
 
@@ -108,7 +108,7 @@ def test_the_last_eight_shapes_are_drawn() -> None:
 
 
 def test_feature_maps_refuse_wrong_arguments(synthetic: DatasetSplits) -> None:
-    with pytest.raises(InputError, match="list"):
+    with pytest.raises(DataError, match="list"):
         plot_feature_maps(make_classifier(), list(synthetic.test.images[:2]))  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="num_maps must be at least 1, got 0"):
         plot_feature_maps(make_classifier(), synthetic.test.images[0], num_maps=0)
@@ -116,7 +116,7 @@ def test_feature_maps_refuse_wrong_arguments(synthetic: DatasetSplits) -> None:
         plot_feature_maps(make_classifier(), synthetic.test.images[0], layers=["conv"])
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2))
     classifier = Classifier(flat, Preprocess(8), ("a", "b"), device="cpu", precision="float32")
-    with pytest.raises(InputError, match="no module with feature maps"):
+    with pytest.raises(DataError, match="no module with feature maps"):
         plot_feature_maps(classifier, torch.rand(3, 8, 8))
 
 
@@ -161,7 +161,7 @@ def test_a_figure_without_evidence_says_so(synthetic: DatasetSplits) -> None:
 def test_grad_cam_refuses_wrong_arguments(synthetic: DatasetSplits) -> None:
     with pytest.raises(SettingError, match="columns must be at least 1, got 0"):
         plot_grad_cam(make_classifier(), synthetic.test.images[0], columns=0)
-    with pytest.raises(InputError, match="There are no images"):
+    with pytest.raises(DataError, match="There are no images"):
         plot_grad_cam(make_classifier(), [])
     with pytest.raises(SettingError, match='did you mean "bn2"'):
         plot_grad_cam(make_classifier(), torch.rand(3, 8, 8), layer="bn")

@@ -24,7 +24,7 @@ from cifarnet import (
     randomness,
 )
 from cifarnet.data import ImageLike
-from cifarnet.errors import InputError, SettingError
+from cifarnet.errors import DataError, SettingError
 from cifarnet.visualize import plot_augmentations, plot_predictions, plot_top_losses
 
 BLUE, VERMILION = "#0072b2", "#d55e00"
@@ -103,11 +103,11 @@ def test_photos_without_a_true_class_have_no_mark(tmp_path: Path) -> None:
 
 def test_predictions_refuse_wrong_arguments(synthetic: DatasetSplits) -> None:
     classifier = make_classifier(2, ("a", "b"))
-    with pytest.raises(InputError, match="2 classes"):
+    with pytest.raises(DataError, match="2 classes"):
         plot_predictions(classifier, synthetic.test)
-    with pytest.raises(InputError, match=r"got Tensor. .*list\(images\) for a batch"):
+    with pytest.raises(DataError, match=r"got Tensor. .*list\(images\) for a batch"):
         plot_predictions(classifier, synthetic.test.images)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="images is empty"):
+    with pytest.raises(DataError, match="images is empty"):
         plot_predictions(classifier, [])
     for name in ("num_images", "columns", "top_k"):
         with pytest.raises(SettingError, match=f"{name} must be at least 1, got 0"):
@@ -141,7 +141,7 @@ def test_correct_top_losses_are_marked_correct() -> None:
 def test_top_losses_refuse_other_data() -> None:
     evaluation, data, _ = make_evaluation(10)
     for other in (data.subset(range(399)), data.subset(range(399, -1, -1))):
-        with pytest.raises(InputError, match=r"not what was evaluated. Pass the same data set, in the same order"):
+        with pytest.raises(DataError, match=r"not what was evaluated. Pass the same data set, in the same order"):
             plot_top_losses(evaluation, other)
 
 
@@ -200,5 +200,5 @@ def test_external_transforms_leave_the_random_state_alone(synthetic: DatasetSpli
 
 def test_augmentations_refuse_normalised_images(synthetic: DatasetSplits) -> None:
     for transform in (build_transforms(size=16).train, v2.FiveCrop(8)):
-        with pytest.raises(InputError, match=r"uint8 image .* per image. Pass transforms.augment"):
+        with pytest.raises(DataError, match=r"uint8 image .* per image. Pass transforms.augment"):
             plot_augmentations(transform, synthetic.train)

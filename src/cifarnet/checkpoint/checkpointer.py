@@ -25,15 +25,7 @@ from cifarnet.checkpoint.file import (
     write_checkpoint,
 )
 from cifarnet.checkpoint.state_tree import flatten
-from cifarnet.errors import (
-    CheckpointCorruptError,
-    CheckpointError,
-    CheckpointNotFoundError,
-    CheckpointWarning,
-    RunDirectoryBusyError,
-    SettingError,
-    SettingTypeError,
-)
+from cifarnet.errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError, SettingError
 
 __all__ = ["Checkpointer", "Stateful"]
 
@@ -108,11 +100,10 @@ class Checkpointer:
         """Create and lock the directory, and remove the temporary files of a killed process.
 
         Raises:
-            RunDirectoryBusyError: If another run has locked it.
-            CheckpointSaveError: If it cannot be created or written.
+            CheckpointError: If another run has locked it, or it cannot be created or written.
 
         Warns:
-            CheckpointWarning: If there were temporary files, or the disk does not support locks.
+            UserWarning: If there were temporary files, or the disk does not support locks.
         """
         if not self._num_entered:
             remedy = "choose another directory or change its permissions"
@@ -124,7 +115,7 @@ class Checkpointer:
                 probe_write(self.last_path)
                 removed = sum(map(remove_unfinished, (self.best_path, self.last_path, self.previous_path)))
                 if removed:
-                    warnings.warn(f"Removed {removed} unfinished checkpoint file(s)", CheckpointWarning, stacklevel=3)
+                    warnings.warn(f"Removed {removed} unfinished checkpoint file(s)", UserWarning, stacklevel=3)
                 undo.pop_all()
         self._num_entered += 1
         return self
@@ -144,14 +135,14 @@ class Checkpointer:
             owner = "another process"
             with contextlib.suppress(OSError):
                 owner = path.read_text() or owner
-            raise RunDirectoryBusyError(
+            raise CheckpointError(
                 f"{self.directory} is in use by {owner}; wait for it, stop it, or choose another directory"
             ) from None
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
             reason = f"{self.directory} is on a disk without locks ({error.strerror})"
-            warnings.warn(f"{reason}; let no other process train there", CheckpointWarning, stacklevel=4)
+            warnings.warn(f"{reason}; let no other process train there", UserWarning, stacklevel=4)
         else:
             self._lock = lock
             with contextlib.suppress(OSError):  # Windows refuses a second handle of a locked file
@@ -179,8 +170,8 @@ class Checkpointer:
             `last_path`.
 
         Raises:
-            SettingTypeError: If the state holds anything else. The message names the path.
-            CheckpointSaveError: If the file cannot be written. The old one is intact then.
+            SettingError: If the state holds anything else. The message names the path.
+            CheckpointError: If the file cannot be written. The old one is intact then.
         """
         return self.save_state(source.state_dict())
 
@@ -191,8 +182,8 @@ class Checkpointer:
             state: Result of a ``state_dict()``.
 
         Raises:
-            SettingTypeError: If the state is not a dictionary, or holds a value that cannot be saved.
-            CheckpointSaveError: If the file cannot be written. The old one is intact then.
+            SettingError: If the state is not a dictionary, or holds a value that cannot be saved.
+            CheckpointError: If the file cannot be written. The old one is intact then.
         """
         content = encode_state(state)
         write_checkpoint(self.last_path, content, previous=self.previous_path if self._last_loads() else None)
@@ -220,8 +211,8 @@ class Checkpointer:
             `best_path`.
 
         Raises:
-            SettingTypeError: If a value cannot be saved.
-            CheckpointSaveError: If the file cannot be written. The old one is intact then.
+            SettingError: If a value cannot be saved.
+            CheckpointError: If the file cannot be written. The old one is intact then.
         """
         values = _flatten_plain(description, "description")
         write_checkpoint(self.best_path, encode(weights, values, kind="best"))
@@ -252,11 +243,11 @@ class Checkpointer:
 
         Raises:
             CheckpointCorruptError: If no file is sound. The message is about the newest.
-            CheckpointVersionError: If a newer cifarnet wrote the newest.
-            UnsafeCheckpointError: If the newest is a pickle.
+            CheckpointMismatchError: If a newer cifarnet wrote the newest.
+            CheckpointError: If the newest is a pickle.
 
         Warns:
-            CheckpointWarning: If the state comes from `previous_path`.
+            UserWarning: If the state comes from `previous_path`.
         """
         if not any(os.path.lexists(path) for path in (self.last_path, self.previous_path)):
             return None
@@ -269,7 +260,7 @@ class Checkpointer:
             except (CheckpointNotFoundError, CheckpointCorruptError) as older:
                 raise (older if is_missing else error) from None
             reason = f"{self.last_path} is missing" if is_missing else str(error).removesuffix(REMEDY)
-            warnings.warn(f"{reason}; resuming from {self.previous_path.name}", CheckpointWarning, stacklevel=3)
+            warnings.warn(f"{reason}; resuming from {self.previous_path.name}", UserWarning, stacklevel=3)
         else:
             self.last_is_sound = True
         return state
@@ -283,18 +274,18 @@ def encode_state(state: Mapping[str, Any]) -> bytes:
     """Return the bytes that `Checkpointer.save_state` writes.
 
     Raises:
-        SettingTypeError: If it is not a dictionary, or holds a value that cannot be saved.
+        SettingError: If it is not a dictionary, or holds a value that cannot be saved.
     """
     if not isinstance(state, Mapping):
-        raise SettingTypeError(f"state_dict() must return a dict, got {type(state).__name__}")
+        raise SettingError(f"state_dict() must return a dict, got {type(state).__name__}")
     return encode(*flatten(state), kind="last")
 
 
 def _flatten_plain(values: object, name: str) -> Json:
     """Return a dictionary of plain values as JSON."""
     if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
-        raise SettingTypeError(f'{name} must be a dictionary such as {{"recipe": "mine"}}, got {values!r:.60}')
+        raise SettingError(f'{name} must be a dictionary such as {{"recipe": "mine"}}, got {values!r:.60}')
     tensors, plain = flatten(values)
     if tensors:
-        raise SettingTypeError(f"{name} holds a tensor, {next(iter(tensors))}. Use a list")
+        raise SettingError(f"{name} holds a tensor, {next(iter(tensors))}. Use a list")
     return plain

@@ -39,11 +39,7 @@ from cifarnet.errors import (
     CheckpointError,
     CheckpointMismatchError,
     CheckpointNotFoundError,
-    CheckpointSaveError,
-    CheckpointVersionError,
     SettingError,
-    SettingTypeError,
-    UnsafeCheckpointError,
 )
 
 __all__ = ["Checkpoint", "corrupt", "decode", "encode", "load_best", "read_checkpoint", "write_checkpoint"]
@@ -109,8 +105,7 @@ def encode(tensors: Mapping[str, Tensor], values: Json, *, kind: str) -> bytes:
     Tensors can have any memory format, be on any device and share storage. ``values`` are what `flatten` gives.
 
     Raises:
-        SettingTypeError: If a tensor cannot be saved. The message names it.
-        SettingError: If names and values take more than 16 MiB.
+        SettingError: If a tensor, which the message names, cannot be saved, or names and values exceed 16 MiB.
     """
     head, parts = _parts(tensors, values, kind, FORMAT_VERSION)
     if len(head) > 8 + MAX_HEADER_BYTES:
@@ -144,10 +139,10 @@ def _parts(tensors: Mapping[str, Tensor], values: Json, kind: str, version: int)
 def _raw_bytes(name: str, tensor: object) -> memoryview:
     """Return the bytes of a tensor in row-major order, without a copy if it is contiguous on the CPU."""
     if not isinstance(tensor, Tensor):
-        raise SettingTypeError(f"{name} is a {type(tensor).__name__}; only tensors can be saved under a name")
+        raise SettingError(f"{name} is a {type(tensor).__name__}; only tensors can be saved under a name")
     if tensor.dtype not in _DTYPES or tensor.layout is not torch.strided or tensor.is_meta:
         described = f"{name} is a tensor of {tensor.dtype}, {tensor.layout}, on {tensor.device}"
-        raise SettingTypeError(f"{described}; convert it to a dense one of real numbers (torch.view_as_real, to_dense)")
+        raise SettingError(f"{described}; convert it to a dense one of real numbers (torch.view_as_real, to_dense)")
     # A slice of one number counts as contiguous with any stride. reshape would keep the stride, view refuse it.
     flat = tensor.detach().cpu().resolve_neg().contiguous().as_strided((tensor.numel(),), (1,))
     return flat.view(torch.uint8).numpy().data
@@ -169,7 +164,9 @@ def decode(content: bytes, *, name: str) -> Checkpoint:
     except _MALFORMED as error:
         raise corrupt(f"{name} of {len(content):,} bytes is damaged: {error}") from error
     if is_newer:
-        raise CheckpointVersionError(f"{name}: format {version}; this version reads {FORMAT_VERSION}. Upgrade cifarnet")
+        raise CheckpointMismatchError(
+            f"{name}: format {version}; this version reads {FORMAT_VERSION}. Upgrade cifarnet"
+        )
     if type(version) is not int or version < 1 or kind not in ("best", "last") or not content.startswith(head):
         raise corrupt(f"{name} is damaged: its content does not have the SHA-256 in its header")
     return Checkpoint(kind, tensors, values)
@@ -180,7 +177,7 @@ def _check_magic(head: bytes, name: str) -> None:
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER_BYTES:
         return  # a sound header of 19,280 bytes begins with "PK" too, one in 32 with 0x80
     if _EXECUTABLE.match(head):
-        raise UnsafeCheckpointError(
+        raise CheckpointError(
             f"{name} is a pickle file (or a zip or gzip of one, as torch.save and TorchScript write); cifarnet never "
             "unpickles, because that can execute code. If you trust it, read it with torch.load(path, "
             "weights_only=True) and write it with Checkpointer.save_best"
@@ -206,9 +203,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointNotFoundError: If there is no such file.
         CheckpointCorruptError: If its content is not what was saved.
-        CheckpointVersionError: If a newer cifarnet wrote it.
-        UnsafeCheckpointError: If it is a pickle, or an archive of pickles.
-        CheckpointError: If it cannot be read, or is not a regular file.
+        CheckpointMismatchError: If a newer cifarnet wrote it.
+        CheckpointError: If it is a pickle or an archive of pickles, cannot be read, or is not a regular file.
     """
     path = to_path(path)
     try:
@@ -267,7 +263,7 @@ def write_checkpoint(path: Path, content: bytes, *, previous: Path | None = None
     """Replace a checkpoint file in one step, and keep the old file as ``previous``. A failure changes nothing.
 
     Raises:
-        CheckpointSaveError: If the file cannot be written.
+        CheckpointError: If the file cannot be written.
     """
     kept = "the previous checkpoint is intact" if os.path.exists(path) else "there was none before"
     with save_errors(path, f"{kept}. Free some space or choose another directory", num_bytes=len(content)):
@@ -277,13 +273,11 @@ def write_checkpoint(path: Path, content: bytes, *, previous: Path | None = None
 
 @contextmanager
 def save_errors(path: Path, remedy: str, *, num_bytes: int = 0) -> Iterator[None]:
-    """Turn an ``OSError`` into a `CheckpointSaveError` with the same ``errno``."""
+    """Turn an ``OSError`` into a `CheckpointError`."""
     try:
         yield
     except CheckpointError:
         raise
     except OSError as error:
         size = f" ({num_bytes / 1e6:,.1f} MB)" if num_bytes else ""
-        failure = CheckpointSaveError(f"cannot write {path}{size}: {error.strerror or error}; {remedy}")
-        failure.errno = error.errno  # the constructor would put it into the message
-        raise failure from error
+        raise CheckpointError(f"cannot write {path}{size}: {error.strerror or error}; {remedy}") from error

@@ -22,7 +22,7 @@ import numpy as np
 from torch import Tensor
 
 from cifarnet._types import Json
-from cifarnet.errors import SettingTypeError
+from cifarnet.errors import SettingError
 
 __all__ = ["RESERVED_NAME", "flatten", "unflatten"]
 
@@ -44,7 +44,7 @@ def flatten(state: object) -> tuple[dict[str, Tensor], Json]:
         Tensors by name, and the JSON value for `unflatten`.
 
     Raises:
-        SettingTypeError: If the state holds anything else, at any depth. The message names the path.
+        SettingError: If the state holds anything else, at any depth. The message names the path.
 
     Example:
         >>> flatten({"epoch": 3, "betas": (0.9, float("inf"))})[1]
@@ -71,7 +71,7 @@ def _flatten(value: object, path: tuple[str, ...], tensors: dict[str, Tensor]) -
         return {"$float": repr(value)}
     if value is None or type(value) in (bool, int, float, str):
         return value  # type: ignore[return-value]
-    raise SettingTypeError(
+    raise SettingError(
         f"{_at(path)} is a {type(value).__name__}; a checkpoint holds dict, list, tuple, None, bool, int, float, str "
         "and tensors. Convert it (float(x), list(x), torch.as_tensor(x)) or leave it out of state_dict()"
     )
@@ -80,7 +80,7 @@ def _flatten(value: object, path: tuple[str, ...], tensors: dict[str, Tensor]) -
 def _flatten_mapping(value: Mapping[Any, object], path: tuple[str, ...], tensors: dict[str, Tensor]) -> Json:
     for key in value:
         if type(key) is not str and type(key) is not int:
-            raise SettingTypeError(f"{_at(path)} has a key {key!r} of type {type(key).__name__}; keys are str or int")
+            raise SettingError(f"{_at(path)} has a key {key!r} of type {type(key).__name__}; keys are str or int")
     ordered = sorted(value.items(), key=lambda item: (type(item[0]) is str, item[0]))
     flat = [(key, _flatten(item, (*path, str(key)), tensors)) for key, item in ordered]
     if all(type(key) is str and not key.startswith("$") for key in value):

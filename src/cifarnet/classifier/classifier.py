@@ -15,7 +15,7 @@ from cifarnet.classifier.network_file import blank_image, load_classifier, save_
 from cifarnet.classifier.prediction import Prediction, is_list, load_batches, rank_classes
 from cifarnet.data import ImageDataset, ImageLike
 from cifarnet.data.dataset import check_classes
-from cifarnet.errors import InputError, NonFiniteLogitsError
+from cifarnet.errors import DataError, NonFiniteError
 from cifarnet.inference import (
     Evaluation,
     check_temperature,
@@ -50,7 +50,7 @@ class Classifier:
         temperature: Divisor of the logits before the softmax. `calibrate` fits it.
 
     Raises:
-        InputError: If ``classes`` is not a sequence of distinct, non-empty names.
+        DataError: If ``classes`` is not a sequence of distinct, non-empty names.
         SettingError: If the network does not fit the preprocessed images or the number of classes, or the temperature
             is outside `TEMPERATURE_RANGE`.
     """
@@ -86,7 +86,7 @@ class Classifier:
 
     @property
     def preprocess(self) -> Preprocess:
-        """Preprocessing that the network needs. You may set it. If it is unknown, reading it raises `InputError`."""
+        """Preprocessing that the network needs. You may set it. If it is unknown, reading it raises `DataError`."""
         return check_preprocess(self._preprocess)
 
     @preprocess.setter
@@ -125,7 +125,7 @@ class Classifier:
                 This check allocates no more memory than the size of the file.
             CheckpointMismatchError: If weights and ``model``, or network and preprocessing or classes do not fit.
             SettingError: If the device or the precision does not exist.
-            UnsafeCheckpointError: If the file is a pickle.
+            CheckpointError: If the file is a pickle.
         """
         return load_classifier(cls, path, model, preprocess=preprocess, device=device, precision=precision)
 
@@ -137,9 +137,8 @@ class Classifier:
                 the weights in it must be equal.
 
         Raises:
-            RunExistsError: If the directory holds a run with other weights.
-            RunDirectoryBusyError: If another process is training in the directory.
-            CheckpointError: If the present file cannot be read, or the new one cannot be written.
+            CheckpointError: If the directory holds a run with other weights, another process is training there, the
+                present file cannot be read, or the new one cannot be written.
         """
         return save_classifier(self, directory)
 
@@ -165,9 +164,9 @@ class Classifier:
             tta: Test-time augmentation; ``None`` predicts each image once.
 
         Raises:
-            InputError: If a value is not such an image.
+            DataError: If a value is not such an image.
             SettingError: If ``top_k`` is below 1, or ``tta`` is unknown.
-            NonFiniteLogitsError: If the network returns NaN or infinity.
+            NonFiniteError: If the network returns NaN or infinity.
 
         Example:
             >>> from cifarnet import CifarCNN, Preprocess
@@ -191,7 +190,7 @@ class Classifier:
             logits = predict_logits(self.model, images, preprocess=self.preprocess, precision=self.precision, tta=tta)
         logits = logits.cpu().double()
         if not bool(logits.isfinite().all()):
-            raise NonFiniteLogitsError(
+            raise NonFiniteError(
                 f"The network returns NaN or infinity in {self.precision.name}. Check that its weights are finite, or "
                 'use precision="float32"'
             )
@@ -207,11 +206,11 @@ class Classifier:
             Images on the CPU, uint8, shape ``(N, C, size, size)``; ``N`` is 1 for one image.
 
         Raises:
-            InputError: If a value is not an image, or the list is empty.
+            DataError: If a value is not an image, or the list is empty.
         """
         batches = list(load_batches(images, self.preprocess))
         if not batches:
-            raise InputError("There are no images. Pass at least one")
+            raise DataError("There are no images. Pass at least one")
         return torch.cat(batches)
 
     def class_name(self, index: int) -> str:
@@ -225,14 +224,14 @@ class Classifier:
             data: Labelled images.
 
         Raises:
-            InputError: If the classes differ, or the preprocessing of the network is unknown.
+            DataError: If the classes differ, or the preprocessing of the network is unknown.
             SettingError: If the class names are unknown, and ``data`` has another number of classes.
         """
         check_preprocess(self._preprocess)
         if not self.classes:  # on CUDA, a label without a logit breaks the process
             self._check_model(data.images[:1], len(data.classes), data.name)
         elif data.classes != self.classes:
-            raise InputError(
+            raise DataError(
                 f"The network predicts {_some(self.classes)}, and the images have {_some(data.classes)}. Use images "
                 "with the classes of the training"
             )
@@ -249,7 +248,7 @@ class Classifier:
             with another one. The temperature of `calibrate` applies to probabilities and to metrics of them.
 
         Raises:
-            InputError: If the classes differ.
+            DataError: If the classes differ.
             SettingError: If ``tta`` is unknown.
         """
         check_tta(tta)
@@ -280,8 +279,8 @@ class Classifier:
                 fitted with, because averaged logits are less confident.
 
         Raises:
-            InputError: If the classes differ, or `fit_temperature` finds no best temperature.
-            NonFiniteLogitsError: If the network returns NaN or infinity.
+            DataError: If the classes differ, or `fit_temperature` finds no best temperature.
+            NonFiniteError: If the network returns NaN or infinity.
             SettingError: If ``tta`` is unknown.
         """
         check_tta(tta)

@@ -14,7 +14,7 @@ from cifarnet.checkpoint import Checkpointer, load_best, load_weights
 from cifarnet.checkpoint.file import corrupt
 from cifarnet.checkpoint.state_dict import check_weights, unwrapped_state_dict
 from cifarnet.classifier.metadata import ClassifierMetadata, constructor_call, parse_metadata
-from cifarnet.errors import CheckpointMismatchError, InputError, RunExistsError, SettingError
+from cifarnet.errors import CheckpointError, CheckpointMismatchError, DataError, SettingError
 from cifarnet.inference import resolve_device, resolve_precision
 from cifarnet.inference.evaluate import check_model_fits
 from cifarnet.models import MODELS, build_model, describe_model
@@ -58,7 +58,7 @@ def load_classifier(
             metadata=metadata.metadata,
             temperature=metadata.temperature,
         )
-    except (SettingError, InputError) as error:
+    except (SettingError, DataError) as error:
         raise CheckpointMismatchError(f"{path}: {error}") from error
     classifier._data = None if metadata.data is None else asdict(metadata.data)
     return classifier
@@ -118,7 +118,7 @@ def save_classifier(classifier: Classifier, directory: str | Path) -> Path:
         if saved.keys() != weights.keys() or not all(
             saved[name].dtype == tensor.dtype and torch.equal(saved[name], tensor) for name, tensor in weights.items()
         ):
-            raise RunExistsError(
+            raise CheckpointError(
                 f"{checkpointer.directory} holds a run with other weights, or in another precision. Save to another "
                 "directory"
             )

@@ -11,7 +11,7 @@ import torch
 
 from cifarnet._types import Images, Logits
 from cifarnet.data import ImageLike, resize_images, to_pixels
-from cifarnet.errors import InputError
+from cifarnet.errors import DataError
 from cifarnet.inference.loader import EVAL_BATCH_SIZE
 from cifarnet.transforms import Preprocess
 
@@ -54,7 +54,7 @@ def load_batches(images: ImageLike | Sequence[ImageLike], preprocess: Preprocess
         preprocess: Preprocessing of the network.
 
     Raises:
-        InputError: If a value is not an image.
+        DataError: If a value is not an image.
     """
     items: Sequence[ImageLike] = images if is_list(images) else [images]  # type: ignore[list-item]
     for start in range(0, len(items), EVAL_BATCH_SIZE):
@@ -62,10 +62,10 @@ def load_batches(images: ImageLike | Sequence[ImageLike], preprocess: Preprocess
         for i, image in enumerate(items[start : start + EVAL_BATCH_SIZE], start):
             try:
                 pixels.append(resize_images(to_pixels(image, channels=len(preprocess.mean)), preprocess.size))
-            except InputError as error:
+            except DataError as error:
                 if not is_list(images) or isinstance(image, str | Path):  # the error names the file
                     raise
-                raise InputError(f"Image {i} of the list: {error}") from error
+                raise DataError(f"Image {i} of the list: {error}") from error
         yield torch.stack(pixels)
 
 

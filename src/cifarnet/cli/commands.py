@@ -23,7 +23,7 @@ from cifarnet.classifier import Classifier
 from cifarnet.cli.arguments import EXPORT_FORMATS, TTA_NAMES
 from cifarnet.cli.data_source import load_data, source_of
 from cifarnet.data import ImageDataset, check_split, find_cifar10
-from cifarnet.errors import InputError, SettingError
+from cifarnet.errors import DataError, SettingError
 from cifarnet.inference import describe_device, resolve_device, resolve_precision
 from cifarnet.recipes import RECIPES, build_trainer, get_recipe, measured_results
 from cifarnet.report import build_page, build_report, format_result, load_run, save_page, save_report
@@ -120,7 +120,7 @@ def _calibrate(classifier: Classifier, val: ImageDataset, directory: Path) -> bo
     """Fit the temperature on the validation images, and save it in the best checkpoint. ``False`` if none fits."""
     try:
         classifier.calibrate(val)
-    except InputError as error:
+    except DataError as error:
         write_line(f"probabilities are not calibrated: {error}")
         return False
     classifier.save(directory)
@@ -169,7 +169,7 @@ def predict(args: argparse.Namespace, command: str) -> Result:
     for image in args.images:
         try:
             pairs.append((image, classifier.predict(image, top_k=top_k, tta=args.tta)))
-        except InputError as error:
+        except DataError as error:
             errors.append(str(error))
     predictions = [{"image": str(image), **asdict(prediction)} for image, prediction in pairs]
     document = {"command": command, "path": str(args.path), "tta": args.tta, "predictions": predictions}

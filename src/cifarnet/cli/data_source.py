@@ -17,7 +17,7 @@ from cifarnet.data import (
     load_image_folder,
     make_synthetic,
 )
-from cifarnet.errors import DatasetNotFoundError, InputError, SettingError
+from cifarnet.errors import DataError, SettingError
 from cifarnet.report import load_report
 
 __all__ = ["load_data", "source_of"]
@@ -31,7 +31,7 @@ def source_of(run: Path, classifier: Classifier) -> str | None:
         classifier: Classifier of the run.
 
     Raises:
-        InputError: If the data are unknown and not CIFAR-10.
+        DataError: If the data are unknown and not CIFAR-10.
     """
     report = (run if run.is_dir() else run.parent) / "report.json"
     data = load_report(report).get("data") if report.exists() else None
@@ -41,7 +41,7 @@ def source_of(run: Path, classifier: Classifier) -> str | None:
     if classifier.classes == SYNTHETIC_CLASSES:
         return "synthetic"
     if classifier.classes and classifier.classes != CIFAR10_CLASSES:
-        raise InputError(
+        raise DataError(
             f"{run} was trained on {', '.join(classifier.classes[:3])}, ... . Name images of these classes with --data"
         )
     return None
@@ -57,7 +57,7 @@ def load_data(source: str | None, *, size: int = 32, tell: bool = True) -> Datas
 
     Raises:
         SettingError: If there is no such folder.
-        DatasetError: If the folder holds other data, or a file is damaged.
+        DataError: If the folder holds other data, or a file is damaged.
     """
     if source == "synthetic":
         return make_synthetic(size=size)
@@ -71,7 +71,7 @@ def load_data(source: str | None, *, size: int = 32, tell: bool = True) -> Datas
         if (path / "train").is_dir():
             return load_image_folder(path, size=size)
         if path.is_dir() and any(path.iterdir()) and find_cifar10(path) is None:
-            raise DatasetNotFoundError(
+            raise DataError(
                 f"--data {source}: the folder holds neither CIFAR-10 nor train/CLASS/ and test/CLASS/. Name the "
                 'folder that does, an empty folder to download CIFAR-10 into, or "synthetic"'
             )

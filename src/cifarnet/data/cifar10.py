@@ -14,7 +14,7 @@ import torch
 from cifarnet._files import to_path
 from cifarnet.data.cifar10_files import LAYOUTS, Layout, read_splits
 from cifarnet.data.dataset import DatasetSplits
-from cifarnet.errors import DatasetDownloadError, DatasetNotFoundError
+from cifarnet.errors import DataError
 
 __all__ = ["find_cifar10", "load_cifar10"]
 
@@ -57,11 +57,8 @@ def load_cifar10(root: str | Path | None = None, *, download: bool = True, progr
         says whether the copy is the published one.
 
     Raises:
-        DatasetNotFoundError: If there is no copy and ``download`` is ``False``, if ``root`` holds other files, or if a
-            file of the copy is missing.
-        DatasetFormatError: If a file is damaged.
-        DatasetIntegrityError: If an archive is not the published one.
-        DatasetDownloadError: If no address gave it.
+        DataError: If there is no copy and ``download`` is ``False``, ``root`` holds other files, a file is missing or
+            damaged, an archive is not the published one, or the download fails.
 
     Example:
         >>> data = load_cifar10("data")  # doctest: +SKIP
@@ -73,11 +70,11 @@ def load_cifar10(root: str | Path | None = None, *, download: bool = True, progr
         places, layout = _places(root), LAYOUTS[0]
         files = places[0].iterdir() if root and places[0].is_dir() else ()
         if any(not file.name.startswith(layout.archive) for file in files):  # an unfinished download may be there
-            raise DatasetNotFoundError(
+            raise DataError(
                 f"{places[0]} does not hold CIFAR-10. Name the folder that does, or a new folder for a download"
             )
         if not download:
-            raise DatasetNotFoundError(
+            raise DataError(
                 f"CIFAR-10 is not in {' or '.join(map(str, places))}. Name its folder (--data DIR), set CIFARNET_DATA "
                 f"to it, put {layout.archive} in {places[-1]}, or use make_synthetic() (--data synthetic)"
             )
@@ -100,7 +97,7 @@ def find_cifar10(root: str | Path | None = None) -> Path | None:
         The folder or archive. ``None`` if there is no copy.
 
     Raises:
-        DatasetNotFoundError: If ``root`` is another file, or an archive that is missing.
+        DataError: If ``root`` is another file, or an archive that is missing.
 
     Example:
         >>> find_cifar10("data")  # doctest: +SKIP
@@ -126,7 +123,7 @@ def _find(root: str | Path | None) -> tuple[Path, Layout] | None:
                 if is_archive or any(os.path.isfile(path / name) for name in layout.batches):
                     return path, layout
         if os.path.isfile(place) or place.suffix == ".gz":
-            raise DatasetNotFoundError(f"{place} is not an archive of CIFAR-10. Name the folder that holds it")
+            raise DataError(f"{place} is not an archive of CIFAR-10. Name the folder that holds it")
     return None
 
 
@@ -149,7 +146,7 @@ def _download(archive: Path, layout: Layout, *, progress_bar: bool) -> None:
                     error.close()  # newer Pythons warn if it stays open
     finally:
         socket.setdefaulttimeout(timeout)
-    raise DatasetDownloadError(
+    raise DataError(
         f"CIFAR-10 could not be downloaded ({'; '.join(reasons)}). Put {archive.name} in {archive.parent}, name a "
         "folder that has CIFAR-10 (--data DIR or CIFARNET_DATA), or try make_synthetic() (--data synthetic)"
     )

@@ -20,7 +20,7 @@ import torch
 
 from cifarnet._validation import shorten
 from cifarnet.data.dataset import DatasetSplits, ImageDataset
-from cifarnet.errors import DatasetFormatError, DatasetIntegrityError, DatasetNotFoundError
+from cifarnet.errors import DataError
 
 __all__ = ["CIFAR10_CLASSES", "LAYOUTS", "Layout", "read_splits"]
 
@@ -68,9 +68,7 @@ def read_splits(path: Path, layout: Layout) -> DatasetSplits:
         Training and test images.
 
     Raises:
-        DatasetNotFoundError: If a batch is missing.
-        DatasetFormatError: If a batch is damaged.
-        DatasetIntegrityError: If the archive is not the published one.
+        DataError: If a batch is missing or damaged, or the archive is not the published one.
     """
     rows = layout.rows
     images, labels = np.empty((6 * rows, 3, 32, 32), np.uint8), np.empty(6 * rows, np.int64)
@@ -81,7 +79,7 @@ def read_splits(path: Path, layout: Layout) -> DatasetSplits:
             if classes.max() > 9:
                 raise ValueError(f"label {classes.max()} at row {classes.argmax()}, expected 0 to 9")
         except ValueError as error:
-            raise DatasetFormatError(f"{path / name}: {error}. The copy is damaged. Get the file again") from error
+            raise DataError(f"{path / name}: {error}. The copy is damaged. Get the file again") from error
         images[batch], labels[batch] = pixels.reshape(-1, 3, 32, 32), classes  # red, green and blue planes: CHW already
     parts = (slice(5 * rows), slice(5 * rows, None))
     tensors = [(torch.from_numpy(images[part]), torch.from_numpy(labels[part])) for part in parts]
@@ -91,7 +89,7 @@ def read_splits(path: Path, layout: Layout) -> DatasetSplits:
 def _read_folder(folder: Path, layout: Layout) -> Iterator[tuple[str, bytes]]:
     missing = [name for name in layout.batches if not os.path.isfile(folder / name)]
     if missing:
-        raise DatasetNotFoundError(
+        raise DataError(
             f"{folder}: {', '.join(missing)} missing. Add them, or move the folder away to use another copy"
         )
     for name in layout.batches:
@@ -104,7 +102,7 @@ def _read_archive(path: Path, layout: Layout) -> Iterator[tuple[str, bytes]]:
     with path.open("rb") as file:  # hashed and read through one descriptor
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != layout.sha256:
-            raise DatasetIntegrityError(f"{path}: SHA-256 {digest}, expected {layout.sha256}. Delete it and try again")
+            raise DataError(f"{path}: SHA-256 {digest}, expected {layout.sha256}. Delete it and try again")
         file.seek(0)
         with tarfile.open(fileobj=file, mode="r:gz") as archive:
             for member in archive:

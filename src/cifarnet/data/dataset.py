@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from cifarnet._types import Images, Labels
 from cifarnet._validation import check_count
-from cifarnet.errors import InputError, SettingError
+from cifarnet.errors import DataError, SettingError
 from cifarnet.randomness import draw, scope
 
 __all__ = ["DatasetSplits", "ImageDataset", "check_classes", "check_split"]
@@ -47,7 +47,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         name: The name, which you may change.
 
     Raises:
-        InputError: If a shape, dtype or range is another.
+        DataError: If a shape, dtype or range is another.
 
     Example:
         >>> data = ImageDataset(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 1, 0]), ("a", "b"))
@@ -62,19 +62,19 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         ids = torch.arange(len(labels), device="cpu") if ids is None else ids
         _check_tensor("images", images, torch.uint8, "Use (x * 255).round().to(torch.uint8) for floats in [0, 1]")
         if images.ndim != 4 or 0 in images.shape:
-            raise InputError(f"images must have the shape (N, C, H, W), N at least 1, got {tuple(images.shape)}")
+            raise DataError(f"images must have the shape (N, C, H, W), N at least 1, got {tuple(images.shape)}")
         check_classes(classes)
         if len(classes) < 2:
-            raise InputError(f"A classifier needs at least two classes, got {list(classes)!r}. Add images of another")
+            raise DataError(f"A classifier needs at least two classes, got {list(classes)!r}. Add images of another")
         for key, column in (("labels", labels), ("ids", ids)):
             _check_tensor(key, column, torch.int64, f"Use torch.as_tensor({key}, dtype=torch.int64)")
             if column.shape != (len(images),):
-                raise InputError(f"{key} must have the shape ({len(images)},), got {tuple(column.shape)}")
+                raise DataError(f"{key} must have the shape ({len(images)},), got {tuple(column.shape)}")
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= len(classes):
-            raise InputError(f"labels must be in [0, {len(classes)}), got {low} to {high}. Give every class a name")
+            raise DataError(f"labels must be in [0, {len(classes)}), got {low} to {high}. Give every class a name")
         if len(np.unique(ids.numpy())) < len(ids):  # torch.unique takes 0.16 s for 50,000 ids, numpy 2 ms
-            raise InputError("ids must be distinct, got one more than once")
+            raise DataError("ids must be distinct, got one more than once")
         self.images: Final[Images] = images.contiguous()
         self.labels: Final[Labels] = labels.contiguous()
         self.classes: Final[tuple[str, ...]] = tuple(classes)
@@ -89,10 +89,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
         Raises:
             IndexError: If there is no such image.
-            InputError: If it is a slice.
+            DataError: If it is a slice.
         """
         if isinstance(index, slice):
-            raise InputError("An index gives one image. Use data.subset(range(500)) for several")
+            raise DataError("An index gives one image. Use data.subset(range(500)) for several")
         i = operator.index(index)
         if not -len(self) <= i < len(self):
             raise IndexError(f"index {i} is out of range for {len(self)} images")
@@ -135,7 +135,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             The chosen images.
 
         Raises:
-            InputError: If there are none, one is out of range, or one comes twice.
+            DataError: If there are none, one is out of range, or one comes twice.
 
         Example:
             >>> data = ImageDataset(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 1, 0]), ("a", "b"))
@@ -144,10 +144,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         """
         chosen = torch.as_tensor(indices, device="cpu")
         if chosen.ndim != 1 or chosen.numel() == 0 or chosen.is_floating_point() or chosen.dtype == torch.bool:
-            raise InputError(f"indices must be integers, at least one, got {chosen.dtype} {tuple(chosen.shape)}")
+            raise DataError(f"indices must be integers, at least one, got {chosen.dtype} {tuple(chosen.shape)}")
         low, high = int(chosen.min()), int(chosen.max())
         if low < 0 or high >= len(self):
-            raise InputError(f"indices must be in [0, {len(self)}), got {low} to {high}")
+            raise DataError(f"indices must be in [0, {len(self)}), got {low} to {high}")
         rows = chosen.to(torch.int64)
         return ImageDataset(self.images[rows], self.labels[rows], self.classes, ids=self.ids[rows], name=self.name)
 
@@ -250,16 +250,16 @@ def check_classes(classes: object) -> None:
         classes: Class names in the order of the labels.
 
     Raises:
-        InputError: If they are a string, a set or another collection without an order, or a name is missing or used
+        DataError: If they are a string, a set or another collection without an order, or a name is missing or used
             twice.
     """
     if not isinstance(classes, Sequence) or isinstance(classes, str | bytes):
-        raise InputError(f"classes must be a list or tuple of names, got {type(classes).__name__}. Use ['cat', 'dog']")
+        raise DataError(f"classes must be a list or tuple of names, got {type(classes).__name__}. Use ['cat', 'dog']")
     if not all(isinstance(name, str) and name.strip() for name in classes) or len(set(classes)) < len(classes):
-        raise InputError(f"classes must be distinct, non-empty strings, got {list(classes)!r}. Rename one of them")
+        raise DataError(f"classes must be distinct, non-empty strings, got {list(classes)!r}. Rename one of them")
 
 
 def _check_tensor(key: str, value: object, dtype: torch.dtype, remedy: str) -> None:
     if not isinstance(value, Tensor) or value.dtype != dtype or value.device.type != "cpu":
         got = f"{value.dtype} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
-        raise InputError(f"{key} must be a tensor of {dtype} on the CPU, got {got}. {remedy}")
+        raise DataError(f"{key} must be a tensor of {dtype} on the CPU, got {got}. {remedy}")

@@ -13,7 +13,7 @@ from cifarnet._files import to_path
 from cifarnet._resize import check_size, resize_images
 from cifarnet.data.dataset import DatasetSplits, ImageDataset
 from cifarnet.data.images import decode_image
-from cifarnet.errors import DatasetFormatError, DatasetNotFoundError
+from cifarnet.errors import DataError
 
 __all__ = ["load_image_folder"]
 
@@ -34,10 +34,9 @@ def load_image_folder(root: str | Path, *, size: int = 32) -> DatasetSplits:
         names, in normalisation form C. The id of an image is its index in the sorted list of the paths of its part.
 
     Raises:
-        DatasetNotFoundError: If ``root``, ``train`` or ``test`` is missing, or a folder has no pictures.
-        DatasetFormatError: If ``test`` or ``val`` has a class that ``train`` lacks, or a file is outside the class
+        DataError: If ``root``, ``train`` or ``test`` is missing, a folder has no pictures, ``test`` or ``val`` has a
+            class that ``train`` lacks, there are fewer than two classes, or a file is no picture or outside the class
             folders.
-        InputError: If a file is no picture, or there are fewer than two classes.
         SettingError: If ``size`` is not a whole number of at least 2.
 
     Example:
@@ -53,7 +52,7 @@ def load_image_folder(root: str | Path, *, size: int = 32) -> DatasetSplits:
     for part in parts[1:]:
         unknown = sorted(set(listed[part]) - set(classes))
         if unknown:
-            raise DatasetFormatError(f"{root / part}: class {unknown[0]!r} is not in {root / 'train'}. Rename it")
+            raise DataError(f"{root / part}: class {unknown[0]!r} is not in {root / 'train'}. Rename it")
     return DatasetSplits(*(_load_part(listed[part], classes, size, f"images in {root}") for part in parts))
 
 
@@ -61,14 +60,14 @@ def _list_part(folder: Path) -> dict[str, list[Path]]:
     """Return the picture files of each class in the order of names."""
     class_folders = _visible(folder) if folder.is_dir() else []
     if not class_folders:
-        raise DatasetNotFoundError(f"{folder}: no class folders. Put pictures into train/<class>/ and test/<class>/")
+        raise DataError(f"{folder}: no class folders. Put pictures into train/<class>/ and test/<class>/")
     listed: dict[str, list[Path]] = {}
     for class_folder in class_folders:
         if not class_folder.is_dir():
-            raise DatasetFormatError(f"{class_folder}: a file outside a class folder. Move it into its class")
+            raise DataError(f"{class_folder}: a file outside a class folder. Move it into its class")
         files = _visible(class_folder)
         if not files:
-            raise DatasetNotFoundError(f"{class_folder}: no pictures. Add some or remove the folder")
+            raise DataError(f"{class_folder}: no pictures. Add some or remove the folder")
         listed.setdefault(unicodedata.normalize("NFC", class_folder.name), []).extend(files)
     return listed
 

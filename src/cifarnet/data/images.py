@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from cifarnet._files import to_path
-from cifarnet.errors import InputError
+from cifarnet.errors import DataError
 
 __all__ = ["ImageLike", "ImageSource", "decode_image", "to_pixels"]
 
@@ -42,7 +42,7 @@ def to_pixels(image: ImageLike, *, channels: int = 3) -> Tensor:
         uint8, shape ``(channels, H, W)``, on the CPU.
 
     Raises:
-        InputError: If the file is missing or damaged, if the shape, dtype or range is another, if a value is not
+        DataError: If the file is missing or damaged, if the shape, dtype or range is another, if a value is not
             finite, or if the axis of the channels is ambiguous.
 
     Example:
@@ -51,7 +51,7 @@ def to_pixels(image: ImageLike, *, channels: int = 3) -> Tensor:
     """
     if not isinstance(image, np.ndarray | Tensor):
         if not (isinstance(image, str | Path | bytes | Image.Image) or hasattr(image, "read")):
-            raise InputError(
+            raise DataError(
                 f"expected a path, bytes, a file, a Pillow image, an array or a tensor, got {type(image).__name__}. "
                 "Give one of these, or a list of them"
             )
@@ -59,7 +59,7 @@ def to_pixels(image: ImageLike, *, channels: int = 3) -> Tensor:
     given = f"{str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}"
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 and image.dtype.kind != "f":
-            raise InputError(f"{_EXPECTED}; got {given}. Convert values in 0 to 255 to uint8")
+            raise DataError(f"{_EXPECTED}; got {given}. Convert values in 0 to 255 to uint8")
         kind = np.uint8 if image.dtype == np.uint8 else np.float64 if image.dtype.itemsize > 4 else np.float32
         image = torch.from_numpy(np.array(image, dtype=kind, order="C"))  # torch reads native byte order only
     pixels = _channels_first(image.detach().as_subclass(Tensor), channels, given)
@@ -71,10 +71,10 @@ def _channels_first(image: Tensor, channels: int, given: str) -> Tensor:
     if image.ndim == 2 and 0 not in image.shape:
         return image[None]
     if image.ndim == 4:
-        raise InputError(f"{_EXPECTED}; got a batch, {given}. Give its images as a list: list(images)")
+        raise DataError(f"{_EXPECTED}; got a batch, {given}. Give its images as a list: list(images)")
     counts = {1, 3, 4, channels}
     if image.ndim != 3 or 0 in image.shape or (image.shape[0] in counts) == (image.shape[2] in counts):
-        raise InputError(f"{_EXPECTED}; got {given}. Give a Pillow image instead")
+        raise DataError(f"{_EXPECTED}; got {given}. Give a Pillow image instead")
     return image if image.shape[0] in counts else image.permute(2, 0, 1)
 
 
@@ -82,13 +82,13 @@ def _to_uint8(image: Tensor, given: str) -> Tensor:
     if image.dtype == torch.uint8:
         return image.cpu()
     if not image.is_floating_point():
-        raise InputError(f"{_EXPECTED}; got {given}. Convert values in 0 to 255 to uint8")
+        raise DataError(f"{_EXPECTED}; got {given}. Convert values in 0 to 255 to uint8")
     values = image.cpu()
     values = 255 * (values if values.dtype == torch.float64 else values.float())  # exact enough for 256 levels
     low, high = (float(end) for end in values.aminmax())
     if not (low >= -0.5 and high < 255.5):  # also if a value is NaN
         extremes = f"min {low / 255:.4g} and max {high / 255:.4g}"
-        raise InputError(f"{_EXPECTED}; got {given} with {extremes}. Divide by 255 or pass uint8, and do not normalise")
+        raise DataError(f"{_EXPECTED}; got {given} with {extremes}. Divide by 255 or pass uint8, and do not normalise")
     return values.round_().to(torch.uint8)
 
 
@@ -97,7 +97,7 @@ def _with_channels(pixels: Tensor, channels: int) -> Tensor:
     if pixels.shape[0] == channels:
         return pixels.clone(memory_format=torch.contiguous_format)
     if channels not in (1, 3) or pixels.shape[0] not in (1, 3, 4):
-        raise InputError(f"the network takes {channels} channels, got an image of shape {tuple(pixels.shape)}")
+        raise DataError(f"the network takes {channels} channels, got an image of shape {tuple(pixels.shape)}")
     array = pixels.permute(1, 2, 0).numpy()
     colour = _to_rgb(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array))
     return _to_tensor(colour if channels == 3 else colour.convert("L"))
@@ -116,7 +116,7 @@ def decode_image(source: ImageSource) -> Tensor:
         uint8, shape ``(3, H, W)``.
 
     Raises:
-        InputError: If the file is missing, damaged or no picture, if it has more than ``PIL.Image.MAX_IMAGE_PIXELS``
+        DataError: If the file is missing, damaged or no picture, if it has more than ``PIL.Image.MAX_IMAGE_PIXELS``
             pixels, or if its pixels are floating.
 
     Example:
@@ -137,9 +137,9 @@ def decode_image(source: ImageSource) -> Tensor:
             raise ValueError("the range of floating-point pixels is unknown")
         return _to_tensor(_to_rgb(ImageOps.exif_transpose(image)))
     except FileNotFoundError as error:
-        raise InputError(f"{name}: no such file. Check the path") from error
+        raise DataError(f"{name}: no such file. Check the path") from error
     except Exception as error:  # Pillow's decoders raise nearly every type for a damaged file
-        raise InputError(
+        raise DataError(
             f"{name}: not a picture that Pillow reads ({type(error).__name__}: {error}). Save it again as PNG"
         ) from error
 

@@ -26,7 +26,7 @@ from cifarnet._files import check_target, write_atomic
 from cifarnet._types import Images
 from cifarnet._validation import finite_json
 from cifarnet.classifier import Classifier
-from cifarnet.errors import ExportError, InputError, MissingPackageError
+from cifarnet.errors import CifarnetError, DataError
 from cifarnet.export.verification import draw_images, largest_difference, reason
 from cifarnet.models import unwrapped
 
@@ -79,19 +79,16 @@ def export_onnx(classifier: Classifier, path: str | Path, *, images: Images | No
         Path and size of the file, and its difference from the library.
 
     Raises:
-        ExportError: If the network cannot be exported, or the file would differ by more than `TOLERANCE`. No file is
-            written.
-        InputError: If ``images`` have another shape or dtype.
-        MissingPackageError: If onnx, onnxruntime or onnxscript is not installed.
-        NonFiniteLogitsError: If the network gives NaN or infinity.
+        CifarnetError: If the network cannot be exported, the file would differ by more than `TOLERANCE`, or onnx,
+            onnxruntime or onnxscript is not installed. No file is written.
+        DataError: If ``images`` have another shape or dtype.
+        NonFiniteError: If the network gives NaN or infinity.
         OSError: If the file cannot be written.
         SettingError: If the name ends otherwise, or its folder does not exist.
     """
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
-        raise MissingPackageError(
-            f'ONNX export needs {", ".join(missing)}. Install it with: pip install "cifarnet[onnx]"'
-        )
+        raise CifarnetError(f'ONNX export needs {", ".join(missing)}. Install it with: pip install "cifarnet[onnx]"')
     return _export(classifier, check_target(path, ".onnx"), images, _to_onnx, _open_onnx)
 
 
@@ -114,10 +111,10 @@ def export_torch(classifier: Classifier, path: str | Path, *, images: Images | N
         Path and size of the file, and its difference from the library.
 
     Raises:
-        ExportError: If the network cannot be exported, or the file would differ by more than `TOLERANCE`. No file is
+        CifarnetError: If the network cannot be exported, or the file would differ by more than `TOLERANCE`. No file is
             written.
-        InputError: If ``images`` have another shape or dtype.
-        NonFiniteLogitsError: If the network gives NaN or infinity.
+        DataError: If ``images`` have another shape or dtype.
+        NonFiniteError: If the network gives NaN or infinity.
         OSError: If the file cannot be written.
         SettingError: If the name ends otherwise, or its folder does not exist.
     """
@@ -136,7 +133,7 @@ def _export(
     shape = (len(preprocess.mean), preprocess.size, preprocess.size)
     images = draw_images(shape) if images is None else images
     if images.dtype != torch.uint8 or images.shape[1:] != shape or not len(images):
-        raise InputError(
+        raise DataError(
             f"expected uint8 images of shape (N, {', '.join(map(str, shape))}), got {images.dtype} "
             f"{tuple(images.shape)}; resize them with images.resize_images"
         )
@@ -147,13 +144,13 @@ def _export(
             content = convert(_trace(reference, torch.zeros(2, *shape, dtype=torch.uint8)), _describe(classifier))
             run = open_file(content)
     except Exception as error:
-        raise ExportError(
+        raise CifarnetError(
             f"{type(model).__name__} cannot be exported: {reason(error)}; its forward must be tensor operations "
             "that suit any number of images, without Python's if on values"
         ) from error
     difference = difference_from_run = largest_difference(run, reference, images)
     if not difference <= TOLERANCE:  # also refuses NaN
-        raise ExportError(
+        raise CifarnetError(
             f"{target.name} would give probabilities up to {difference:.2g} from the library's, more than "
             f"{TOLERANCE:g}, and was not written; forward must not draw random numbers or depend on values in Python"
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 from cifarnet._types import Images
 from cifarnet.classifier import Classifier
 from cifarnet.data import resize_images
-from cifarnet.errors import ExportError, NonFiniteLogitsError
+from cifarnet.errors import CifarnetError, NonFiniteError
 from cifarnet.inference import predict_logits
 from cifarnet.models import evaluation_mode
 
@@ -35,9 +35,9 @@ def largest_difference(run: Callable[[Images], Tensor], classifier: Classifier, 
         try:
             given = run(batch)
         except Exception as error:
-            raise ExportError(f"the exported file does not accept {len(batch)} images: {reason(error)}") from error
+            raise CifarnetError(f"the exported file does not accept {len(batch)} images: {reason(error)}") from error
         if given.shape != expected.shape or given.dtype != torch.float32:
-            raise ExportError(
+            raise CifarnetError(
                 f"the exported file gives {given.dtype} of shape {tuple(given.shape)} for {len(batch)} images, the "
                 f"library {tuple(expected.shape)}; forward must suit any number of images"
             )
@@ -55,7 +55,7 @@ def library_probabilities(classifier: Classifier, images: Images) -> Tensor:
             precision=classifier.precision,
         )
     if not bool(logits.isfinite().all()):
-        raise NonFiniteLogitsError(
+        raise NonFiniteError(
             f"the network gives NaN or infinity in {classifier.precision.name}; its weights may be broken: "
             "export those of another epoch"
         )

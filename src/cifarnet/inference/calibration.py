@@ -7,7 +7,7 @@ import math
 import torch
 
 from cifarnet._types import Labels, Logits
-from cifarnet.errors import InputError, NonFiniteLogitsError, SettingError, SettingTypeError
+from cifarnet.errors import DataError, NonFiniteError, SettingError
 
 __all__ = ["TEMPERATURE_RANGE", "check_temperature", "fit_temperature"]
 
@@ -24,11 +24,10 @@ def check_temperature(temperature: object) -> None:
         temperature: Any value.
 
     Raises:
-        SettingTypeError: If it is not a number.
-        SettingError: If it is outside `TEMPERATURE_RANGE`.
+        SettingError: If it is not a number in `TEMPERATURE_RANGE`.
     """
     if isinstance(temperature, bool) or not isinstance(temperature, int | float):
-        raise SettingTypeError(f"temperature must be a number, got {temperature!r}. Use 1 for unchanged logits")
+        raise SettingError(f"temperature must be a number, got {temperature!r}. Use 1 for unchanged logits")
     low, high = TEMPERATURE_RANGE
     if not low <= temperature <= high:
         raise SettingError(f"temperature must be in [{low:g}, {high:g}], got {temperature}. Use 1 for unchanged logits")
@@ -51,8 +50,8 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
         A value above 1 if the network is overconfident, below 1 if it is underconfident.
 
     Raises:
-        NonFiniteLogitsError: If a logit is NaN or infinite.
-        InputError: If there are no images, a label is outside ``[0, K)``, or `TEMPERATURE_RANGE` has no minimum because
+        NonFiniteError: If a logit is NaN or infinite.
+        DataError: If there are no images, a label is outside ``[0, K)``, or `TEMPERATURE_RANGE` has no minimum because
             all images are classified correctly, the network is no better than guessing, or its logits are equal.
 
     Example:
@@ -61,15 +60,15 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
         3.0
     """
     if not len(logits):
-        raise InputError("There are no images to fit a temperature on. Pass at least a few hundred")
+        raise DataError("There are no images to fit a temperature on. Pass at least a few hundred")
     logits, labels = logits.detach().cpu().double(), labels.cpu()
     if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
-        raise InputError(
+        raise DataError(
             f"labels must be in [0, {logits.shape[1]}), got {int(labels.min())} to {int(labels.max())}. Leave out "
             "images of other classes"
         )
     if not bool(logits.isfinite().all()):
-        raise NonFiniteLogitsError("The logits contain NaN or infinity, so no temperature fits them. Check the weights")
+        raise NonFiniteError("The logits contain NaN or infinity, so no temperature fits them. Check the weights")
     gaps = logits - logits.gather(1, labels[:, None])  # (N, K), 0 at the true class
 
     def slope(inverse: float) -> tuple[float, float]:
@@ -87,7 +86,7 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
     elif not slope(low)[0] < 0:
         reason = "the network is no better than guessing. Train it first, or pass images of its own classes"
     if reason is not None:
-        raise InputError(f"No temperature fits these {len(labels):,} images, because {reason}")
+        raise DataError(f"No temperature fits these {len(labels):,} images, because {reason}")
     inverse = 1.0
     for _ in range(_MAX_STEPS):
         first, second = slope(inverse)

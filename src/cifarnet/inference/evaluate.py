@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cifarnet import randomness
 from cifarnet._types import Images, Logits
-from cifarnet.errors import InputError, SettingError
+from cifarnet.errors import DataError, SettingError
 from cifarnet.inference.device import Precision, out_of_memory_advice
 from cifarnet.inference.evaluation import Evaluation
 from cifarnet.inference.loader import EvaluationLoader, check_labels
@@ -54,10 +54,10 @@ def check_preprocess(preprocess: Preprocess | None) -> Preprocess:
         preprocess: Preprocessing of a model; ``None`` if the model was trained on floating batches.
 
     Raises:
-        InputError: If it is ``None``.
+        DataError: If it is ``None``.
     """
     if preprocess is None:
-        raise InputError(
+        raise DataError(
             "The model was trained on floating batches, and their preprocessing is unknown. Pass it: "
             "Classifier.load(path, preprocess=Preprocess(size, mean, std)) or Trainer(transforms=build_transforms(...))"
         )
@@ -80,7 +80,7 @@ def predict_logits(
         Logits, shape ``(N, K)``, in the dtype of the weights.
 
     Raises:
-        InputError: If the images are too small for ``tta``, or are uint8 and ``preprocess`` is ``None``.
+        DataError: If the images are too small for ``tta``, or are uint8 and ``preprocess`` is ``None``.
         SettingError: If the model does not return a tensor.
     """
 
@@ -118,7 +118,7 @@ def check_model_fits(
 
     Raises:
         DeviceMemoryError: If the network and one image do not fit into memory.
-        InputError: If the image is uint8 and ``preprocess`` is ``None``.
+        DataError: If the image is uint8 and ``preprocess`` is ``None``.
         SettingError: If the network cannot take the image, or returns another number of logits.
     """
     built = type(unwrapped(model)).__name__
@@ -174,7 +174,7 @@ def predict_batches(
 
     Raises:
         DeviceMemoryError: If a batch does not fit into memory.
-        InputError: If an external batch is invalid or has a label without a logit, if images are too small for
+        DataError: If an external batch is invalid or has a label without a logit, if images are too small for
             ``tta``, or if they are uint8 and ``preprocess`` is ``None``.
         SettingError: If the model does not return a tensor.
     """
@@ -269,7 +269,7 @@ def evaluate(
 
     Raises:
         DeviceMemoryError: If a batch or the loss does not fit into memory.
-        InputError: If `predict_batches` raises it, or if a label on another device than the CPU is outside ``[0, K)``.
+        DataError: If `predict_batches` raises it, or if a label on another device than the CPU is outside ``[0, K)``.
         SettingError: If the model does not return a tensor, or ``temperature`` is outside `TEMPERATURE_RANGE`.
     """
     predictions = predict_batches(model, batches, preprocess=preprocess, precision=precision, tta=tta)

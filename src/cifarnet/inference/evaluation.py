@@ -10,7 +10,7 @@ from typing import Any
 
 from cifarnet._types import Json
 from cifarnet._validation import finite_json, from_json, shorten
-from cifarnet.errors import InputError, SettingError
+from cifarnet.errors import DataError, SettingError
 from cifarnet.inference.calibration import check_temperature
 from cifarnet.inference.evaluation_tables import text_table
 from cifarnet.inference.metrics import wilson_interval
@@ -141,7 +141,7 @@ class Evaluation:
         tta: Test-time augmentation; ``None`` if each image was predicted once.
 
     Raises:
-        InputError: If the counts contradict each other.
+        DataError: If the counts contradict each other.
         SettingError: If the temperature is outside `TEMPERATURE_RANGE`.
     """
 
@@ -160,9 +160,7 @@ class Evaluation:
         check_temperature(self.temperature)
         name = self._find_contradiction()
         if name is not None:
-            raise InputError(
-                f"{name} of an evaluation contradicts its counts. Pass the values that evaluate() returned"
-            )
+            raise DataError(f"{name} of an evaluation contradicts its counts. Pass the values that evaluate() returned")
 
     def _find_contradiction(self) -> str | None:
         rows, bins = self.confusion_matrix, self.reliability_bins
@@ -247,8 +245,7 @@ class Evaluation:
             num_top_losses: Largest number of top losses.
 
         Raises:
-            SettingError: If an argument is below 0.
-            SettingTypeError: If an argument is not a whole number.
+            SettingError: If an argument is not a whole number of at least 0.
         """
         return text_table(self, max_classes=max_classes, num_top_losses=num_top_losses)
 
@@ -284,10 +281,10 @@ class Evaluation:
                 Values that follow from the others, such as the accuracy, are ignored and computed again.
 
         Raises:
-            InputError: If a value is missing, is unknown, has another type, or contradicts the others.
+            DataError: If a value is missing, is unknown, has another type, or contradicts the others.
         """
         if not isinstance(document, Mapping):
-            raise InputError(f"The evaluation must be a dictionary, got {shorten(document)}")
+            raise DataError(f"The evaluation must be a dictionary, got {shorten(document)}")
         values = {_RENAMED.get(key, key): value for key, value in document.items()}
         bins = values.get("reliability_bins")
         if isinstance(bins, list) and all(isinstance(one, Mapping) for one in bins):
@@ -297,4 +294,4 @@ class Evaluation:
         try:
             return from_json(cls, values, "The evaluation")
         except SettingError as error:
-            raise InputError(f"{error}. Pass the values that Evaluation.to_dict() returned") from None
+            raise DataError(f"{error}. Pass the values that Evaluation.to_dict() returned") from None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cifarnet import randomness
 from cifarnet._types import Images, Labels
-from cifarnet.errors import CheckpointWarning, InputError, ResumeMismatchError
+from cifarnet.errors import CheckpointMismatchError, DataError
 from cifarnet.inference.device import out_of_memory_advice
 
 __all__ = ["EVAL_BATCH_SIZE", "Batch", "EvaluationLoader", "IterableLoader", "Loader", "TensorLoader", "check_labels"]
@@ -145,14 +145,14 @@ class IterableLoader:
             first_step: First step, which must be 0, because an iterable cannot skip batches.
 
         Raises:
-            ResumeMismatchError: If ``first_step`` is not 0.
-            InputError: If an item is not a batch of images and labels, or a pixel or label is invalid.
+            CheckpointMismatchError: If ``first_step`` is not 0.
+            DataError: If an item is not a batch of images and labels, or a pixel or label is invalid.
 
         Warns:
-            CheckpointWarning: If persistent workers start in a later epoch than the first.
+            UserWarning: If persistent workers start in a later epoch than the first.
         """
         if first_step:
-            raise ResumeMismatchError(
+            raise CheckpointMismatchError(
                 f"The checkpoint is at step {first_step} of an epoch. An iterable can only resume at the end of an "
                 "epoch. Pass an ImageDataset, which can resume at any step"
             )
@@ -162,7 +162,7 @@ class IterableLoader:
             warnings.warn(
                 "persistent_workers=True restarts the workers on resume. The run is correct, but not bit-identical to "
                 "an uninterrupted one. Use persistent_workers=False for bit-identical runs",
-                CheckpointWarning,
+                UserWarning,
                 stacklevel=2,
             )
         yield from self.in_order()
@@ -175,13 +175,13 @@ class IterableLoader:
                 images, labels = _check_shapes(item)
                 _check_pixels(images)
                 highest_label = _check_signs(labels)
-            except InputError as error:
-                raise InputError(f"Batch {number} {error}") from None
+            except DataError as error:
+                raise DataError(f"Batch {number} {error}") from None
             ids = torch.arange(seen, seen + len(labels), device=self._device)
             seen += len(labels)
             yield Batch(self._to_device(images), self._to_device(labels).long(), ids, highest_label)
         if not seen:
-            raise InputError(
+            raise DataError(
                 "The iterable has no batches. A generator can be iterated only once, so it is empty after one epoch. "
                 "Pass a DataLoader or a list"
             )
@@ -206,10 +206,10 @@ def check_labels(batch: Batch, num_classes: int, step: int) -> None:
         step: Step of the epoch, counted from 0.
 
     Raises:
-        InputError: If the highest label is at least ``num_classes``.
+        DataError: If the highest label is at least ``num_classes``.
     """
     if batch.highest_label is not None and batch.highest_label >= num_classes:
-        raise InputError(
+        raise DataError(
             f"Batch {step + 1} has label {batch.highest_label} at row {int(batch.labels.argmax())}. Labels must be in "
             f"[0, {num_classes}) for this network. Number the classes from 0, or build it with "
             f"num_classes={batch.highest_label + 1}"
@@ -218,17 +218,17 @@ def check_labels(batch: Batch, num_classes: int, step: int) -> None:
 
 def _check_shapes(item: Any) -> tuple[Images, Labels]:
     if not (isinstance(item, tuple | list) and len(item) == 2 and all(isinstance(x, Tensor) for x in item)):
-        raise InputError(f"must be two tensors (images, labels), got {type(item).__name__}. Yield only these two")
+        raise DataError(f"must be two tensors (images, labels), got {type(item).__name__}. Yield only these two")
     images, labels = item
     is_float = images.is_floating_point() and images.itemsize > 1  # torch cannot compute with float8
     is_integer = not (labels.is_floating_point() or labels.is_complex())
     if not (images.dtype == torch.uint8 or is_float) or images.ndim != 4 or 0 in images.shape:
-        raise InputError(
+        raise DataError(
             f"must have uint8 or preprocessed floating images (N, C, H, W), got {images.dtype} {tuple(images.shape)}. "
             "Use images.to(torch.uint8) for values in [0, 255]"
         )
     if labels.shape != images.shape[:1] or not is_integer:
-        raise InputError(f"must have {len(images)} integer labels, got {labels.dtype} {tuple(labels.shape)}")
+        raise DataError(f"must have {len(images)} integer labels, got {labels.dtype} {tuple(labels.shape)}")
     return images, labels
 
 
@@ -238,12 +238,12 @@ def _check_pixels(images: Images) -> None:
     low, high = (float(end) for end in images.aminmax())  # one pass: about 40 us for 64 images of 32x32
     if not (math.isfinite(low) and math.isfinite(high)):  # both ends are NaN if a pixel is NaN
         image, *position = (~images.isfinite()).nonzero()[0].tolist()
-        raise InputError(
+        raise DataError(
             f"has the value {float(images[image][tuple(position)])} in the image at row {image}. Pixels must be "
             "finite. Leave it out, or check the divisions of its transform"
         )
     if low >= 0 and high > _HIGHEST_OF_READY_IMAGES:
-        raise InputError(
+        raise DataError(
             f"has floating images with min {low:.4g} and max {high:.4g}. Floating images must be preprocessed. Pass "
             "uint8 images, which the trainer preprocesses, or divide by 255 and normalise"
         )
@@ -255,7 +255,7 @@ def _check_signs(labels: Labels) -> int | None:
         return None
     low, high = (int(end) for end in labels.long().aminmax())  # torch has no aminmax for types such as uint16
     if low < 0:
-        raise InputError(
+        raise DataError(
             f"has label {low} at row {int(labels.long().argmin())}. Labels count the classes from 0. Leave out images "
             "without a class"
         )

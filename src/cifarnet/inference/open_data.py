@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from cifarnet import randomness
 from cifarnet._types import Json
 from cifarnet.data import DatasetSplits, ImageDataset, decode_image
-from cifarnet.errors import InputError
+from cifarnet.errors import DataError
 from cifarnet.inference.loader import EVAL_BATCH_SIZE, IterableLoader, Loader, TensorLoader
 
 __all__ = ["Data", "describe_data", "open_data", "open_evaluation_loader"]
@@ -45,10 +45,10 @@ def open_data(data: Data, *, batch_size: int, shuffle: bool) -> ImageDataset | I
         An `ImageDataset`, or an iterable of batches.
 
     Raises:
-        InputError: If ``data`` is a pair of data sets, is empty, or its images differ in size.
+        DataError: If ``data`` is a pair of data sets, is empty, or its images differ in size.
     """
     if isinstance(data, DatasetSplits):
-        raise InputError("Expected images, got DatasetSplits. Pass its .train or .test")
+        raise DataError("Expected images, got DatasetSplits. Pass its .train or .test")
     if isinstance(data, ImageDataset):
         return data
     if isinstance(data, Subset) and isinstance(data.dataset, ImageDataset):
@@ -58,11 +58,11 @@ def open_data(data: Data, *, batch_size: int, shuffle: bool) -> ImageDataset | I
         return cast("Iterable[tuple[Tensor, Tensor]]", data)
     items: Any = data
     if not len(items):
-        raise InputError(f"The {type(data).__name__} is empty. Pass at least one image")
+        raise DataError(f"The {type(data).__name__} is empty. Pass at least one image")
     with randomness.kept_generators(_CPU):
         first = items[0]
         if not (isinstance(first, tuple | list) and len(first) == 2):
-            raise InputError(f"The {type(data).__name__} returns {type(first).__name__} items. Return (image, label)")
+            raise DataError(f"The {type(data).__name__} returns {type(first).__name__} items. Return (image, label)")
         if isinstance(first[0], Tensor) and first[0].is_floating_point():
             return DataLoader(items, batch_size=batch_size, shuffle=shuffle)
         if _is_random(items):
@@ -83,7 +83,7 @@ def _to_batch(items: list[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
     images = [_to_uint8(image) for image, _ in items]
     for index, image in enumerate(images):
         if image.shape != images[0].shape:
-            raise InputError(
+            raise DataError(
                 f"Image {index} has shape {tuple(image.shape)}, image 0 has {tuple(images[0].shape)}. Resize the "
                 "images to one size"
             )
@@ -107,7 +107,7 @@ def _to_uint8(image: Any) -> Tensor:
         return torch.from_numpy(np.array(image))[None] if image.mode == "L" else decode_image(image)
     if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3:
         return image
-    raise InputError(
+    raise DataError(
         f"An image is a {type(image).__name__}. Return a PIL image, a uint8 tensor (C, H, W) or a floating tensor"
     )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cifarnet._types import Labels, Logits
-from cifarnet.errors import InputError
+from cifarnet.errors import DataError
 from cifarnet.inference.evaluation import (
     NUM_BINS,
     NUM_GUESSES,
@@ -50,7 +50,7 @@ def summarize_predictions(
         tta: Test-time augmentation; ``None`` without it.
 
     Raises:
-        InputError: If a label is outside ``[0, K)``, or there are class names but not ``K``.
+        DataError: If a label is outside ``[0, K)``, or there are class names but not ``K``.
     """
     batches = zip(predictions.logits, predictions.labels, strict=True)
     sums, images = zip(*(_summarize_batch(*batch, temperature) for batch in batches), strict=True)
@@ -58,7 +58,7 @@ def summarize_predictions(
     labels, predicted, losses, confidences = (torch.cat(column) for column in zip(*images, strict=True))
     num_top_k, num_unknown = counts.tolist()
     if num_unknown:
-        raise InputError(
+        raise DataError(
             f"{num_unknown:,} labels are not classes of the network. Labels must be in [0, {len(confusion)}). "
             "Leave these images out"
         )

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from cifarnet._types import Images, Logits
 from cifarnet._validation import check_count, check_counts
-from cifarnet.errors import SettingError, SettingTypeError
+from cifarnet.errors import SettingError
 from cifarnet.models._modules import flatten
 
 __all__ = ["CifarCNN"]
@@ -69,7 +69,7 @@ class CifarCNN(nn.Module):
         if isinstance(dropout, bool) or not 0 <= dropout < 1:
             raise SettingError(f"dropout must be in [0, 1), got {dropout}; the reference has 0.5")
         if not isinstance(batch_norm, bool):
-            raise SettingTypeError(f"batch_norm must be True or False, got {batch_norm!r}; the reference has True")
+            raise SettingError(f"batch_norm must be True or False, got {batch_norm!r}; the reference has True")
         #: Arguments that rebuild this network, stored beside its weights.
         self.arguments = {
             "num_classes": num_classes,

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from cifarnet._types import Images, Logits
 from cifarnet._validation import check_count, check_counts
-from cifarnet.errors import InputError, SettingError
+from cifarnet.errors import DataError, SettingError
 from cifarnet.models.whitening import whitening_filters
 
 __all__ = ["FastCNN"]
@@ -97,11 +97,11 @@ class FastCNN(nn.Module):
             images: Normalised training images, shape ``(N, C, H, W)``. 5,000 are enough.
 
         Raises:
-            InputError: If the images are not floating, contain NaN or infinity, or have another number of channels.
+            DataError: If the images are not floating, contain NaN or infinity, or have another number of channels.
         """
         channels = self.whitening.in_channels
         if images.ndim == 4 and images.shape[1] != channels:
-            raise InputError(
+            raise DataError(
                 f"the images have {images.shape[1]} channels, the network takes {channels}; pass training images, or "
                 "build the network with in_channels="
             )

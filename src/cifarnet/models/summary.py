@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cifarnet import randomness
-from cifarnet.errors import InputError, SettingTypeError
+from cifarnet.errors import DataError, SettingError
 from cifarnet.models._modules import evaluation_mode, unwrapped
 
 __all__ = ["Layer", "ModelSummary", "count_flops", "summarize_model"]
@@ -87,8 +87,8 @@ def summarize_model(model: nn.Module, image_shape: tuple[int, int, int] | None =
         The layers in running order, with totals.
 
     Raises:
-        SettingTypeError: If ``model`` is not a module.
-        InputError: If the network cannot take such an image.
+        SettingError: If ``model`` is not a module.
+        DataError: If the network cannot take such an image.
 
     Example:
         >>> print(summarize_model(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(7200, 10))))
@@ -101,7 +101,7 @@ def summarize_model(model: nn.Module, image_shape: tuple[int, int, int] | None =
         total  72,234 trainable                   72,234  532,800
     """
     if not isinstance(model, nn.Module):
-        raise SettingTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}; pass the network itself")
+        raise SettingError(f"model must be a torch.nn.Module, got {type(model).__name__}; pass the network itself")
     model = unwrapped(model)
     arguments: dict[str, Any] = getattr(model, "arguments", {})
     size = arguments.get("image_size", 32)
@@ -126,7 +126,7 @@ def summarize_model(model: nn.Module, image_shape: tuple[int, int, int] | None =
             model(image)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
-            raise InputError(
+            raise DataError(
                 f"{type(model).__name__} cannot take an image of {shape}: {reason}; give image_shape=(C, H, W)"
             ) from error
     flops = recorder.counter.get_total_flops()
@@ -144,8 +144,8 @@ def count_flops(model: nn.Module, image_shape: tuple[int, int, int] | None = Non
         image_shape: Shape ``(C, H, W)``, as in `summarize_model`.
 
     Raises:
-        SettingTypeError: If ``model`` is not a module.
-        InputError: If the network cannot take such an image.
+        SettingError: If ``model`` is not a module.
+        DataError: If the network cannot take such an image.
 
     Example:
         >>> count_flops(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from cifarnet._types import Images
 from cifarnet._validation import check_count
-from cifarnet.errors import InputError, SettingError
+from cifarnet.errors import DataError, SettingError
 
 __all__ = ["whitening_filters"]
 
@@ -34,7 +34,7 @@ def whitening_filters(images: Images, *, kernel_size: int = 2, eps: float = 5e-4
         Filters in float64 on the device of the images, shape ``(C k k, C, k, k)``, largest eigenvalue first.
 
     Raises:
-        InputError: If the images are not floating, contain NaN or infinity, or have fewer than two patches.
+        DataError: If the images are not floating, contain NaN or infinity, or have fewer than two patches.
         SettingError: If ``kernel_size`` is below 1, or ``eps`` not above 0.
 
     Example:
@@ -55,7 +55,7 @@ def whitening_filters(images: Images, *, kernel_size: int = 2, eps: float = 5e-4
 def _patch_covariance(images: Images, kernel_size: int) -> Tensor:
     """Compute the float64 covariance of all patches inside the images, shape ``(C k k, C k k)``."""
     if images.ndim != 4 or not images.is_floating_point():
-        raise InputError(
+        raise DataError(
             f"expected normalised floating images (N, C, H, W), got {images.dtype} of shape {tuple(images.shape)}; "
             "transforms.preprocess(images) makes them of uint8"
         )
@@ -64,14 +64,14 @@ def _patch_covariance(images: Images, kernel_size: int) -> Tensor:
     products = torch.zeros(size, size, dtype=torch.float64, device=images.device)
     count = len(images) * max(0, images.shape[2] - kernel_size + 1) * max(0, images.shape[3] - kernel_size + 1)
     if count < 2:
-        raise InputError(f"images of shape {tuple(images.shape)} have {count} patches; pass some 5,000 training images")
+        raise DataError(f"images of shape {tuple(images.shape)} have {count} patches; pass some 5,000 training images")
     for chunk in torch.split(images, _CHUNK):
         patches = F.unfold(chunk.double(), kernel_size).transpose(0, 1).flatten(1)  # (C k k, patches)
         total += patches.sum(dim=1)
         products += patches @ patches.T
     covariance = (products - total.outer(total) / count) / (count - 1)
     if not bool(covariance.isfinite().all()):
-        raise InputError("the images contain NaN or infinity; find them with images.isfinite()")
+        raise DataError("the images contain NaN or infinity; find them with images.isfinite()")
     return covariance
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cifarnet._validation import check_choice, check_count, from_json
-from cifarnet.errors import SettingError, SettingTypeError
+from cifarnet.errors import SettingError
 from cifarnet.models import MODELS
 from cifarnet.optim import Schedule, constant, cosine, linear, one_cycle
 from cifarnet.transforms import TTA, Transforms, build_transforms
@@ -164,5 +164,5 @@ def _copy_plain(key: str, settings: Settings) -> dict[str, Any]:
     for name, value in settings.items():
         items = value if isinstance(value, list | tuple) else [value]
         if not all(isinstance(item, bool | int | float | str) for item in items):
-            raise SettingTypeError(f"{key} must hold plain values under names, got {name!r}: {value!r}")
+            raise SettingError(f"{key} must hold plain values under names, got {name!r}: {value!r}")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}

@@ -62,8 +62,8 @@ def build_page(run: Run, test: ImageDataset) -> Page:
         The page. A section without content states the reason.
 
     Raises:
-        InputError: If the images have other classes.
-        NonFiniteLogitsError: If the network gives NaN or infinity.
+        DataError: If the images have other classes.
+        NonFiniteError: If the network gives NaN or infinity.
 
     Example:
         >>> from cifarnet import load_cifar10

@@ -17,7 +17,7 @@ from cifarnet._validation import finite_json
 from cifarnet.checkpoint import Checkpointer
 from cifarnet.classifier import Classifier
 from cifarnet.data import ImageDataset
-from cifarnet.errors import CheckpointError, InputError, SettingError
+from cifarnet.errors import CheckpointError, DataError, SettingError
 from cifarnet.inference import Evaluation, describe_machine
 from cifarnet.models import count_flops
 from cifarnet.recipes import Recipe
@@ -149,15 +149,15 @@ def load_report(path: str | Path) -> dict[str, Any]:
         The report with the keys of this version.
 
     Raises:
-        InputError: If the file is not a report.
+        DataError: If the file is not a report.
         OSError: If the file cannot be read.
     """
     try:
         report = json.loads(to_path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # RecursionError: nested too deep
-        raise InputError(f"{path} is not JSON ({error}); give a report.json") from error
+        raise DataError(f"{path} is not JSON ({error}); give a report.json") from error
     if not isinstance(report, dict) or report.get("format") != 1:
-        raise InputError(f"{path} is not a report of this version (format 1); give a report.json")
+        raise DataError(f"{path} is not a report of this version (format 1); give a report.json")
     metrics, recipe = report.get("metrics"), report.get("recipe")
     for scores in (metrics, metrics.get("calibrated") if isinstance(metrics, dict) else None):
         if isinstance(scores, dict):
@@ -201,7 +201,7 @@ def load_run(path: str | Path, *, model: nn.Module | None = None, device: str | 
 
     Raises:
         CheckpointError: If the weights cannot be read, see `Classifier.load`.
-        InputError: If ``report.json`` is not a report.
+        DataError: If ``report.json`` is not a report.
         SettingError: If there is no such device.
     """
     path = to_path(path)
@@ -222,7 +222,7 @@ def load_run(path: str | Path, *, model: nn.Module | None = None, device: str | 
             history = History.from_list(report["history"])
         elif (directory / "history.csv").exists():
             history = History.load_csv(directory / "history.csv")
-    except (InputError, AttributeError, TypeError, UnicodeDecodeError) as error:
+    except (DataError, AttributeError, TypeError, UnicodeDecodeError) as error:
         remarks.append(f"The history cannot be read: {error}.")
     values = report.get("recipe", classifier.metadata.get("recipe"))
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cifarnet._files import to_path
-from cifarnet.errors import InputError
+from cifarnet.errors import DataError
 from cifarnet.models import build_model, count_flops
 from cifarnet.recipes import get_recipe
 from cifarnet.report.report_json import load_report
@@ -31,23 +31,23 @@ def read_reports(directory: str | Path) -> list[dict[str, Any]]:
         The reports, sorted by seed.
 
     Raises:
-        InputError: If there are none, a seed is there twice, recipe, data, machine or versions differ, or settings of a
+        DataError: If there are none, a seed is there twice, recipe, data, machine or versions differ, or settings of a
             run changed when it was resumed.
     """
     directory = to_path(directory)
     paths = [*directory.glob("seed-*.json"), *directory.glob("seed-*/report.json")]
     reports = sorted((load_report(path) for path in paths), key=lambda report: int(report["seed"]))
     if not reports:
-        raise InputError(f"{directory} holds no seed-*.json; run the recipe first")
+        raise DataError(f"{directory} holds no seed-*.json; run the recipe first")
     if len({report["seed"] for report in reports}) < len(reports):
-        raise InputError(f"{directory} holds two reports of one seed; keep one of them")
+        raise DataError(f"{directory} holds two reports of one seed; keep one of them")
     shared = [_shared_conditions(report) for report in reports]
     for key, value in shared[0].items():
         if any(other[key] != value for other in shared):
-            raise InputError(f"the reports in {directory} differ in {key}; a mean over them means nothing")
+            raise DataError(f"the reports in {directory} differ in {key}; a mean over them means nothing")
     for report in reports:
         if report.get("changed_on_resume"):
-            raise InputError(
+            raise DataError(
                 f"the run of seed {report['seed']} in {directory} was changed when it was resumed: "
                 f"{'; '.join(report['changed_on_resume'])}; train it again"
             )
@@ -75,11 +75,11 @@ def summarize_seeds(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         the evaluations) in seconds.
 
     Raises:
-        InputError: If the runs were not evaluated on test images.
+        DataError: If the runs were not evaluated on test images.
     """
     first = reports[0]
     if any(report["metrics"].get("test_accuracy") is None for report in reports):
-        raise InputError("the reports have no test accuracy; build_report(test=, evaluation=) writes it into one")
+        raise DataError("the reports have no test accuracy; build_report(test=, evaluation=) writes it into one")
     recipe, metrics = first["recipe"], [report["metrics"] for report in reports]
     with_tta = [scores.get("test_accuracy_tta") for scores in metrics]
     peaks = [report["peak_memory_mb"] for report in reports if report["peak_memory_mb"]]
@@ -118,16 +118,16 @@ def comparison_table(columns: Mapping[str, Sequence[Mapping[str, Any]]], *, reci
         The table, and below it the conditions of each result.
 
     Raises:
-        InputError: If a cell has two results, a result has no cell, or the results are of different data.
+        DataError: If a cell has two results, a result has no cell, or the results are of different data.
         SettingError: If a recipe is not one of the library's.
     """
     summaries = [row for column in columns.values() for row in column]
     names = recipes or list(dict.fromkeys(row["recipe"] for row in summaries))
     by_cell = {(row["recipe"], heading): row for heading, column in columns.items() for row in column}
     if len(by_cell) < len(summaries) or not {row["recipe"] for row in summaries} <= set(names):
-        raise InputError("each result needs a cell of its own; give one result per recipe and column, and its recipe")
+        raise DataError("each result needs a cell of its own; give one result per recipe and column, and its recipe")
     if len({row["data"] for row in summaries}) > 1:
-        raise InputError("results of different data cannot be compared; make a table of each")
+        raise DataError("results of different data cannot be compared; make a table of each")
     lines = [
         f"| recipe | network | parameters | FLOPs | published | {' | '.join(columns)} |",
         f"| --- | --- | --- | --- | --- |{' --- |' * len(columns)}",

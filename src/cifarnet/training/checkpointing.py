@@ -14,12 +14,7 @@ import torch
 from cifarnet.checkpoint.background import BackgroundWriter, snapshot
 from cifarnet.checkpoint.checkpointer import encode_state
 from cifarnet.checkpoint.state_tree import flatten
-from cifarnet.errors import (
-    CheckpointNotFoundError,
-    NonFiniteLossError,
-    RankLostError,
-    RunExistsError,
-)
+from cifarnet.errors import CheckpointError, CheckpointNotFoundError, CifarnetError, NonFiniteError
 from cifarnet.inference.open_data import describe_data
 from cifarnet.models import describe_model
 from cifarnet.training.state import check_finite
@@ -82,7 +77,7 @@ class CheckpointSaver:
             error.add_note(f"A save failed too: {failure}")
         else:
             release()
-        if isinstance(error, NonFiniteLossError | RankLostError):
+        if isinstance(error, NonFiniteError) or type(error) is CifarnetError:  # itself for a lost process
             last, previous = self._checkpointer.last_path, self._checkpointer.previous_path
             good = last if self._checkpointer.last_is_sound else previous
             if good.exists():
@@ -92,14 +87,13 @@ class CheckpointSaver:
         """Return the state to resume from, in rank 0; ``None`` if there is no run yet.
 
         Raises:
-            RunExistsError: If there is a run and ``resume`` is ``False``.
-            CheckpointError: If the state cannot be read.
+            CheckpointError: If there is a run and ``resume`` is ``False``, or the state cannot be read.
         """
         checkpointer = self._checkpointer
         if checkpointer is None or not checkpointer.exists():
             return None
         if not self._run.resume:
-            raise RunExistsError(
+            raise CheckpointError(
                 f"{checkpointer.directory} holds a run. Continue it with resume=True (--resume), or choose another "
                 "directory"
             )
@@ -115,7 +109,7 @@ class CheckpointSaver:
         """Prepare the first save, and write a best epoch that was found but not written when the run was killed.
 
         Raises:
-            SettingTypeError: If the state holds a value that cannot be saved.
+            SettingError: If the state holds a value that cannot be saved.
         """
         if self._run.checkpointer is None:
             return
@@ -134,7 +128,7 @@ class CheckpointSaver:
         """Save ``last`` if ``save_every_s`` has passed and the previous save is complete.
 
         Raises:
-            CheckpointSaveError: If an earlier save failed.
+            CheckpointError: If an earlier save failed.
         """
         if self._run.checkpointer is None:
             return
@@ -152,7 +146,7 @@ class CheckpointSaver:
         A run that can only be resumed at the end of an epoch saves ``last`` there always.
 
         Raises:
-            CheckpointSaveError: If an earlier save failed.
+            CheckpointError: If an earlier save failed.
         """
         if is_best or not self._run.train.starts_anywhere:
             self._save(with_best=is_best)
@@ -169,7 +163,7 @@ class CheckpointSaver:
             A line for the user.
 
         Raises:
-            CheckpointSaveError: If the save fails.
+            CheckpointError: If the save fails.
         """
         state, can_save = self._trainer.state, self._can_resume_here and not in_step
         where = f"Stopped at epoch {state.epoch + 1} step {state.step}"
@@ -186,7 +180,7 @@ class CheckpointSaver:
         """Save the end of the run, unless it is on the disk already.
 
         Raises:
-            CheckpointSaveError: If the save fails.
+            CheckpointError: If the save fails.
         """
         if self._group.all_reduce_max(self._checkpointer is not None and self._saved != self._position) == [True]:
             self._save()

@@ -17,7 +17,7 @@ from cifarnet import randomness
 from cifarnet._types import Images
 from cifarnet._validation import check_count
 from cifarnet.data import ImageDataset
-from cifarnet.errors import SettingError, SettingTypeError
+from cifarnet.errors import SettingError
 from cifarnet.inference.evaluate import check_model_fits
 from cifarnet.transforms import Transforms, draws_per_image
 
@@ -44,8 +44,7 @@ def check_components(model: Any, optimizer: Any, transforms: Any, loss_fn: Any, 
     """Refuse a class in the place of an instance, and components of another kind.
 
     Raises:
-        SettingTypeError: Naming the argument.
-        SettingError: If the loss is not a mean.
+        SettingError: If one cannot be used, or the loss is not a mean. The message names the argument.
     """
     components: tuple[tuple[str, object, Any, str], ...] = (
         ("model", model, nn.Module, "an nn.Module, such as CifarCNN()"),
@@ -57,7 +56,7 @@ def check_components(model: Any, optimizer: Any, transforms: Any, loss_fn: Any, 
     for name, value, kind, remedy in components:
         if isinstance(value, type) or not isinstance(value, kind):
             found = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
-            raise SettingTypeError(f"{name} is {found}. It must be {remedy}")
+            raise SettingError(f"{name} is {found}. It must be {remedy}")
     reduction = getattr(loss_fn, "reduction", "mean")
     if reduction != "mean":
         raise SettingError(

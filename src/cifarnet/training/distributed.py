@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.utils.data.distributed import DistributedSampler
 
 from cifarnet._validation import shorten
-from cifarnet.errors import InputError, RankLostError, SettingError
+from cifarnet.errors import CifarnetError, DataError, SettingError
 from cifarnet.inference.loader import Batch
 
 __all__ = ["ProcessGroup", "do_not_wait"]
@@ -81,7 +81,7 @@ class ProcessGroup:
 
         Raises:
             SettingError: If processes cannot train together on the device, or the script's group has no gloo.
-            RankLostError: If another process is missing.
+            CifarnetError: If another process is missing.
         """
         if self.world_size == 1:
             return
@@ -164,14 +164,14 @@ class ProcessGroup:
             batch: Batch on the device; ``None`` at the end of the iterable.
 
         Raises:
-            InputError: If it differs, or has fewer images than there are processes.
+            DataError: If it differs, or has fewer images than there are processes.
         """
         if self.world_size == 1:
             return
         facts = [-1, 0] if batch is None else [len(batch.labels), zlib.crc32(batch.labels.cpu().numpy().tobytes())]
         most = self.all_reduce_max(*facts, *(-fact for fact in facts))
         if most != [*facts, *(-fact for fact in facts)]:
-            raise InputError("The batches differ between the processes. Iterate over the same batches in each of them")
+            raise DataError("The batches differ between the processes. Iterate over the same batches in each of them")
         if batch is not None:
             self.check_batches(facts[0], facts[0])
 
@@ -183,7 +183,7 @@ class ProcessGroup:
         """Return the largest of each number over all processes.
 
         Raises:
-            RankLostError: If another process has ended.
+            CifarnetError: If another process has ended.
         """
         if self.world_size == 1:
             return list(numbers)
@@ -196,7 +196,7 @@ class ProcessGroup:
         """Return the sum of a tensor over all processes.
 
         Raises:
-            RankLostError: If another process has ended.
+            CifarnetError: If another process has ended.
         """
         total = tensor.clone()
         if self.world_size > 1:
@@ -209,7 +209,7 @@ class ProcessGroup:
         """Overwrite tensors by those of rank 0.
 
         Raises:
-            RankLostError: If another process has ended.
+            CifarnetError: If another process has ended.
         """
         if self.world_size > 1:
             with self.explained_loss():
@@ -252,15 +252,15 @@ class ProcessGroup:
 
     @contextmanager
     def explained_loss(self) -> Iterator[None]:
-        """Turn torch's errors about a missing process into `RankLostError`."""
+        """Turn torch's errors about a missing process into `CifarnetError`."""
         try:
             yield
         except RuntimeError as error:  # gloo raises no other type
-            if self.world_size == 1 or isinstance(error, RankLostError) or not any(w in str(error) for w in _LOST):
+            if self.world_size == 1 or isinstance(error, CifarnetError) or not any(w in str(error) for w in _LOST):
                 raise
             do_not_wait()
             reason = str(error).splitlines()[0][-120:]
-            raise RankLostError(
+            raise CifarnetError(
                 f"Another process of this training has ended or does not answer ({reason}). Its own error explains "
                 "why. Start all processes again with resume=True (--resume), or use torchrun --max-restarts"
             ) from error

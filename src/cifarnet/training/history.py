@@ -13,7 +13,7 @@ from typing import Any, overload
 from cifarnet._files import to_path, write_atomic
 from cifarnet._types import Json
 from cifarnet._validation import did_you_mean, finite_json, from_json
-from cifarnet.errors import InputError, SettingError
+from cifarnet.errors import DataError, SettingError
 
 __all__ = ["EpochRecord", "History", "check_monitor", "finite_json", "is_better"]
 
@@ -205,7 +205,7 @@ class History(Sequence[EpochRecord]):
             rows: Mapping of names to values for each epoch. Unknown names become metrics.
 
         Raises:
-            InputError: If a row lacks a field, or a value is not a number.
+            DataError: If a row lacks a field, or a value is not a number.
         """
         return cls(_record(row, f"epoch {number}") for number, row in enumerate(rows, 1))
 
@@ -229,7 +229,7 @@ class History(Sequence[EpochRecord]):
             path: File.
 
         Raises:
-            InputError: If it is not such a file.
+            DataError: If it is not such a file.
             OSError: If it cannot be read.
         """
         text = to_path(path).read_text(encoding="utf-8-sig")
@@ -282,16 +282,16 @@ def _numbers(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     try:
         values = {name: float(text) for name, text in row.items() if name and text}
     except (TypeError, ValueError) as error:
-        raise InputError(f"{where} has an invalid number ({error}). Use a file that save_csv wrote") from error
+        raise DataError(f"{where} has an invalid number ({error}). Use a file that save_csv wrote") from error
     return {name: int(value) if name in _COUNTS and value.is_integer() else value for name, value in values.items()}
 
 
 def _record(row: Mapping[str, Any], where: str) -> EpochRecord:
     missing = [name for name in (*_OWN, "train_loss", "train_accuracy") if row.get(name) is None]
     if missing:
-        raise InputError(f"{where} lacks {', '.join(missing)}. Use a history that save_csv wrote")
+        raise DataError(f"{where} lacks {', '.join(missing)}. Use a history that save_csv wrote")
     metrics = {str(name): value for name, value in row.items() if name not in _OWN and value is not None}
     try:
         return from_json(EpochRecord, {**{name: row[name] for name in _OWN}, "metrics": metrics}, where)
     except ValueError as error:
-        raise InputError(f"{error}. Remove the column or correct the value") from None
+        raise DataError(f"{error}. Remove the column or correct the value") from None

@@ -17,7 +17,7 @@ import torchvision
 
 from cifarnet.checkpoint.state_dict import OPTIMIZER_FLAGS
 from cifarnet.data import ImageDataset
-from cifarnet.errors import CheckpointMismatchError, CheckpointWarning, ResumeMismatchError
+from cifarnet.errors import CheckpointMismatchError
 from cifarnet.models import describe_model
 from cifarnet.training.describe import describe_value, differences, incomparable_parts
 from cifarnet.training.step import set_learning_rates
@@ -86,8 +86,7 @@ class RunIdentity:
             run: Data of the run; ``None`` compares seed, model, optimizer, preprocessing and moving average only.
 
         Raises:
-            CheckpointMismatchError: If it is not the state of a trainer.
-            ResumeMismatchError: If a setting differs.
+            CheckpointMismatchError: If it is not the state of a trainer, or a setting differs.
         """
         saved: Any = state.get("settings")
         if not isinstance(saved, Mapping) or not isinstance(state.get("environment"), Mapping):
@@ -117,10 +116,10 @@ class RunIdentity:
             is_resumed: Whether the run was read from a file by this call.
 
         Raises:
-            ResumeMismatchError: If it would be another run.
+            CheckpointMismatchError: If it would be another run.
 
         Warns:
-            CheckpointWarning: If it will not be bit-identical to an uninterrupted run, or if that is unknown.
+            UserWarning: If it will not be bit-identical to an uninterrupted run, or if that is unknown.
         """
         trainer, step = self._trainer, self._trainer.global_step
         settings, environment = _settings(trainer, run), _environment(trainer, run)
@@ -138,7 +137,7 @@ class RunIdentity:
             if new and trainer.group.rank == 0:
                 warnings.warn(
                     f"{'; '.join(new)}. The resumed run is valid, but may not be bit-identical to an uninterrupted one",
-                    CheckpointWarning,
+                    UserWarning,
                     stacklevel=4,
                 )
         if is_resumed and self._settings:  # the body of the loop may have changed the optimizer of the run since
@@ -219,7 +218,7 @@ def _optimizer_flags(trainer: Trainer) -> list[dict[str, Any]]:
 def _refuse(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     found = list(differences(saved, {key: now.get(key) for key in saved}))
     if found:
-        raise ResumeMismatchError(
+        raise CheckpointMismatchError(
             f"{'; '.join(found)}. Continue with the settings of the run, start a new run in another directory, "
             "or start a new run from its weights with init_from="
         )

@@ -7,13 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cifarnet.checkpoint import load_best, load_weights
-from cifarnet.errors import (
-    CheckpointCorruptError,
-    CheckpointNotFoundError,
-    CheckpointWarning,
-    ResumeMismatchError,
-    SettingError,
-)
+from cifarnet.errors import CheckpointCorruptError, CheckpointMismatchError, CheckpointNotFoundError, SettingError
 from cifarnet.training.checkpointing import CheckpointSaver
 from cifarnet.training.state import BestEpoch
 
@@ -31,7 +25,7 @@ def restore_run(trainer: Trainer, run: RunSettings, saver: CheckpointSaver) -> N
     """Load the start of the run: a checkpoint, the weights of another run, or nothing.
 
     Raises:
-        ResumeMismatchError: If the checkpoint is of another run.
+        CheckpointMismatchError: If the checkpoint is of another run.
         CheckpointError: If a file cannot be read.
         SettingError: If ``init_from`` is given to a trainer that has trained, or the processes have different settings.
     """
@@ -59,7 +53,7 @@ def restore_run(trainer: Trainer, run: RunSettings, saver: CheckpointSaver) -> N
 def _check_epochs(trainer: Trainer, run: RunSettings) -> None:
     epoch = trainer.state.epoch
     if epoch > run.max_epochs:
-        raise ResumeMismatchError(
+        raise CheckpointMismatchError(
             f"The run has {epoch} epochs, and max_epochs is {run.max_epochs}. Use max_epochs={epoch} or more, or start "
             "a new run in another directory"
         )
@@ -70,7 +64,7 @@ def _restore_best(trainer: Trainer, run: RunSettings) -> None:
     state, fresh = trainer.state, BestEpoch(run.monitor)
     best = state.best
     if best.epoch and best.monitor != run.monitor:
-        raise ResumeMismatchError(
+        raise CheckpointMismatchError(
             f"The run is selected by {best.monitor}, not by {run.monitor}. Use monitor={best.monitor!r}"
         )
     if not best.epoch:
@@ -83,7 +77,7 @@ def _restore_best(trainer: Trainer, run: RunSettings) -> None:
         warnings.warn(
             f"The weights of epoch {best.epoch}, the best so far, are missing. The best epoch is chosen among the "
             "epochs to come",
-            CheckpointWarning,
+            UserWarning,
             stacklevel=4,
         )
         state.best = fresh

@@ -188,7 +188,7 @@ def check_batch(trainer: Trainer, run: RunSettings, batch: Batch | None) -> None
         batch: Batch of the whole step; ``None`` at the end of the epoch, to compare only the processes.
 
     Raises:
-        InputError: If a label has no logit, or the batch differs between processes.
+        DataError: If a label has no logit, or the batch differs between processes.
         SettingError: If the model cannot take the images.
     """
     if run.train.starts_anywhere:

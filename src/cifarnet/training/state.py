@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cifarnet._validation import from_json
 from cifarnet.checkpoint import load_optimizer, load_weights
 from cifarnet.checkpoint.state_dict import check_weights, unwrapped_state_dict
-from cifarnet.errors import CheckpointMismatchError, NonFiniteLossError
+from cifarnet.errors import CheckpointMismatchError, NonFiniteError
 from cifarnet.inference.metrics import MetricTotals, RunningMetrics
 from cifarnet.optim import ExponentialMovingAverage
 from cifarnet.training.distributed import ProcessGroup
@@ -273,7 +273,7 @@ def check_finite(trainer: Trainer) -> None:
         trainer: Model and state.
 
     Raises:
-        NonFiniteLossError: If a loss, a weight or a running statistic is not finite.
+        NonFiniteError: If a loss, a weight or a running statistic is not finite.
     """
     state, model = trainer.state, trainer.model
     # Other buffers may be infinite, such as an attention mask.
@@ -290,7 +290,7 @@ def check_finite(trainer: Trainer) -> None:
         what = f"A weight is not finite after step {state.step}"
     rate, precision = float(trainer.optimizer.param_groups[0]["lr"]), trainer.precision.name
     remedy = "max_grad_norm=1.0" if precision == "float32" else "max_grad_norm=1.0 or float32"
-    raise NonFiniteLossError(
+    raise NonFiniteError(
         f"{what} of epoch {state.epoch + 1} (learning rate {rate:g}, {precision}). Nothing was saved since. Try a "
         f"tenth of the learning rate, {remedy}"
     )

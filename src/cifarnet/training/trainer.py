@@ -244,10 +244,10 @@ class Trainer:
             SettingError: If a value is outside its range, or the processes have different settings.
             CheckpointError: If a checkpoint cannot be read or written, the directory is in use or holds another run, or
                 it holds a run and ``resume`` is ``False``.
-            NonFiniteLossError: If the loss or a weight becomes NaN or infinite. Nothing is saved after that.
-            InputError: If a batch, a label or a pixel of an iterable is invalid.
+            NonFiniteError: If the loss or a weight becomes NaN or infinite. Nothing is saved after that.
+            DataError: If a batch, a label or a pixel of an iterable is invalid.
             DeviceMemoryError: If a batch does not fit into memory.
-            RankLostError: If another process of the same training has ended.
+            CifarnetError: If another process of the same training has ended.
         """
         run = RunSettings(
             self, train, val, test, max_epochs, batch_size, checkpointer, resume, init_from, monitor, patience, metrics

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 from cifarnet import randomness
 from cifarnet._types import Images
 from cifarnet._validation import check_choice
-from cifarnet.errors import InputError, SettingError
+from cifarnet.errors import DataError, SettingError
 from cifarnet.transforms.preprocess import channel_constant
 
 __all__ = ["Cutout", "RandomCrop", "RandomFlip", "draws_per_image"]
@@ -39,11 +39,11 @@ class _PerImage(v2.Transform):
         """Draw for every image. v2 passes the inputs that it transforms."""
         for image in flat_inputs:
             if type(image) not in (Tensor, tv_tensors.Image):
-                raise InputError(
+                raise DataError(
                     f"{type(self).__name__} takes a tensor, got {type(image).__name__}. Put v2.PILToTensor() before it"
                 )
             if image.ndim not in (3, 4):
-                raise InputError(
+                raise DataError(
                     f"{type(self).__name__} takes (C, H, W) or (N, C, H, W), got shape {tuple(image.shape)}. Reshape "
                     "the images first"
                 )
@@ -107,7 +107,7 @@ class RandomCrop(_PerImage):
     def _augment(self, images: Images, draws: Tensor) -> Images:
         num_images, channels, height, width = images.shape
         if self.mode == "reflect" and self.padding >= min(height, width):
-            raise InputError(f"padding {self.padding} does not fit images of {height}x{width}. It must be smaller")
+            raise DataError(f"padding {self.padding} does not fit images of {height}x{width}. It must be smaller")
         # 2 * padding + 1 positions with equal probability. A draw is below 1, so the floor is at most 2 * padding.
         position = (draws * (2 * self.padding + 1)).long()  # (N, 2)
         padded = _padded(images, self.padding, reflected=self.mode == "reflect")
@@ -187,7 +187,7 @@ class Cutout(_PerImage):
     def _augment(self, images: Images, draws: Tensor) -> Images:
         _, channels, height, width = images.shape
         if len(self.fill) != channels:
-            raise InputError(f"fill has {len(self.fill)} values, the images {channels} channels. Pass one per channel")
+            raise DataError(f"fill has {len(self.fill)} values, the images {channels} channels. Pass one per channel")
         top = (draws[:, :1] * height).long() - self.size // 2  # (N, 1)
         left = (draws[:, 1:] * width).long() - self.size // 2
         rows = torch.arange(height, device=images.device) - top  # (N, H)

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from cifarnet._resize import check_size, resize_images
 from cifarnet._types import Images
-from cifarnet.errors import InputError, SettingError
+from cifarnet.errors import DataError, SettingError
 
 __all__ = ["CIFAR10_MEAN", "CIFAR10_STD", "Preprocess", "Preprocessing", "channel_constant"]
 
@@ -67,15 +67,15 @@ class Preprocess:
             float32, or float64 for float64 images, shape ``(N, C, size, size)`` or ``(C, size, size)``.
 
         Raises:
-            InputError: If the number of channels differs from that of ``mean``, or the dtype is another integer.
+            DataError: If the number of channels differs from that of ``mean``, or the dtype is another integer.
         """
         if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise InputError(
+            raise DataError(
                 f"expected uint8 images, or floating images in [0, 1], got {images.dtype}. Use images.to(torch.uint8) "
                 "for values in [0, 255]"
             )
         if images.shape[-3] != len(self.mean):
-            raise InputError(
+            raise DataError(
                 f"the images have {images.shape[-3]} channels (shape {tuple(images.shape)}), the preprocessing "
                 f"{len(self.mean)}. Convert them, or build the transforms with one mean and std per channel"
             )

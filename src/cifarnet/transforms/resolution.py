@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from cifarnet import randomness
 from cifarnet._resize import resize_images
 from cifarnet._validation import check_count
-from cifarnet.errors import SettingError, SettingTypeError
+from cifarnet.errors import SettingError
 
 __all__ = ["ProgressiveResize"]
 
@@ -42,7 +42,7 @@ class ProgressiveResize(v2.Transform):
     def __init__(self, sizes: Mapping[int, int]) -> None:
         super().__init__()
         if not isinstance(sizes, Mapping):
-            raise SettingTypeError(f"sizes must be a dictionary of epochs and pixels, got {sizes!r}. {_EXAMPLE}")
+            raise SettingError(f"sizes must be a dictionary of epochs and pixels, got {sizes!r}. {_EXAMPLE}")
         for epoch, size in sizes.items():
             check_count("each epoch of sizes", epoch, _EXAMPLE, least=0)
             check_count("each side of sizes", size, _EXAMPLE, least=2)

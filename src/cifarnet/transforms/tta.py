@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from cifarnet._types import Images, Logits
 from cifarnet._validation import check_choice
-from cifarnet.errors import InputError
+from cifarnet.errors import DataError
 
 __all__ = ["TTA", "TTA_NAMES", "average_logits", "check_tta", "current_tta_name"]
 
@@ -64,7 +64,7 @@ def average_logits(predict: Callable[[Images], Logits], images: Images, tta: TTA
 
     Raises:
         SettingError: If ``tta`` is unknown.
-        InputError: If the images are too small.
+        DataError: If the images are too small.
 
     Example:
         >>> import torch
@@ -74,7 +74,7 @@ def average_logits(predict: Callable[[Images], Logits], images: Images, tta: TTA
     """
     check_tta(tta)
     if tta == "flip+shift" and min(images.shape[-2:]) < 2:
-        raise InputError(
+        raise DataError(
             f'tta="flip+shift" needs images of at least 2x2 pixels, got {images.shape[-2]}x{images.shape[-1]}. '
             'Use tta="flip"'
         )

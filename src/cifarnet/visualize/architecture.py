@@ -51,8 +51,8 @@ def plot_architecture(
         The figure.
 
     Raises:
-        InputError: If the network cannot take such an image.
-        SettingTypeError: If ``model`` is not a module.
+        DataError: If the network cannot take such an image.
+        SettingError: If ``model`` is not a module.
 
     Example:
         >>> from cifarnet import CifarCNN

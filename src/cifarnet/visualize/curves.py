@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from cifarnet._validation import check_count
-from cifarnet.errors import InputError
+from cifarnet.errors import DataError
 from cifarnet.optim.schedules import Schedule, tabulate
 from cifarnet.training.history import EpochRecord, History
 from cifarnet.visualize import _style
@@ -45,7 +45,7 @@ def plot_training_curves(history: Iterable[EpochRecord], *, monitor: str = "val_
         A figure of two panels.
 
     Raises:
-        InputError: If there is no epoch.
+        DataError: If there is no epoch.
         SettingError: If no run can be selected by ``monitor``.
 
     Example:
@@ -55,7 +55,7 @@ def plot_training_curves(history: Iterable[EpochRecord], *, monitor: str = "val_
     """
     history = History(history)
     if not len(history) or not all(isinstance(record, EpochRecord) for record in history):
-        raise InputError(
+        raise DataError(
             "history must have at least one EpochRecord. Pass what Trainer.fit or History.load_csv returns."
         )
     best = history.best(monitor)
@@ -93,7 +93,7 @@ def plot_runs(runs: Mapping[str, History], *, metric: str = "val_accuracy", ax: 
         The figure.
 
     Raises:
-        InputError: If there is no run, or one has no values of the metric.
+        DataError: If there is no run, or one has no values of the metric.
         SettingError: If ``metric`` is unknown.
 
     Example:
@@ -103,11 +103,11 @@ def plot_runs(runs: Mapping[str, History], *, metric: str = "val_accuracy", ax: 
         >>> plot_runs(runs).savefig("runs.png")  # doctest: +SKIP
     """
     if not runs:
-        raise InputError("runs is empty. Pass at least one history.")
+        raise DataError("runs is empty. Pass at least one history.")
     lines = {name: _points(history, metric) for name, history in runs.items()}
     for name, points in lines.items():
         if not points:
-            raise InputError(f'Run "{name}" has no {metric}. Leave it out, or choose a metric that all runs have.')
+            raise DataError(f'Run "{name}" has no {metric}. Leave it out, or choose a metric that all runs have.')
     is_share = metric.endswith("accuracy")
     ends = {name: points[-1][1] for name, points in lines.items()}
     ax = _style.open_axes(ax, width=7.5, height=3.4)
@@ -144,7 +144,7 @@ def plot_schedule(
         The figure.
 
     Raises:
-        InputError: If there is no schedule.
+        DataError: If there is no schedule.
         SettingError: If a count is below 1, or a multiplier is negative or not finite.
 
     Example:
@@ -156,7 +156,7 @@ def plot_schedule(
     check_count("total_steps", total_steps, "10 epochs of 50,000 images in batches of 64 are 7,820")
     schedules = schedule if isinstance(schedule, Mapping) else {"": schedule}
     if not schedules:
-        raise InputError("schedule is empty. Pass at least one schedule.")
+        raise DataError("schedule is empty. Pass at least one schedule.")
     ax = _style.open_axes(ax, width=7.5 if len(schedules) > 1 else 5.5, height=3.4)
     tables = {name: tabulate(one, total_steps) * learning_rate for name, one in schedules.items()}
     lines = [

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from cifarnet.errors import InputError
+from cifarnet.errors import DataError
 from cifarnet.inference import ClassScores, Evaluation, wilson_interval
 from cifarnet.visualize import _style
 from cifarnet.visualize._style import BLUE, GREEN, GREY, INK, ORANGE, PLAIN, SKY, SMALL, VERMILION, percent, shorten
@@ -174,7 +174,7 @@ def plot_reliability(evaluation: Evaluation, *, calibrated: Evaluation | None = 
         A figure of two panels per evaluation.
 
     Raises:
-        InputError: If the two evaluations are not of the same images.
+        DataError: If the two evaluations are not of the same images.
 
     Example:
         >>> from cifarnet import CifarCNN, Classifier, Preprocess, make_synthetic
@@ -186,7 +186,7 @@ def plot_reliability(evaluation: Evaluation, *, calibrated: Evaluation | None = 
     shown = {"": evaluation}
     if calibrated is not None:
         if [sum(row) for row in calibrated.confusion_matrix] != [sum(row) for row in evaluation.confusion_matrix]:
-            raise InputError("The evaluations are not of the same images. Evaluate both on the same data.")
+            raise DataError("The evaluations are not of the same images. Evaluate both on the same data.")
         shown = {"before: ": evaluation, "calibrated: ": calibrated}
     figure = _style.new_figure(4 * len(shown), 4.8)
     panels = figure.subplots(2, len(shown), squeeze=False, sharex="col", height_ratios=(7, 2))

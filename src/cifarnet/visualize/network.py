@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cifarnet._validation import check_count, did_you_mean
 from cifarnet.classifier import Classifier
 from cifarnet.data import ImageLike
-from cifarnet.errors import InputError, SettingError
+from cifarnet.errors import DataError, SettingError
 from cifarnet.inspection import feature_maps, grad_cam
 from cifarnet.models import unwrapped
 from cifarnet.visualize import _style
@@ -47,7 +47,7 @@ def plot_filters(model: nn.Module, *, layer: str | None = None, ax: Axes | None 
         The figure.
 
     Raises:
-        InputError: If ``model`` has no such convolution.
+        DataError: If ``model`` has no such convolution.
         SettingError: If ``layer`` is not one of them.
 
     Example:
@@ -58,7 +58,7 @@ def plot_filters(model: nn.Module, *, layer: str | None = None, ax: Axes | None 
     model = unwrapped(model)
     convs = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
     if not convs:
-        raise InputError(f"{type(model).__name__} has no nn.Conv2d whose filters could be drawn.")
+        raise DataError(f"{type(model).__name__} has no nn.Conv2d whose filters could be drawn.")
     name = next(iter(convs)) if layer is None else layer
     if name not in convs:
         raise SettingError(f'Layer "{name}" is not a convolution of the network; {did_you_mean(name, convs)}')
@@ -111,9 +111,9 @@ def plot_feature_maps(
         A figure of a panel for the image and a panel per layer.
 
     Raises:
-        InputError: If ``image`` is not one image, or the network has no layer with feature maps.
+        DataError: If ``image`` is not one image, or the network has no layer with feature maps.
         SettingError: If a layer is unknown or has no maps, or ``num_maps`` is below 1.
-        NonFiniteLogitsError: If the logits are not finite.
+        NonFiniteError: If the logits are not finite.
 
     Example:
         >>> from cifarnet import CifarCNN, Preprocess
@@ -125,7 +125,7 @@ def plot_feature_maps(
     prediction = classifier.predict([image], top_k=1)[0]
     maps = {name: outputs[0].float() for name, outputs in feature_maps(classifier, [image], layers=layers).items()}
     if not maps:
-        raise InputError("The network has no module with feature maps. There is nothing to draw.")
+        raise DataError("The network has no module with feature maps. There is nothing to draw.")
     if layers is None:
         maps = dict([*maps.items()][-_MAX_LAYERS:])
     columns = min(num_maps, max(map(len, maps.values())))
@@ -183,9 +183,9 @@ def plot_grad_cam(
         A figure of two panels per image.
 
     Raises:
-        InputError: If an image cannot be read, there is none, or the network has no layer with feature maps.
+        DataError: If an image cannot be read, there is none, or the network has no layer with feature maps.
         SettingError: If there is no such layer or class, or ``columns`` is below 1.
-        NonFiniteLogitsError: If the logits are not finite.
+        NonFiniteError: If the logits are not finite.
 
     Example:
         >>> from cifarnet import CifarCNN, Preprocess

@@ -16,7 +16,7 @@ from cifarnet import randomness
 from cifarnet._validation import check_count
 from cifarnet.classifier import Classifier, Prediction
 from cifarnet.data import ImageDataset, ImageLike, crop_square, resize_images, to_pixels
-from cifarnet.errors import InputError
+from cifarnet.errors import DataError
 from cifarnet.inference import Evaluation
 from cifarnet.transforms import Transforms
 from cifarnet.visualize import _style
@@ -53,9 +53,9 @@ def plot_predictions(
         A figure of two panels per image.
 
     Raises:
-        InputError: If there are no images, one cannot be read, or the data set has other classes.
+        DataError: If there are no images, one cannot be read, or the data set has other classes.
         SettingError: If a number is below 1.
-        NonFiniteLogitsError: If the logits are not finite.
+        NonFiniteError: If the logits are not finite.
 
     Example:
         >>> from cifarnet import CifarCNN, Preprocess, make_synthetic
@@ -75,12 +75,12 @@ def plot_predictions(
     elif not isinstance(images, str) and isinstance(images, Sequence):
         shown, truths = list(images), [None] * len(images)
     else:
-        raise InputError(
+        raise DataError(
             f"images must be a data set or a list of images, got {type(images).__name__}. "
             "Pass [image] for one image, list(images) for a batch."
         )
     if not shown:
-        raise InputError("images is empty. Pass at least one image.")
+        raise DataError("images is empty. Pass at least one image.")
     predictions = classifier.predict(shown, top_k=top_k)
     figure, cells = _style.open_cells(len(shown), columns, width=2.9, height=1.55, ratios=(0.44, 0.5))
     for (left, right), image, prediction, truth in zip(cells, shown, predictions, truths, strict=True):
@@ -118,7 +118,7 @@ def plot_top_losses(evaluation: Evaluation, data: ImageDataset, *, num_images: i
         A figure of two panels per image.
 
     Raises:
-        InputError: If the evaluation is of other images, or keeps no top losses.
+        DataError: If the evaluation is of other images, or keeps no top losses.
         SettingError: If a number is below 1.
 
     Example:
@@ -131,12 +131,12 @@ def plot_top_losses(evaluation: Evaluation, data: ImageDataset, *, num_images: i
     check_count("num_images", num_images, "12 is the default")
     top_losses = evaluation.top_losses[:num_images]
     if not top_losses:
-        raise InputError("The evaluation keeps no top losses. Evaluate the images once more.")
+        raise DataError("The evaluation keeps no top losses. Evaluate the images once more.")
     ids = [(one.id, one.label) for one in top_losses]
     if evaluation.num_images != len(data) or ids != [
         (int(data.ids[one.index]), int(data.labels[one.index])) for one in top_losses
     ]:
-        raise InputError("The data is not what was evaluated. Pass the same data set, in the same order.")
+        raise DataError("The data is not what was evaluated. Pass the same data set, in the same order.")
     names = evaluation.classes or data.classes
     figure, cells = _style.open_cells(len(top_losses), columns, width=2.3, height=1.4, ratios=(0.56, 0.38))
     for (left, right), one in zip(cells, top_losses, strict=True):
@@ -175,7 +175,7 @@ def plot_augmentations(
 
     Raises:
         SettingError: If a number is below 1.
-        InputError: If the transforms do not return one uint8 image per image.
+        DataError: If the transforms do not return one uint8 image per image.
 
     Example:
         >>> from cifarnet import build_transforms, make_synthetic
@@ -195,7 +195,7 @@ def plot_augmentations(
             with randomness.scope(seed, epoch, ids):
                 columns.append(augment(images))
     if not all(isinstance(x, Tensor) and x.dtype == torch.uint8 and x.shape == images.shape for x in columns):
-        raise InputError("transforms must return a uint8 image of the same size per image. Pass transforms.augment.")
+        raise DataError("transforms must return a uint8 image of the same size per image. Pass transforms.augment.")
     tiles = torch.stack(columns, dim=1).flatten(0, 1).permute(0, 2, 3, 1).numpy() / np.float32(255)
     ax = _style.open_axes(ax, width=0.9 * len(columns), height=0.9 * len(images) + 0.3)
     middles = _style.draw_tiles(ax, tiles.repeat(3, axis=-1) if tiles.shape[-1] == 1 else tiles[..., :3], len(columns))
