@@ -22,7 +22,8 @@ import cifarnet
 from cifarnet import recipes
 from cifarnet.models import build_model, count_flops
 from cifarnet.recipes import RECIPES, get_recipe
-from cifarnet.report import comparison_table, format_result, read_reports, summarize_seeds
+from cifarnet.report import comparison_table, read_reports, summarize_seeds
+from cifarnet.report.tables import format_result
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "examples" / "benchmarks"

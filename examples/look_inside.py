@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from torch.nn.functional import cosine_similarity
 
 from cifarnet import Classifier, load_cifar10
-from cifarnet.models import build_model, describe_model
+from cifarnet.models import build_model
+from cifarnet.models.registry import describe_model
 from cifarnet.visualize import plot_feature_maps, plot_filters, plot_grad_cam
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -18,7 +18,8 @@ from scipy import stats
 
 import cifarnet
 from cifarnet import ImageDataset
-from cifarnet.inference import Precision, describe_machine, wilson_interval
+from cifarnet.inference import Precision, wilson_interval
+from cifarnet.inference.device import describe_machine
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:

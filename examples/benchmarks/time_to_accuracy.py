@@ -23,7 +23,8 @@ from typing import Any
 from cifarnet import DatasetSplits, Trainer
 from cifarnet.cli.data_source import load_data
 from cifarnet.inference import resolve_device, resolve_precision
-from cifarnet.recipes import Recipe, build_trainer, fit_to_images, get_recipe
+from cifarnet.recipes import Recipe, build_trainer, get_recipe
+from cifarnet.recipes.builders import fit_to_images
 from measurement import (
     build_parser,
     count,

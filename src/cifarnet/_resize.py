@@ -50,7 +50,7 @@ def resize_images(images: Images, size: int) -> Images:
 
 
 def crop_square(images: Images) -> Images:
-    """Crop images to the largest square in the centre, as `resize_images` does.
+    """Crop images to the largest square in the centre, as ``resize_images`` does.
 
     Args:
         images: Any dtype, shape ``(..., H, W)``.

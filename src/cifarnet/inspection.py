@@ -21,7 +21,7 @@ from cifarnet.data import ImageLike
 from cifarnet.errors import DataError, NonFiniteError, SettingError
 from cifarnet.inference import predict_logits
 from cifarnet.inference.loader import EVAL_BATCH_SIZE
-from cifarnet.models import evaluation_mode, unwrapped
+from cifarnet.models._modules import evaluation_mode, unwrapped
 from cifarnet.randomness import isolated
 
 __all__ = ["feature_maps", "grad_cam", "map_shapes"]

@@ -23,14 +23,10 @@ from torch import Tensor
 
 __all__ = [
     "Scope",
-    "current_epoch",
     "draw",
     "isolated",
-    "kept_generators",
     "permutation",
     "scope",
-    "seed_torch",
-    "step_seed",
 ]
 
 _MASK = 0xFFFFFFFF

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from cifarnet.checkpoint import Checkpointer, load_optimizer, load_weights
-from cifarnet.checkpoint.state_dict import follow_weights, unwrapped_state_dict
+from cifarnet.checkpoint import Checkpointer
+from cifarnet.checkpoint.state_dict import follow_weights, load_optimizer, load_weights, unwrapped_state_dict
 from cifarnet.errors import CheckpointMismatchError
 
 

@@ -22,7 +22,7 @@ from cifarnet import (
     load_image_folder,
     make_synthetic,
 )
-from cifarnet.data import resize_images
+from cifarnet._resize import resize_images
 from cifarnet.errors import DataError, NonFiniteError, SettingError
 
 SIZE = 16

@@ -23,6 +23,7 @@ from cifarnet.checkpoint import read_checkpoint
 from cifarnet.cli.arguments import RECIPE_NAMES, TTA_NAMES, build_parser
 from cifarnet.data import DatasetSplits, load_image_folder
 from cifarnet.errors import CifarnetError
+from cifarnet.recipes.named import measured_results
 from cifarnet.report import load_report, read_reports, summarize_seeds
 from cifarnet.transforms import tta
 
@@ -260,7 +261,7 @@ def test_recipes_are_listed_with_their_results(run: Run) -> None:
     assert code == 0
     for name, recipe in recipes.RECIPES.items():
         assert re.search(rf"^{name} +{re.escape(recipe.summary)}$", out, flags=re.MULTILINE)
-    measured = recipes.measured_results("reference")[0]
+    measured = measured_results("reference")[0]
     assert f"{100 * measured['test_accuracy']['mean']:.2f} ± " in out
     assert json.loads(run("recipes", "--json")[1])["recipes"]["reference"]["results"][0] == measured
 
@@ -274,7 +275,7 @@ def test_info_shows_versions_and_no_cifar10(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("train --recipe refrence", 'unknown recipe "refrence"; did you mean "reference"?'),
+        ("train --recipe refrence", 'recipe "refrence" is unknown; did you mean "reference"?'),
         ("train --batch-size 0", "batch_size must be at least 1, got 0"),
         ("train --epochs many", "argument --epochs: invalid int value: 'many'"),
         ("train --device gpu", 'device "gpu" cannot be used'),

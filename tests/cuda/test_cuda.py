@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from cifarnet import Checkpointer, Classifier, DatasetSplits, Trainer, Transforms, build_transforms, make_synthetic
 from cifarnet.errors import DataError, DeviceMemoryError, SettingError
 from cifarnet.inference import predict_logits
-from cifarnet.models import evaluation_mode
+from cifarnet.models._modules import evaluation_mode
 from cifarnet.randomness import permutation, scope
 from cifarnet.recipes import build_trainer, get_recipe
 from cifarnet.training.cuda_graph import GraphedUpdate

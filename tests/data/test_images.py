@@ -15,7 +15,9 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from cifarnet.data import crop_square, decode_image, resize_images, to_pixels
+from cifarnet._resize import crop_square, resize_images
+from cifarnet.data import to_pixels
+from cifarnet.data.images import decode_image
 from cifarnet.errors import DataError, SettingError
 
 RGB = np.random.default_rng(5).integers(0, 256, (9, 14, 3), dtype=np.uint8)

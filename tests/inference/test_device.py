@@ -5,8 +5,8 @@ import torch
 
 from cifarnet._hardware import _is_cpu_suitable, is_bf16_faster
 from cifarnet.errors import DeviceMemoryError, SettingError
-from cifarnet.inference import describe_device, resolve_device, resolve_precision
-from cifarnet.inference.device import out_of_memory_advice
+from cifarnet.inference import resolve_device, resolve_precision
+from cifarnet.inference.device import describe_device, out_of_memory_advice
 
 CPU = torch.device("cpu")
 

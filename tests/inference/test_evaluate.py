@@ -17,9 +17,11 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from cifarnet import CifarCNN, Classifier, DatasetSplits, Preprocess, Trainer
 from cifarnet.errors import DataError, DeviceMemoryError
-from cifarnet.inference import NUM_BINS, NUM_TOP_LOSSES, predict_logits, true_class_ranks
+from cifarnet.inference import predict_logits
 from cifarnet.inference.evaluate import check_model_fits, evaluate
+from cifarnet.inference.evaluation import NUM_BINS, NUM_TOP_LOSSES
 from cifarnet.inference.loader import Batch, IterableLoader
+from cifarnet.inference.metrics import true_class_ranks
 from cifarnet.inference.summarize import _summarize_batch
 
 MakeTrainer = Callable[..., Trainer]
@@ -195,20 +197,14 @@ def test_an_evaluation_counts_the_predicted_logits(
     assert tta is not None or (record.val_loss, record.val_accuracy) == (found.loss, found.accuracy)
 
 
-@pytest.mark.parametrize("num_classes", [2, 10, 100])
-def test_batches_are_evaluated_like_a_data_set(num_classes: int) -> None:
+def test_batches_are_evaluated_like_a_data_set(synthetic: DatasetSplits) -> None:
     torch.manual_seed(0)
-    model = CifarCNN(num_classes, image_size=8, widths=(4, 4), hidden=8).eval()
-    images = torch.randint(256, (130, 3, 8, 8), dtype=torch.uint8)
-    labels = torch.randint(num_classes, (130,))
-    preprocess, names = Preprocess(8), [f"name {i}" for i in range(num_classes)]
-    classifier = Classifier(model, preprocess, names, device="cpu", precision="float64")
-    found = classifier.evaluate([(images[:70], labels[:70]), (images[70:], labels[70:])])
-    with torch.no_grad():
-        expected = scored(model(preprocess(images).double()), labels, classes=tuple(names))
-    assert found.confusion_matrix == expected.confusion_matrix
+    model, test = CifarCNN(image_size=16, widths=(4, 4), hidden=8), synthetic.test
+    classifier = Classifier(model, Preprocess(16), test.classes, device="cpu", precision="float64")
+    found = classifier.evaluate([(test.images[i : i + 30], test.labels[i : i + 30]) for i in range(0, 100, 30)])
+    expected = classifier.evaluate(test)
+    assert (found.confusion_matrix, found.classes) == (expected.confusion_matrix, test.classes)
     assert found.log_loss == pytest.approx(expected.log_loss, rel=1e-9)
-    assert found.classes == tuple(names)
     assert [one.id for one in found.top_losses] == [one.index for one in found.top_losses]
 
 

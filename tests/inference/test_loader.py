@@ -94,10 +94,13 @@ def test_an_iterable_cannot_resume_inside_an_epoch() -> None:
     [
         (torch.zeros(2, 3, 8, 8), r"^Batch 1 must be two tensors \(images, labels\), got Tensor"),
         ((torch.zeros(3, 8, 8), 1), "must be two tensors .*, got tuple"),
-        ((torch.zeros(3, 8, 8), torch.tensor(1)), r"images \(N, C, H, W\), got torch.float32 \(3, 8, 8\)"),
+        ((torch.zeros(3, 8, 8), torch.tensor(1)), r"got torch.float32 \(3, 8, 8\)\. The shape must be \(N, C, H, W\)"),
         ((torch.zeros(0, 3, 8, 8), LABELS[:0]), r"got torch.float32 \(0, 3, 8, 8\)"),
         ((make_images().to(torch.float8_e4m3fn), LABELS), "got torch.float8_e4m3fn"),
-        ((make_images().int(), LABELS), r"got torch.int32 .*Use images.to\(torch.uint8\)"),
+        (
+            (make_images().int(), LABELS),
+            r"preprocessed floating images, got torch.int32 .*Use images.to\(torch.uint8\)",
+        ),
         ((make_images(), LABELS[:1]), r"must have 2 integer labels, got torch.int64 \(1,\)"),
         ((make_images(), LABELS.float()), r"must have 2 integer labels, got torch.float32 \(2,\)"),
         ((make_images(), LABELS.to(torch.complex64)), "must have 2 integer labels"),

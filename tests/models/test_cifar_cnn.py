@@ -11,8 +11,9 @@ from torch import nn
 
 from cifarnet import CifarCNN
 from cifarnet.errors import SettingError
-from cifarnet.models import MODELS, build_model, count_flops, describe_model
+from cifarnet.models import MODELS, build_model, count_flops
 from cifarnet.models._modules import flatten
+from cifarnet.models.registry import describe_model
 
 
 def test_the_reference_network_has_6447754_parameters() -> None:

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from cifarnet import FastCNN
 from cifarnet.errors import DataError, SettingError
-from cifarnet.models import whitening_filters
 from cifarnet.models.fast_cnn import ConvGroup
+from cifarnet.models.whitening import whitening_filters
 
 
 def small(in_channels: int = 3) -> FastCNN:

@@ -17,15 +17,9 @@ from cifarnet import Checkpointer, CifarCNN, Classifier, FastCNN, Preprocess, Tr
 from cifarnet.checkpoint import load_best
 from cifarnet.checkpoint.state_dict import unwrapped_state_dict
 from cifarnet.errors import DataError, SettingError
-from cifarnet.models import (
-    MODELS,
-    ResNet18,
-    build_model,
-    count_flops,
-    describe_model,
-    evaluation_mode,
-    summarize_model,
-)
+from cifarnet.models import MODELS, ResNet18, build_model, count_flops, summarize_model
+from cifarnet.models._modules import evaluation_mode
+from cifarnet.models.registry import describe_model
 from cifarnet.models.resnet18 import ResidualBlock
 from cifarnet.visualize import plot_architecture
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cifarnet import Preprocess, make_synthetic
 from cifarnet.errors import DataError, SettingError
-from cifarnet.models import whitening_filters
+from cifarnet.models.whitening import whitening_filters
 
 
 def smooth_images(num_images: int = 20, channels: int = 3, size: int = 12, seed: int = 0) -> Tensor:

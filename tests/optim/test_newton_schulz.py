@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cifarnet.optim import newton_schulz
+from cifarnet.optim.muon import newton_schulz
 
 SHAPES = [(4, 12), (12, 4), (7, 7), (1, 5), (6, 9)]
 

@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
 
 from cifarnet.errors import SettingError
-from cifarnet.optim import Schedule, constant, cosine, from_torch, linear, one_cycle, tabulate
+from cifarnet.optim import Schedule, constant, cosine, from_torch, linear, one_cycle
+from cifarnet.optim.schedules import tabulate
 
 SCHEDULES = [
     constant(),

@@ -11,9 +11,11 @@ import torch
 
 from cifarnet import Checkpointer, Classifier, DatasetSplits, FastCNN, Trainer, make_synthetic
 from cifarnet.errors import SettingError
-from cifarnet.models import describe_model, whitening_filters
+from cifarnet.models.registry import describe_model
+from cifarnet.models.whitening import whitening_filters
 from cifarnet.optim import Muon
-from cifarnet.recipes import RECIPES, Recipe, build_optimizer, build_trainer, fit_to_images, get_recipe
+from cifarnet.recipes import RECIPES, Recipe, build_trainer, get_recipe
+from cifarnet.recipes.builders import build_optimizer, fit_to_images
 
 MINE: dict[str, Any] = {"name": "mine", "summary": "a try"}
 SMALL_FAST = replace(get_recipe("fast94"), model_arguments={"widths": (4, 4, 4)}, batch_size=32)

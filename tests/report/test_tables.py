@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from cifarnet.errors import DataError
-from cifarnet.recipes import RECIPES, Recipe, get_recipe, measured_results
+from cifarnet.recipes import RECIPES, Recipe, get_recipe
+from cifarnet.recipes.named import measured_results
 from cifarnet.report import (
     comparison_table,
     read_reports,

@@ -14,7 +14,8 @@ from torchvision.transforms import v2
 from cifarnet import CifarCNN, DatasetSplits, Trainer, Transforms, build_transforms, make_synthetic
 from cifarnet._types import Images, Logits
 from cifarnet.errors import SettingError
-from cifarnet.optim import ExponentialMovingAverage, one_cycle, tabulate
+from cifarnet.optim import ExponentialMovingAverage, one_cycle
+from cifarnet.optim.schedules import tabulate
 from cifarnet.randomness import permutation, scope
 from cifarnet.training import cuda_graph
 from runs import fit, weights_of

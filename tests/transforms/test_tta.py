@@ -16,8 +16,8 @@ from torch import Tensor
 from cifarnet import CifarCNN, Classifier, DatasetSplits, Preprocess, Trainer
 from cifarnet.errors import DataError, SettingError
 from cifarnet.inference import predict_logits, resolve_precision
-from cifarnet.transforms import TTA, average_logits
-from cifarnet.transforms.tta import TTA_NAMES, current_tta_name
+from cifarnet.transforms import TTA
+from cifarnet.transforms.tta import TTA_NAMES, average_logits, current_tta_name
 
 MakeTrainer = Callable[..., Trainer]
 SIZE = 16

@@ -16,17 +16,11 @@ from cifarnet.classifier.prediction import Prediction, is_list, load_batches, ra
 from cifarnet.data import ImageDataset, ImageLike
 from cifarnet.data.dataset import check_classes
 from cifarnet.errors import DataError, NonFiniteError
-from cifarnet.inference import (
-    Evaluation,
-    check_temperature,
-    fit_temperature,
-    predict_logits,
-    resolve_device,
-    resolve_precision,
-)
+from cifarnet.inference import Evaluation, fit_temperature, predict_logits, resolve_device, resolve_precision
+from cifarnet.inference.calibration import check_temperature
 from cifarnet.inference.evaluate import check_model_fits, check_preprocess, evaluate, predict_batches
 from cifarnet.inference.open_data import Data, open_evaluation_loader
-from cifarnet.models import evaluation_mode, unwrapped
+from cifarnet.models._modules import evaluation_mode, unwrapped
 from cifarnet.transforms import TTA, Preprocess
 from cifarnet.transforms.tta import check_tta
 
@@ -52,7 +46,7 @@ class Classifier:
     Raises:
         DataError: If ``classes`` is not a sequence of distinct, non-empty names.
         SettingError: If the network does not fit the preprocessed images or the number of classes, or the temperature
-            is outside `TEMPERATURE_RANGE`.
+            is outside ``[0.001, 1000]``.
     """
 
     def __init__(
@@ -153,8 +147,7 @@ class Classifier:
     ) -> Prediction | list[Prediction]:
         """Predict the class of an image, or of each image of a list.
 
-        An image may have any size. It is cropped to the square in its centre and resized, as in training. Colour modes,
-        transparency, channel orders, ranges and devices are converted, see `cifarnet.data.to_pixels`.
+        An image of any size and colour mode is converted as in training, see `cifarnet.data.to_pixels`.
 
         Args:
             images: Path, bytes of a picture file, open binary file, Pillow image, array or tensor, or a list of them.
@@ -197,13 +190,10 @@ class Classifier:
         return logits
 
     def to_pixels(self, images: ImageLike | Sequence[ImageLike]) -> Images:
-        """Crop images to a square, resize them for the network and stack them, without normalising them.
+        """Return images as the network sees them, uint8 on the CPU, shape ``(N, C, size, size)``, not normalised.
 
         Args:
             images: An image that `predict` accepts, or a list of such images.
-
-        Returns:
-            Images on the CPU, uint8, shape ``(N, C, size, size)``; ``N`` is 1 for one image.
 
         Raises:
             DataError: If a value is not an image, or the list is empty.
@@ -214,7 +204,11 @@ class Classifier:
         return torch.cat(batches)
 
     def class_name(self, index: int) -> str:
-        """Return the name of the class at the index of a logit; ``class 3``, for example, if the names are unknown."""
+        """Return the name of a class, or ``class 3`` if the names are unknown.
+
+        Args:
+            index: Index of the logit, from 0.
+        """
         return self.classes[index] if self.classes else f"class {index}"
 
     def check_classes(self, data: ImageDataset) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from cifarnet._validation import from_json, shorten
 from cifarnet.checkpoint.file import corrupt
 from cifarnet.errors import SettingError
-from cifarnet.inference import check_temperature
+from cifarnet.inference.calibration import check_temperature
 from cifarnet.transforms import Preprocess
 
 __all__ = ["MAX_IMAGE_VALUES", "ClassifierMetadata", "constructor_call", "parse_metadata"]

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from cifarnet.checkpoint import Checkpointer, load_best, load_weights
+from cifarnet.checkpoint import Checkpointer, load_best
 from cifarnet.checkpoint.file import corrupt
-from cifarnet.checkpoint.state_dict import check_weights, unwrapped_state_dict
+from cifarnet.checkpoint.state_dict import check_weights, load_weights, unwrapped_state_dict
 from cifarnet.classifier.metadata import ClassifierMetadata, constructor_call, parse_metadata
 from cifarnet.errors import CheckpointError, CheckpointMismatchError, DataError, SettingError
 from cifarnet.inference import resolve_device, resolve_precision
 from cifarnet.inference.evaluate import check_model_fits
-from cifarnet.models import MODELS, build_model, describe_model
+from cifarnet.models import MODELS, build_model
+from cifarnet.models.registry import describe_model
 from cifarnet.randomness import isolated
 from cifarnet.transforms import Preprocess
 

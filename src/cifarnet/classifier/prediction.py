@@ -9,8 +9,9 @@ from typing import TypeGuard
 
 import torch
 
+from cifarnet._resize import resize_images
 from cifarnet._types import Images, Logits
-from cifarnet.data import ImageLike, resize_images, to_pixels
+from cifarnet.data import ImageLike, to_pixels
 from cifarnet.errors import DataError
 from cifarnet.inference.loader import EVAL_BATCH_SIZE
 from cifarnet.transforms import Preprocess

@@ -22,11 +22,15 @@ from cifarnet.checkpoint import Checkpointer
 from cifarnet.classifier import Classifier
 from cifarnet.cli.arguments import EXPORT_FORMATS, TTA_NAMES
 from cifarnet.cli.data_source import load_data, source_of
-from cifarnet.data import ImageDataset, check_split, find_cifar10
+from cifarnet.data import ImageDataset, find_cifar10
+from cifarnet.data.dataset import check_split
 from cifarnet.errors import DataError, SettingError
-from cifarnet.inference import describe_device, resolve_device, resolve_precision
-from cifarnet.recipes import RECIPES, build_trainer, get_recipe, measured_results
-from cifarnet.report import build_page, build_report, format_result, load_run, save_page, save_report
+from cifarnet.inference import resolve_device, resolve_precision
+from cifarnet.inference.device import describe_device
+from cifarnet.recipes import RECIPES, build_trainer, get_recipe
+from cifarnet.recipes.named import measured_results
+from cifarnet.report import build_page, build_report, load_run, save_page, save_report
+from cifarnet.report.tables import format_result
 from cifarnet.training import History
 from cifarnet.training.distributed import ProcessGroup
 

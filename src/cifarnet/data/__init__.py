@@ -4,12 +4,11 @@ The only modules of the package that read data files. Each loader returns `Datas
 hold uint8 images and know nothing of devices, batches or augmentation.
 """
 
-from cifarnet._resize import crop_square, resize_images
 from cifarnet.data.cifar10 import find_cifar10, load_cifar10
 from cifarnet.data.cifar10_files import CIFAR10_CLASSES
-from cifarnet.data.dataset import DatasetSplits, ImageDataset, check_split
+from cifarnet.data.dataset import DatasetSplits, ImageDataset
 from cifarnet.data.image_folder import load_image_folder
-from cifarnet.data.images import ImageLike, decode_image, to_pixels
+from cifarnet.data.images import ImageLike, to_pixels
 from cifarnet.data.synthetic import SYNTHETIC_CLASSES, make_synthetic
 
 __all__ = [
@@ -18,13 +17,9 @@ __all__ = [
     "DatasetSplits",
     "ImageDataset",
     "ImageLike",
-    "check_split",
-    "crop_square",
-    "decode_image",
     "find_cifar10",
     "load_cifar10",
     "load_image_folder",
     "make_synthetic",
-    "resize_images",
     "to_pixels",
 ]

@@ -21,7 +21,7 @@ __all__ = ["load_image_folder"]
 def load_image_folder(root: str | Path, *, size: int = 32) -> DatasetSplits:
     """Load pictures from ``root/train/<class>/*``, ``root/test/<class>/*`` and, if it exists, ``root/val/<class>/*``.
 
-    The pictures may have any format that Pillow reads. Each one is decoded by `decode_image`, cropped to its central
+    The pictures may have any format that Pillow reads. Each one is decoded, cropped to its central
     square and resized to ``size``. Names that begin with a dot are ignored. Two names that differ in their Unicode
     normalisation only, as macOS and Linux write them, are one class.
 

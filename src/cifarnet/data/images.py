@@ -29,7 +29,7 @@ _EXPECTED = "expected uint8 or float in [0, 1] of shape (H, W, 3), (3, H, W) or 
 def to_pixels(image: ImageLike, *, channels: int = 3) -> Tensor:
     """Convert one image to uint8 with the number of channels that a network needs.
 
-    `decode_image` decodes files and Pillow images. Arrays and tensors may have their channels first or last, and 1,
+    Files and Pillow images are decoded by Pillow. Arrays and tensors may have their channels first or last, and 1,
     3 (RGB), 4 (RGBA) or no channels. Floating values are rounded to the nearest of 256 levels, because networks are
     trained on those. Transparent pixels are composited on white. Grey becomes colour, and colour becomes grey (ITU-R
     BT.601), as the network needs.

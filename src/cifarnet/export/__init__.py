@@ -28,7 +28,7 @@ from cifarnet._validation import finite_json
 from cifarnet.classifier import Classifier
 from cifarnet.errors import CifarnetError, DataError
 from cifarnet.export.verification import draw_images, largest_difference, reason
-from cifarnet.models import unwrapped
+from cifarnet.models._modules import unwrapped
 
 if TYPE_CHECKING:
     import onnx

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from cifarnet._resize import resize_images
 from cifarnet._types import Images
 from cifarnet.classifier import Classifier
-from cifarnet.data import resize_images
 from cifarnet.errors import CifarnetError, NonFiniteError
 from cifarnet.inference import predict_logits
-from cifarnet.models import evaluation_mode
+from cifarnet.models._modules import evaluation_mode
 
 __all__ = ["draw_images", "largest_difference", "library_probabilities", "reason"]
 

@@ -24,7 +24,7 @@ def check_temperature(temperature: object) -> None:
         temperature: Any value.
 
     Raises:
-        SettingError: If it is not a number in `TEMPERATURE_RANGE`.
+        SettingError: If it is not a number in ``[0.001, 1000]``.
     """
     if isinstance(temperature, bool) or not isinstance(temperature, int | float):
         raise SettingError(f"temperature must be a number, got {temperature!r}. Use 1 for unchanged logits")
@@ -51,7 +51,7 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
 
     Raises:
         NonFiniteError: If a logit is NaN or infinite.
-        DataError: If there are no images, a label is outside ``[0, K)``, or `TEMPERATURE_RANGE` has no minimum because
+        DataError: If there are no images, a label is outside ``[0, K)``, or ``[0.001, 1000]`` has no minimum because
             all images are classified correctly, the network is no better than guessing, or its logits are equal.
 
     Example:

@@ -16,8 +16,9 @@ from cifarnet.inference.evaluation import Evaluation
 from cifarnet.inference.loader import EvaluationLoader, check_labels
 from cifarnet.inference.metrics import MetricTotals, RunningMetrics
 from cifarnet.inference.summarize import Predictions, summarize_predictions
-from cifarnet.models import evaluation_mode, unwrapped
-from cifarnet.transforms import TTA, Preprocess, average_logits
+from cifarnet.models._modules import evaluation_mode, unwrapped
+from cifarnet.transforms import TTA, Preprocess
+from cifarnet.transforms.tta import average_logits
 
 __all__ = [
     "check_logits",
@@ -133,7 +134,7 @@ def check_model_fits(
     try:
         with out_of_memory_advice(precision.device, explain), evaluation_mode(model):
             images = images.to(precision.device)
-            logits: object = predict_logits(model, images, preprocess=preprocess, precision=precision)
+            logits = predict_logits(model, images, preprocess=preprocess, precision=precision)
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, SettingError):
             raise
@@ -141,8 +142,8 @@ def check_model_fits(
             f"{built} cannot take the images of {name} ({tuple(images.shape[1:])}{prepared}): "
             f"{str(error).splitlines()[0].rstrip('.')}. Build it for that size and those channels"
         ) from error
-    shape = tuple(logits.shape) if isinstance(logits, Tensor) else None
-    if shape is None or len(shape) != 2 or shape[0] != 1 or num_classes not in (None, shape[1]):
+    shape = tuple(logits.shape)
+    if len(shape) != 2 or shape[0] != 1 or num_classes not in (None, shape[1]):
         classes = "K" if num_classes is None else num_classes
         raise SettingError(
             f"{built} returns logits of shape {shape} for one image of {name}. The shape must be (1, {classes}). Build "
@@ -270,7 +271,7 @@ def evaluate(
     Raises:
         DeviceMemoryError: If a batch or the loss does not fit into memory.
         DataError: If `predict_batches` raises it, or if a label on another device than the CPU is outside ``[0, K)``.
-        SettingError: If the model does not return a tensor, or ``temperature`` is outside `TEMPERATURE_RANGE`.
+        SettingError: If the model does not return a tensor, or ``temperature`` is outside ``[0.001, 1000]``.
     """
     predictions = predict_batches(model, batches, preprocess=preprocess, precision=precision, tta=tta)
     totals = evaluate_loss(model, predictions, loss_fn=loss_fn, precision=precision)

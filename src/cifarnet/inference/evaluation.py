@@ -134,15 +134,15 @@ class Evaluation:
         brier: Squared error of the probabilities, summed over the classes and averaged over the images (Brier, 1950),
             in ``[0, 2]``.
         reliability_bins: Bins of the images by the probability of the predicted class, for a reliability diagram
-            (arXiv:1706.04599). Bin ``m`` of the `NUM_BINS`, from 0, covers ``(m / 15, (m + 1) / 15]``.
-        top_losses: Predictions with the highest loss, highest first, at most `NUM_TOP_LOSSES`.
+            (arXiv:1706.04599). Bin ``m`` of 15, from 0, covers ``(m / 15, (m + 1) / 15]``.
+        top_losses: Predictions with the highest loss, highest first, at most 25.
         classes: The ``K`` class names; empty if they are unknown.
         temperature: Divisor of the logits, see `fit_temperature`. 1 leaves them unchanged.
         tta: Test-time augmentation; ``None`` if each image was predicted once.
 
     Raises:
         DataError: If the counts contradict each other.
-        SettingError: If the temperature is outside `TEMPERATURE_RANGE`.
+        SettingError: If the temperature is outside ``[0.001, 1000]``.
     """
 
     loss: float

@@ -224,8 +224,8 @@ def _check_shapes(item: Any) -> tuple[Images, Labels]:
     is_integer = not (labels.is_floating_point() or labels.is_complex())
     if not (images.dtype == torch.uint8 or is_float) or images.ndim != 4 or 0 in images.shape:
         raise DataError(
-            f"must have uint8 or preprocessed floating images (N, C, H, W), got {images.dtype} {tuple(images.shape)}. "
-            "Use images.to(torch.uint8) for values in [0, 255]"
+            f"must have uint8 images or preprocessed floating images, got {images.dtype} {tuple(images.shape)}. The "
+            "shape must be (N, C, H, W). Use images.to(torch.uint8) for values in [0, 255]"
         )
     if labels.shape != images.shape[:1] or not is_integer:
         raise DataError(f"must have {len(images)} integer labels, got {labels.dtype} {tuple(labels.shape)}")

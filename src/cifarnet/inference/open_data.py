@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from cifarnet import randomness
 from cifarnet._types import Json
-from cifarnet.data import DatasetSplits, ImageDataset, decode_image
+from cifarnet.data import DatasetSplits, ImageDataset
+from cifarnet.data.images import decode_image
 from cifarnet.errors import DataError
 from cifarnet.inference.loader import EVAL_BATCH_SIZE, IterableLoader, Loader, TensorLoader
 

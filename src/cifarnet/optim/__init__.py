@@ -2,8 +2,8 @@
 
 from cifarnet.optim.ema import ExponentialMovingAverage
 from cifarnet.optim.groups import param_groups, use_fused
-from cifarnet.optim.muon import Muon, newton_schulz
-from cifarnet.optim.schedules import Schedule, constant, cosine, from_torch, linear, one_cycle, tabulate
+from cifarnet.optim.muon import Muon
+from cifarnet.optim.schedules import Schedule, constant, cosine, from_torch, linear, one_cycle
 
 __all__ = [
     "ExponentialMovingAverage",
@@ -13,9 +13,7 @@ __all__ = [
     "cosine",
     "from_torch",
     "linear",
-    "newton_schulz",
     "one_cycle",
     "param_groups",
-    "tabulate",
     "use_fused",
 ]

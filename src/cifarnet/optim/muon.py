@@ -56,7 +56,7 @@ class Muon(torch.optim.Optimizer):
         lr: Learning rate. A 0-d tensor stays on its device.
         momentum: Momentum in ``[0, 1)``.
         nesterov: Use Nesterov momentum.
-        ns_steps: Number of steps of `newton_schulz`. The fast runs use 3. Its products are in bfloat16 if the device
+        ns_steps: Number of Newton-Schulz steps. The fast runs use 3. Its products are in bfloat16 if the device
             computes that faster than the dtype of the weights.
         weight_decay: Decoupled weight decay, as in the formula.
         adjust_lr_fn: Scale of the step of an ``(A, B)`` matrix: ``"original"`` is ``sqrt(max(1, A / B))``, ``"none"``

@@ -49,7 +49,8 @@ def build_trainer(
         precision: Precision, see `Trainer`.
         deterministic: Whether only deterministic kernels are used, see `Trainer`.
         cuda_graph: Whether a CUDA graph may be used, see `Trainer`.
-        fitted: Whether `fit_to_images` is called. If not, call it before the training.
+        fitted: Whether FastCNN's whitening filters are computed from ``data`` now. ``False`` leaves them to a
+            later call of ``cifarnet.recipes.builders.fit_to_images``, for example to measure its time.
 
     Returns:
         The trainer, not trained yet.

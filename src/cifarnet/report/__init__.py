@@ -2,7 +2,7 @@
 
 from cifarnet.report.page import Page, build_page, save_page
 from cifarnet.report.report_json import Run, build_report, load_report, load_run, save_report
-from cifarnet.report.tables import comparison_table, format_result, read_reports, summarize_seeds
+from cifarnet.report.tables import comparison_table, read_reports, summarize_seeds
 
 __all__ = [
     "Page",
@@ -10,7 +10,6 @@ __all__ = [
     "build_page",
     "build_report",
     "comparison_table",
-    "format_result",
     "load_report",
     "load_run",
     "read_reports",

@@ -19,7 +19,8 @@ from cifarnet import randomness
 from cifarnet._files import check_target, write_atomic
 from cifarnet.data import ImageDataset
 from cifarnet.errors import CifarnetError
-from cifarnet.inference import Evaluation, describe_machine
+from cifarnet.inference import Evaluation
+from cifarnet.inference.device import describe_machine
 from cifarnet.models import summarize_model
 from cifarnet.report.report_json import Run
 

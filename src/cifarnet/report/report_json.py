@@ -18,7 +18,8 @@ from cifarnet.checkpoint import Checkpointer
 from cifarnet.classifier import Classifier
 from cifarnet.data import ImageDataset
 from cifarnet.errors import CheckpointError, DataError, SettingError
-from cifarnet.inference import Evaluation, describe_machine
+from cifarnet.inference import Evaluation
+from cifarnet.inference.device import describe_machine
 from cifarnet.models import count_flops
 from cifarnet.recipes import Recipe
 from cifarnet.training import Trainer

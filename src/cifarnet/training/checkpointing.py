@@ -16,7 +16,7 @@ from cifarnet.checkpoint.checkpointer import encode_state
 from cifarnet.checkpoint.state_tree import flatten
 from cifarnet.errors import CheckpointError, CheckpointNotFoundError, CifarnetError, NonFiniteError
 from cifarnet.inference.open_data import describe_data
-from cifarnet.models import describe_model
+from cifarnet.models.registry import describe_model
 from cifarnet.training.state import check_finite
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from cifarnet._validation import check_count
 from cifarnet.data import ImageDataset
 from cifarnet.errors import SettingError
 from cifarnet.inference.evaluate import check_model_fits
-from cifarnet.transforms import Transforms, draws_per_image
+from cifarnet.transforms import Transforms
+from cifarnet.transforms.augment import draws_per_image
 
 if TYPE_CHECKING:
     from cifarnet.training.trainer import Trainer

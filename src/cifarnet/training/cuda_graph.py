@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cifarnet import randomness
 from cifarnet._types import Images
 from cifarnet.inference.loader import Batch, Loader, TensorLoader
-from cifarnet.models import is_known
+from cifarnet.models.registry import is_known
 from cifarnet.optim import Muon
 from cifarnet.training.step import all_draw_per_image, preprocess_images, update
 

@@ -18,7 +18,7 @@ import torchvision
 from cifarnet.checkpoint.state_dict import OPTIMIZER_FLAGS
 from cifarnet.data import ImageDataset
 from cifarnet.errors import CheckpointMismatchError
-from cifarnet.models import describe_model
+from cifarnet.models.registry import describe_model
 from cifarnet.training.describe import describe_value, differences, incomparable_parts
 from cifarnet.training.step import set_learning_rates
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from tqdm.auto import tqdm
 
 from cifarnet._console import write_line
-from cifarnet.inference import describe_device
+from cifarnet.inference.device import describe_device
 from cifarnet.training.history import EpochRecord
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from cifarnet.checkpoint import load_best, load_weights
+from cifarnet.checkpoint import load_best
+from cifarnet.checkpoint.state_dict import load_weights
 from cifarnet.errors import CheckpointCorruptError, CheckpointMismatchError, CheckpointNotFoundError, SettingError
 from cifarnet.training.checkpointing import CheckpointSaver
 from cifarnet.training.state import BestEpoch

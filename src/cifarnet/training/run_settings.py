@@ -17,7 +17,7 @@ from cifarnet.errors import SettingError
 from cifarnet.inference.evaluate import check_model_fits, check_preprocess
 from cifarnet.inference.loader import Batch, IterableLoader, Loader, TensorLoader, check_labels
 from cifarnet.inference.open_data import Data, open_data, open_evaluation_loader
-from cifarnet.optim import tabulate
+from cifarnet.optim.schedules import tabulate
 from cifarnet.training.checks import check_augmentation, check_optimizer, check_sizes, warn_of_shared_images
 from cifarnet.training.history import check_monitor
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarnet._validation import from_json
-from cifarnet.checkpoint import load_optimizer, load_weights
-from cifarnet.checkpoint.state_dict import check_weights, unwrapped_state_dict
+from cifarnet.checkpoint.state_dict import check_weights, load_optimizer, load_weights, unwrapped_state_dict
 from cifarnet.errors import CheckpointMismatchError, NonFiniteError
 from cifarnet.inference.metrics import MetricTotals, RunningMetrics
 from cifarnet.optim import ExponentialMovingAverage

@@ -14,7 +14,7 @@ from cifarnet._types import Images, Labels, Logits
 from cifarnet.errors import SettingError
 from cifarnet.inference.evaluate import check_logits
 from cifarnet.inference.loader import Batch
-from cifarnet.transforms import draws_per_image
+from cifarnet.transforms.augment import draws_per_image
 
 if TYPE_CHECKING:
     from cifarnet.training.trainer import Trainer

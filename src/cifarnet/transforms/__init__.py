@@ -6,11 +6,11 @@ generator.
 
 from __future__ import annotations
 
-from cifarnet.transforms.augment import Cutout, RandomCrop, RandomFlip, draws_per_image
+from cifarnet.transforms.augment import Cutout, RandomCrop, RandomFlip
 from cifarnet.transforms.build import Transforms, build_transforms
 from cifarnet.transforms.preprocess import CIFAR10_MEAN, CIFAR10_STD, Preprocess
 from cifarnet.transforms.resolution import ProgressiveResize
-from cifarnet.transforms.tta import TTA, average_logits
+from cifarnet.transforms.tta import TTA
 
 __all__ = [
     "CIFAR10_MEAN",
@@ -22,7 +22,5 @@ __all__ = [
     "RandomCrop",
     "RandomFlip",
     "Transforms",
-    "average_logits",
     "build_transforms",
-    "draws_per_image",
 ]

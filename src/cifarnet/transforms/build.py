@@ -48,7 +48,7 @@ class Transforms:
 
     @property
     def train(self) -> v2.Compose:
-        """Training pipeline: ``augment``, ``preprocess``, ``resize``. Any ``DataLoader`` loop can use it."""
+        """Training pipeline of ``augment``, ``preprocess`` and ``resize``. Any ``DataLoader`` loop can use it."""
         resize = [] if self.resize is None else [self.resize]
         return v2.Compose([self.augment, Preprocessing(self.preprocess), *resize])
 

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from torch import nn
 
-from cifarnet.models import summarize_model, unwrapped
+from cifarnet.models import summarize_model
+from cifarnet.models._modules import unwrapped
 from cifarnet.models.fast_cnn import ConvGroup
 from cifarnet.models.resnet18 import ResidualBlock
 from cifarnet.models.summary import Layer

@@ -16,7 +16,7 @@ from cifarnet.classifier import Classifier
 from cifarnet.data import ImageLike
 from cifarnet.errors import DataError, SettingError
 from cifarnet.inspection import feature_maps, grad_cam
-from cifarnet.models import unwrapped
+from cifarnet.models._modules import unwrapped
 from cifarnet.visualize import _style
 from cifarnet.visualize._style import INK, PLAIN, SMALL, percent, shorten
 from cifarnet.visualize.pictures import thumbnail

@@ -13,9 +13,10 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from cifarnet import randomness
+from cifarnet._resize import crop_square, resize_images
 from cifarnet._validation import check_count
 from cifarnet.classifier import Classifier, Prediction
-from cifarnet.data import ImageDataset, ImageLike, crop_square, resize_images, to_pixels
+from cifarnet.data import ImageDataset, ImageLike, to_pixels
 from cifarnet.errors import DataError
 from cifarnet.inference import Evaluation
 from cifarnet.transforms import Transforms
