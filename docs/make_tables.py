@@ -262,9 +262,7 @@ def results(machine: str) -> list[dict[str, Any]]:
 def tables() -> dict[str, str]:
     """Every generated table by the name in its markers."""
     return {
-        "comparison": comparison_table(
-            {heading: results(machine) for machine, heading in MACHINES.items()}, recipes=list(RECIPES)
-        ),
+        "comparison": comparison_table({heading: results(machine) for machine, heading in MACHINES.items()}),
         "reference": reference_table(RESULTS / "cpu" / "reference"),
         "reference-epyc": reference_table(RESULTS / "cpu_epyc" / "reference"),
         "reference-augmentation": candidates_table(RESULTS / "cpu" / "reference" / "augmentation.json", "augmentation"),

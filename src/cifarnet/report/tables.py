@@ -107,40 +107,39 @@ def summarize_seeds(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def comparison_table(columns: Mapping[str, Sequence[Mapping[str, Any]]], *, recipes: Sequence[str] = ()) -> str:
+def comparison_table(columns: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Format a Markdown table with one row per recipe and one column per kind of machine.
 
     Args:
-        columns: Results from `summarize_seeds` by heading, all on the same data. A column may be empty.
-        recipes: Names of the library's recipes that get a row, measured or not. By default those of ``columns``.
+        columns: Results from `summarize_seeds` by heading, all on the same data. A column without results is left out.
 
     Returns:
         The table, and below it the conditions of each result.
 
     Raises:
-        DataError: If a cell has two results, a result has no cell, or the results are of different data.
+        DataError: If a recipe has two results in a column, or the results are of different data.
         SettingError: If a recipe is not one of the library's.
     """
     summaries = [row for column in columns.values() for row in column]
-    names = recipes or list(dict.fromkeys(row["recipe"] for row in summaries))
+    columns = {heading: column for heading, column in columns.items() if column}
     by_cell = {(row["recipe"], heading): row for heading, column in columns.items() for row in column}
-    if len(by_cell) < len(summaries) or not {row["recipe"] for row in summaries} <= set(names):
-        raise DataError("each result needs a cell of its own; give one result per recipe and column, and its recipe")
+    if len(by_cell) < len(summaries):
+        raise DataError("A column has two results of a recipe. Pass one result per recipe and column")
     if len({row["data"] for row in summaries}) > 1:
         raise DataError("results of different data cannot be compared; make a table of each")
     lines = [
         f"| recipe | network | parameters | FLOPs | published | {' | '.join(columns)} |",
         f"| --- | --- | --- | --- | --- |{' --- |' * len(columns)}",
     ]
-    for name in names:
+    for name in dict.fromkeys(row["recipe"] for row in summaries):
         rows = [by_cell.get((name, heading)) for heading in columns]
-        results = " | ".join("not measured yet" if row is None else format_result(row) for row in rows)
+        results = " | ".join("" if row is None else format_result(row) for row in rows)
         lines.append(f"| `{name}` | {_recipe_cells(name, [row for row in rows if row])} | {results} |")
     lines += [
         "",
-        "Accuracy of the test images, mean ± standard deviation over n seeds; time of training, without evaluation, on "
-        "the machine that is named below: times of different ones cannot be compared. TTA: logits averaged over "
-        "flipped and shifted copies of an image. FLOPs: of a forward pass.",
+        "Test accuracy: mean ± standard deviation over n seeds. Time: training without evaluation; compare times only "
+        "on the same hardware. TTA: test-time augmentation, which averages the logits of flipped and shifted copies. "
+        "FLOPs: one forward pass.",
         "",
         *(f"- {_conditions(row)}" for row in summaries),
     ]
@@ -174,10 +173,10 @@ def format_result(row: Mapping[str, Any]) -> str:
 
 
 def _conditions(row: Mapping[str, Any]) -> str:
-    chosen = "the last" if row["selected_by"] == "final" else f"the best in {row['selected_by']}"
+    chosen = "last epoch" if row["selected_by"] == "final" else f"best {row['selected_by']}"
     backend = "" if row["backend"] is None else f"{row['backend']}, "
     return (
-        f"`{row['recipe']}`: {row['epochs']} epochs, {chosen} counts; {row['hardware']}, {row['precision']}, {backend}"
+        f"`{row['recipe']}`: {row['epochs']} epochs, {chosen}; {row['hardware']}, {row['precision']}, {backend}"
         f"torch {row['torch']}; {row['data']}"
     )
 
