@@ -1,7 +1,7 @@
 """Write the tables of README and docs from the committed reports.
 
-python docs/make_tables.py            # rewrites what stands between the markers
-python docs/make_tables.py --check    # exits with 1 where a table differs from its reports
+python docs/make_tables.py            # rewrite the tables between the markers
+python docs/make_tables.py --check    # exit with 1 if a table differs from its reports
 """
 
 import argparse
@@ -28,10 +28,11 @@ from cifarnet.report.tables import format_result
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "examples" / "benchmarks"
 RESULTS = ROOT / "docs" / "results"
-#: Of the library that is imported: in a clone the one under ``src``.
+#: Results for ``cifarnet recipes``, in the package that is imported.
 MEASURED = Path(recipes.__file__).with_name("measured.json")
 PAGES = (
     "README.md",
+    "docs/index.md",
     "docs/results/comparison.md",
     "docs/results/reference.md",
     "docs/tutorials/reproduction.md",
@@ -44,7 +45,7 @@ PAGES = (
     "docs/understanding/size.md",
 )
 
-#: Columns of the comparison, by the folder of their reports; which CPU it was stands below the table.
+#: Columns of the comparison by the folder of their reports.
 MACHINES = {"cpu": "CPU", "h200": "NVIDIA H200"}
 
 #: The rows of examples/ablation.py.
@@ -77,8 +78,18 @@ def reference_table(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def headline(folder: Path) -> str:
+    """Format the result of the reference recipe in one sentence."""
+    own = summarize_seeds(read_reports(folder))
+    accuracy = f"{100 * own['test_accuracy']['mean']:.2f} ± {100 * own['test_accuracy']['sd']:.2f} %"
+    return (
+        f"*`cifarnet train --recipe {own['recipe']}` reaches {accuracy} test accuracy over {own['n']} seeds. The "
+        "published run reached 77.63 %. [All results](results/comparison.md)*"
+    )
+
+
 def candidates_table(path: Path, what: str) -> str:
-    """Validation accuracy of everything that was tried for a recipe."""
+    """Format the validation accuracy of all candidates for a recipe."""
     report = json.loads(path.read_text())
     hardware = dict.fromkeys(c.get("hardware", report.get("hardware")) for c in report["candidates"])
     lines = [f"| {what} | training | validation |", "| --- | --- | --- |"]
@@ -87,15 +98,15 @@ def candidates_table(path: Path, what: str) -> str:
     ]
     lines += [
         "",
-        f"Accuracy after epoch {report['epochs']}, one seed ({report['seed']}), {report['train_images']:,} images to "
-        f"learn from and {report['val_images']:,} to judge by. {report['data']}. {' or '.join(hardware)}, "
+        f"Accuracy after epoch {report['epochs']}, one seed ({report['seed']}), {report['train_images']:,} training "
+        f"and {report['val_images']:,} validation images. {report['data']}. {' or '.join(hardware)}, "
         f"{report['precision']}, torch {report['torch']}.",
     ]
     return "\n".join(lines)
 
 
 def ablation_table(folder: Path) -> str:
-    """What is left of the accuracy without each of three things; a value a seed."""
+    """Format the accuracy of each variant of the ablation, one value per seed."""
     variants = {name: read_reports(folder / name.replace(" ", "-")) for name in ABLATION}
     lines = ["| | training accuracy | validation accuracy | its best (epoch) | validation loss |", "| --- " * 5 + "|"]
     for name, reports in variants.items():
@@ -112,7 +123,7 @@ def ablation_table(folder: Path) -> str:
 
 
 def size_table(folder: Path) -> str:
-    """CifarCNN of several sizes, by their arithmetic; a value a seed."""
+    """Format the accuracy of CifarCNN in several sizes, one value per seed."""
     sizes = sorted((read_reports(path) for path in folder.iterdir()), key=lambda runs: int(runs[0]["flops_per_image"]))
     lines = ["| channels, hidden units | parameters | FLOPs | training | validation |", "| --- " * 5 + "|"]
     for reports in sizes:
@@ -124,37 +135,38 @@ def size_table(folder: Path) -> str:
 
 
 def features_table(path: Path) -> str:
-    """What a network took a few images for."""
+    """Format the predictions of a few images."""
     report = json.loads(path.read_text())
-    lines = ["| the image is a | taken for | or for |", "| --- | --- | --- |"]
+    lines = ["| class | prediction | second |", "| --- | --- | --- |"]
     for image in report["images"]:
         guesses = [f"{label} {probability:.0%}" for label, probability in image["taken_for"]]
         lines.append(f"| {image['class']} | {' | '.join(guesses)} |")
     cosine = report["conv1_cosine"]
     lines += [
         "",
-        f"Between a filter of `conv1` before and after training the cosine is {cosine['median']:.2f} (median of all), "
-        f"{cosine['least']:.2f} where it is least. Weights of epoch {report['selected_by']['epoch']}, the best in "
+        f"Cosine between a filter of `conv1` before and after training: median {cosine['median']:.2f}, minimum "
+        f"{cosine['least']:.2f}. Weights of epoch {report['selected_by']['epoch']}, the best by "
         f"{report['selected_by']['monitor']}; test images of {report['data']}; torch {report['torch']}.",
     ]
     return "\n".join(lines)
 
 
 def conditions(reports: Sequence[dict[str, Any]]) -> str:
-    """What runs that stand beside each other have in common."""
-    (told,) = {  # one of these, or they were not made alike, and say nothing beside each other
-        f"After epoch {report['recipe']['max_epochs']}; {report['data']['train']['num_images']:,} images to learn from "
-        f"and {report['data']['val']['num_images']:,} to judge by. {report['data']['name']}. {report['hardware']}, "
+    """Describe what the runs of a table have in common."""
+    (common,) = {  # more than one would mean that the runs cannot be compared
+        f"After epoch {report['recipe']['max_epochs']}; {report['data']['train']['num_images']:,} training and "
+        f"{report['data']['val']['num_images']:,} validation images. {report['data']['name']}. {report['hardware']}, "
         f"{report['precision']}, torch {report['versions']['torch']}."
         for report in reports
     }
     seeds = sorted({int(report["seed"]) for report in reports})
-    values = f"one run each, seed {seeds[0]}" if len(seeds) == 1 else f"a value a seed ({', '.join(map(str, seeds))})"
-    return f"{told} Of everything {values}."
+    one = len(seeds) == 1
+    values = f"One run each, seed {seeds[0]}" if one else f"One value per seed ({', '.join(map(str, seeds))})"
+    return f"{common} {values}."
 
 
 def recipes_by_size_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Every recipe that was measured: what it costs, and what it reached."""
+    """Format cost and accuracy of every measured recipe."""
     lines = ["| recipe | parameters | FLOPs | epochs | test accuracy, runs, time | measured on |", "| --- " * 6 + "|"]
     for row in sorted(rows, key=lambda row: int(row["num_parameters"])):
         recipe = get_recipe(row["recipe"])
@@ -168,7 +180,7 @@ def recipes_by_size_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def script_table(folder: Path, own: dict[str, Any]) -> str:
-    """Accuracy of the plain script beside that of the reference recipe."""
+    """Format the accuracy of the plain script beside that of the reference recipe."""
     reports = [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*.json"))]
     accuracies = [report["history"][-1]["test_accuracy"] for report in reports]
     script = {"mean": statistics.fmean(accuracies), "sd": statistics.stdev(accuracies)}
@@ -188,7 +200,7 @@ def script_table(folder: Path, own: dict[str, Any]) -> str:
 
 
 def precision_table(folder: Path) -> str:
-    """Accuracy of the same runs in two number formats."""
+    """Format the accuracy of the same runs in two number formats."""
     reports = [json.loads((folder / f"{name}.json").read_text()) for name in ("float32", "bf16")]
     lines = ["| number format | test accuracy | runs |", "| --- | --- | --- |"]
     for report in reports:
@@ -207,9 +219,9 @@ def precision_table(folder: Path) -> str:
 
 
 def stress_table(path: Path) -> str:
-    """What was tried to lose a run, and how often it was lost."""
+    """Format the counts of the stress tests."""
     report = json.loads(path.read_text())
-    lines = ["| tried | how often | went wrong |", "| --- | --- | --- |"]
+    lines = ["| test | repetitions | failures |", "| --- | --- | --- |"]
     for name, counts in report["counts"].items():
         (unit, tried), *wrong = ((key, count) for key, count in counts.items() if key != "swept")
         lines.append(f"| {name} | {tried:,} {unit} | {', '.join(f'{count} {key}' for key, count in wrong)} |")
@@ -218,7 +230,7 @@ def stress_table(path: Path) -> str:
 
 
 def speed_table(paths: Sequence[Path]) -> str:
-    """Images a second beside the script that a tutorial would write, a row a machine."""
+    """Format images per second beside the plain script, one row per machine."""
     lines = ["| training, batches of 64 | `cifarnet train` | `examples/plain_pytorch.py` | ratio |", "| --- " * 4 + "|"]
     for report in (json.loads(path.read_text()) for path in paths):
         contenders = {one["name"]: one for one in report["contenders"]}
@@ -239,7 +251,7 @@ def benchmark_table(script: str, path: Path) -> str:
 
 
 def layers_table() -> str:
-    """Layers of the package, lowest first, from the contract that import-linter checks."""
+    """Format the layers of the package, lowest first, from the contract that import-linter checks."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
     package = Path(cifarnet.__file__).parent
@@ -254,15 +266,16 @@ def layers_table() -> str:
 
 
 def results(machine: str) -> list[dict[str, Any]]:
-    """Mean and spread of every recipe that was run there."""
+    """Return mean and spread of every recipe that was run on a machine."""
     folders = [RESULTS / machine / name for name in RECIPES]
     return [summarize_seeds(read_reports(folder)) for folder in folders if any(folder.glob("seed-*.json"))]
 
 
 def tables() -> dict[str, str]:
-    """Every generated table by the name in its markers."""
+    """Return every generated table by the name in its markers."""
     return {
         "comparison": comparison_table({heading: results(machine) for machine, heading in MACHINES.items()}),
+        "headline": headline(RESULTS / "cpu" / "reference"),
         "reference": reference_table(RESULTS / "cpu" / "reference"),
         "reference-epyc": reference_table(RESULTS / "cpu_epyc" / "reference"),
         "reference-augmentation": candidates_table(RESULTS / "cpu" / "reference" / "augmentation.json", "augmentation"),
@@ -287,7 +300,7 @@ def tables() -> dict[str, str]:
 
 
 def generated() -> dict[Path, str]:
-    """Every generated file as it should be: pages with their tables between the markers, and results for the wheel."""
+    """Return every generated file: pages with tables between markers, and the results for the wheel."""
     by_name = tables()
     files = {}
     for page in (ROOT / name for name in PAGES):
@@ -302,7 +315,7 @@ def generated() -> dict[Path, str]:
 
 
 def main() -> int:
-    """Write or check."""
+    """Write or check all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()

@@ -1,9 +1,9 @@
-"""What batch norm, dropout and augmentation each do: the reference recipe, and the same with one of them left out.
+"""Train the reference recipe without batch norm, dropout or augmentation, and compare the accuracy.
 
     python examples/ablation.py --data DIR --seeds 2
 
-Each run learns from 45,000 training images and is judged on the 5,000 others after each epoch; the test images are not
-looked at. Killed? Type the same again. About six minutes a run on two CPU cores, five runs a seed.
+Each run trains on 45,000 images and is evaluated on 5,000 validation images. The test images are not used. After an
+interruption, run the same command again. A run takes about six minutes on two CPU cores, and a seed has five runs.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from cifarnet.recipes import get_recipe
 from cifarnet.visualize import plot_runs
 from held_out import train_variants
 
-#: What each variant changes of the reference recipe.
+#: Changes of each variant to the reference recipe.
 VARIANTS: dict[str, dict[str, Any]] = {
     "all three": {},
     "no batch norm": {"model_arguments": {"batch_norm": False}},
@@ -34,7 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="where CIFAR-10 is; downloaded where it is not")
+    parser.add_argument("--data", type=Path, help="folder of CIFAR-10, which is downloaded if missing")
     parser.add_argument("--seeds", type=int, default=1, help="seeds 0 to N-1")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="all if not given")
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def draw(histories: dict[str, History], title: str) -> Figure:
-    """Accuracy of all variants, epoch by epoch: on the images they learn from above, on those held out below."""
+    """Draw the accuracy of all variants per epoch: training above, validation below."""
     figure = Figure(figsize=(8, 6.6), dpi=100, layout="constrained")
     for panel, metric in zip(figure.subplots(2, 1), ("train_accuracy", "val_accuracy"), strict=True):
         plot_runs(histories, metric=metric, ax=panel)

@@ -1,10 +1,10 @@
-"""How recipes got their settings: each candidate trained on 45,000 images, judged on the 5,000 others.
+"""Compare candidate settings of a recipe: train on 45,000 images, evaluate on 5,000 validation images.
 
     python examples/choose_recipe.py augmentation --data DIR --out docs/results/cpu/reference/augmentation.json
     python examples/choose_recipe.py cifarcnn_tuned --data DIR --out docs/results/cpu/cifarcnn_tuned/candidates.json
 
-The test images are not looked at. Killed? Type the same again: candidates that are done are not repeated.
-About six minutes for each on two CPU cores.
+The test images are not used. After an interruption, run the same command again; finished candidates are kept. A
+candidate takes about six minutes on two CPU cores.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from cifarnet import load_cifar10
 from cifarnet.recipes import Recipe, get_recipe
 from held_out import train_variants
 
-#: Where the search for `cifarcnn_tuned` began: settings of an earlier trial, with twice its batch.
+#: Start of the search for `cifarcnn_tuned`: settings of an earlier trial with twice its batch size.
 START = Recipe(
     name="start",
     summary="Muon on filters and the big layer, AdamW on the rest",
@@ -36,9 +36,9 @@ START = Recipe(
     label_smoothing=0.1,
 )
 
-#: What each search starts from, and what its candidates change of it.
+#: Start of each search, and the changes of its candidates.
 SEARCHES: dict[str, tuple[Recipe, dict[str, dict[str, Any]]]] = {
-    # The published project says that it augmented, not how; so these are the usual ways.
+    # The published project does not describe its augmentation, so these are the usual candidates.
     "augmentation": (
         get_recipe("reference"),
         {
@@ -62,7 +62,7 @@ SEARCHES: dict[str, tuple[Recipe, dict[str, dict[str, Any]]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("search", choices=SEARCHES, help="what is searched for")
-    parser.add_argument("--data", type=Path, help="where CIFAR-10 is; downloaded where it is not")
+    parser.add_argument("--data", type=Path, help="folder of CIFAR-10, which is downloaded if missing")
     parser.add_argument("--out", type=Path, required=True, help="the report, JSON")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these candidates alone; all if not given")
     parser.add_argument("--runs", type=Path, help="a folder a candidate; runs/SEARCH if not given")
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def conditions(run: dict[str, Any], start: Recipe) -> dict[str, Any]:
-    """What all candidates have in common."""
+    """Describe what all candidates have in common."""
     return {
         "command": shlex.join(["python", *sys.argv]),
         "start": asdict(start),

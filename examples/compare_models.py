@@ -1,8 +1,8 @@
-"""Recipes beside each other: each trained with several seeds, a report a run, one table of all.
+"""Train recipes with several seeds, and compare them in one table.
 
     python examples/compare_models.py --data DIR --recipes basic reference --seeds 3
 
-Killed? Type the same again: runs that have a report are not repeated, the one that was begun goes on.
+After an interruption, run the same command again. Runs with a report are kept, and the unfinished run resumes.
 """
 
 import argparse
@@ -26,7 +26,7 @@ args = parser.parse_args()
 
 if args.seeds < 1:
     parser.error("--seeds must be at least 1")
-recipes = [get_recipe(name) for name in args.recipes]  # a typo is told now, not after an hour
+recipes = [get_recipe(name) for name in args.recipes]  # fail on a typo now, not after an hour
 if args.epochs is not None:
     recipes = [replace(recipe, max_epochs=args.epochs) for recipe in recipes]
 

@@ -1,8 +1,8 @@
-"""A classifier for your own photos: a folder a class, in any format and of any size.
+"""Train a classifier for your own photos, in one folder per class.
 
     python examples/custom_images.py --photos DIR     # DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg
 
-Without --photos it draws some, so that there is something to see.
+Formats and sizes may be mixed. Without --photos, the script draws some pictures.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from cifarnet.visualize import plot_predictions
 
 
 def draw_photos(root: Path, num_images: int) -> Path:
-    """Three classes of pictures, 80 x 60 pixels each."""
+    """Draw three classes of pictures, 80 x 60 pixels each."""
     data = make_synthetic(num_images, num_images // 4, size=80)
     for split, images in (("train", data.train), ("test", data.test)):
         for i, (image, label) in enumerate(images):
@@ -34,7 +34,7 @@ parser.add_argument("--epochs", type=int, default=15)
 parser.add_argument("--num-drawn", type=int, default=2000, help="how many to draw, three tenths of which are used")
 args = parser.parse_args()
 
-# Every picture is cropped to the square in its centre and resized; the names of the folders become the classes.
+# Every picture is cropped to its central square and resized. The folder names become the class names.
 data = load_image_folder(args.photos or draw_photos(args.out / "photos", args.num_drawn), size=32)
 print(data.train, data.train.class_counts, sep="\n")
 train, val = data.train.split(0.2, seed=0)

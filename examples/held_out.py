@@ -1,6 +1,6 @@
-"""What experiments share: variants of a recipe, each trained on 45,000 images and judged on the 5,000 others.
+"""Train variants of a recipe on 45,000 images, and evaluate them on 5,000 validation images.
 
-The test images are not looked at. A run that was finished is not repeated; one that was begun goes on.
+The test images are not used. Finished runs are kept, and an unfinished run resumes.
 """
 
 import re
@@ -16,27 +16,27 @@ from cifarnet.errors import DataError
 from cifarnet.recipes import Recipe, build_trainer
 from cifarnet.report import build_report, load_report, save_report
 
-#: Of the training images, as `split` holds out: 5,000 of CIFAR-10, the same ones in every run.
+#: Validation share of the training images: 5,000 of CIFAR-10, the same ones in every run.
 VAL_FRACTION, SPLIT_SEED = 0.1, 0
 
 
 def train_variants(
     start: Recipe, variants: Mapping[str, Mapping[str, Any]], data: DatasetSplits, *, seeds: Sequence[int], out: Path
 ) -> dict[str, list[dict[str, Any]]]:
-    """Train each variant with each seed, in ``out/VARIANT/seed-N``; all variants with the first seed come first.
+    """Train each variant with each seed in ``out/VARIANT/seed-N``, all variants with the first seed first.
 
     Args:
-        start: What all variants have in common.
-        variants: What each changes of it, by its name.
-        data: Of which the training images are used.
-        seeds: Of initial weights, order, augmentation and dropout.
-        out: Finished runs lie there as ``VARIANT/seed-N/report.json``, or as ``VARIANT/seed-N.json`` alone.
+        start: Recipe that the variants change.
+        variants: Changed fields by the name of the variant.
+        data: Data set. Only its training images are used.
+        seeds: Seeds of initial weights, order, augmentation and dropout.
+        out: Directory of the runs. Reports are ``VARIANT/seed-N/report.json`` or ``VARIANT/seed-N.json``.
 
     Returns:
         The reports of each variant, by seed.
     """
     train, val = data.train.split(VAL_FRACTION, seed=SPLIT_SEED)
-    summary = f"{start.name}, judged on images held out of the training images"
+    summary = f"{start.name}, evaluated on validation images"
     common: dict[str, Any] = {"summary": summary, "watch_test": False}
     recipes = {name: replace(start, name=name, **common, **changes) for name, changes in variants.items()}
     reports: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
@@ -53,7 +53,7 @@ def train_variants(
 
 
 def _train(recipe: Recipe, train: ImageDataset, val: ImageDataset, seed: int, run: Path) -> dict[str, Any]:
-    """One run, and what came of it."""
+    """Train one run, and return its report."""
     trainer = build_trainer(recipe, train, seed=seed)
     print(f"{recipe.name}, seed {seed}:", flush=True)
     trainer.fit(

@@ -1,9 +1,9 @@
-"""What a trained network looks for and where it looks: filters, feature maps, Grad-CAM.
+"""Draw filters, feature maps and Grad-CAM of a trained network.
 
     python examples/look_inside.py runs/ablation/all-three/seed-0 --data DIR
 
-Of a network that `examples/ablation.py` left, or of another run of CifarCNN with seed 0. The images are the first test
-image of each class, not the finest. Figures and what the network takes these images for go to --out.
+The run is one of `examples/ablation.py`, or another run of CifarCNN with seed 0. The images are the first test image of
+each class. Figures and predictions are written to --out.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from cifarnet.visualize import plot_feature_maps, plot_filters, plot_grad_cam
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("run", type=Path, help="a run of CifarCNN, trained with seed 0")
-parser.add_argument("--data", type=Path, help="where CIFAR-10 is; downloaded where it is not")
-parser.add_argument("--follow", default="ship", help="the class whose image is followed layer by layer")
+parser.add_argument("--data", type=Path, help="folder of CIFAR-10, which is downloaded if missing")
+parser.add_argument("--follow", default="ship", help="class of the image whose feature maps are drawn")
 parser.add_argument("--out", type=Path, default=Path("runs/look_inside"), help="where figures and report go")
 args = parser.parse_args()
 
@@ -34,7 +34,7 @@ labels = test.labels.tolist()
 firsts = {name: test[labels.index(label)][0] for label, name in enumerate(test.classes)}
 args.out.mkdir(parents=True, exist_ok=True)
 
-# The weights that this very network began with, beside what it has become.
+# Initial and trained weights of this network.
 described = describe_model(classifier.model)
 torch.manual_seed(0)
 fresh = build_model(described["name"], described["arguments"])
@@ -45,7 +45,7 @@ for panel, model, when in ((left.subplots(), fresh, "before"), (right.subplots()
     panel.set_title(f"{when} training: {panel.get_title()}", fontsize=9)
 figure.savefig(args.out / "filters.png")
 before, after = fresh.get_parameter("conv1.weight"), classifier.model.get_parameter("conv1.weight").cpu()
-cosines = cosine_similarity(before.detach().flatten(1), after.detach().flatten(1))  # 1: a filter has kept its pattern
+cosines = cosine_similarity(before.detach().flatten(1), after.detach().flatten(1))
 
 plot_feature_maps(classifier, firsts[args.follow]).savefig(args.out / "feature_maps.png", dpi=100)
 plot_grad_cam(classifier, list(firsts.values())).savefig(args.out / "grad_cam.png", dpi=95)

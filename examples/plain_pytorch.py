@@ -1,6 +1,6 @@
-"""The reference run as a tutorial would write it: a `DataLoader`, Pillow transforms, float32, a loop.
+"""Train the reference run as a tutorial would write it: a `DataLoader`, Pillow transforms, float32, a loop.
 
-It uses the network of the library and its reader of CIFAR-10, and nothing else of it.
+Of the library, it uses only the network and the reader of CIFAR-10.
 `examples/benchmarks/train_throughput.py` compares it with the library.
 
     python examples/plain_pytorch.py --data data                    the whole run
@@ -29,11 +29,11 @@ TRAIN = transforms.Compose(
     [transforms.RandomCrop(32, padding=2), transforms.RandomHorizontalFlip(), transforms.ToTensor(), NORMALISE]
 )
 EVAL = transforms.Compose([transforms.ToTensor(), NORMALISE])
-WARM_UP = 20  # steps before the clock: threads, workers and kernels start
+WARM_UP = 20  # steps before the measurement, in which threads, workers and kernels start
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
-    """As torchvision's own CIFAR10: an array of pixels, a picture made of each that is asked for."""
+    """Data set like torchvision's CIFAR10: pixels in an array, and a Pillow picture per item."""
 
     def __init__(self, images: ImageDataset, transform: transforms.Compose) -> None:
         self.pixels = images.images.permute(0, 2, 3, 1).contiguous().numpy()
@@ -49,7 +49,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 
 def train_on(model: nn.Module, batches: Batches, optimizer: torch.optim.Optimizer, device: str) -> tuple[float, float]:
-    """One step a batch; mean loss and share classified right."""
+    """Train one step per batch; return mean loss and accuracy."""
     model.train()
     total_loss, num_correct, num_images = 0.0, 0, 0
     for images, labels in batches:
@@ -67,7 +67,7 @@ def train_on(model: nn.Module, batches: Batches, optimizer: torch.optim.Optimize
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Batches, device: str) -> float:
-    """Share of the images classified right."""
+    """Return the accuracy."""
     model.eval()
     num_correct, num_images = 0, 0
     for images, labels in batches:
@@ -78,7 +78,7 @@ def evaluate(model: nn.Module, batches: Batches, device: str) -> float:
 
 
 def endless(loader: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-    """Epoch after epoch."""
+    """Yield batches of epoch after epoch."""
     while True:
         yield from loader
 

@@ -1,7 +1,7 @@
-"""The library in one sitting: train, keep the best, reload, judge, use, look.
+"""Train, save, reload, evaluate, predict and draw: the library in one script.
 
-python examples/quickstart.py                 # shapes drawn on the spot, half a minute on two CPU cores
-python examples/quickstart.py --data DIR      # CIFAR-10; downloaded where it is not
+python examples/quickstart.py                 # synthetic images, half a minute on two CPU cores
+python examples/quickstart.py --data DIR      # CIFAR-10, downloaded if it is not there
 """
 
 import argparse
@@ -18,21 +18,21 @@ parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="t
 parser.add_argument("--epochs", type=int, default=6)
 args = parser.parse_args()
 
-# Images in memory, uint8. The test images stay untouched until the end: the best epoch is chosen on `val`.
+# uint8 images in memory. The images of `val` choose the best epoch; the test images are used once, at the end.
 data = make_synthetic() if args.data is None else load_cifar10(args.data)
 train, val = data.train.split(val_fraction=0.1, seed=0)
 
-# A network, any torch optimizer, and the transforms that it is trained with.
+# A network, any torch optimizer, and the transforms.
 torch.manual_seed(0)
 model = CifarCNN(num_classes=len(data.train.classes))
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-4)
 transforms = build_transforms(crop_padding=2)
 trainer = Trainer(model, optimizer, transforms=transforms, seed=0)
 
-# Kill this at any moment and start it again: it goes on where it was, bit for bit.
+# If this is interrupted, run it again: it resumes, and the result is bit-identical.
 history = trainer.fit(train, val, max_epochs=args.epochs, checkpointer=Checkpointer(args.out), resume=True)
 
-# The run's best weights, with their preprocessing and class names: nothing that could be forgotten or got wrong.
+# The best weights of the run with their preprocessing and class names.
 classifier = Classifier.load(args.out)
 print(classifier)
 print(f"test {classifier.evaluate(data.test)}")

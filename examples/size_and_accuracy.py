@@ -1,9 +1,9 @@
-"""What size buys: CifarCNN of several widths, its parameters and its arithmetic beside its accuracy.
+"""Train CifarCNN in several sizes, and compare parameters, FLOPs and accuracy.
 
     python examples/size_and_accuracy.py --data DIR
 
-Each run learns from 45,000 training images and is judged on the 5,000 others after each epoch; the test images are not
-looked at. Killed? Type the same again.
+Each run trains on 45,000 images and is evaluated on 5,000 validation images. The test images are not used. After an
+interruption, run the same command again.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from cifarnet import load_cifar10
 from cifarnet.recipes import get_recipe
 from held_out import train_variants
 
-#: Channels of the two convolutions and hidden units: halved twice, doubled once, and the hidden units alone made few.
+#: Channels of the two convolutions and hidden units: halved, doubled, and with few hidden units.
 SIZES = ("8-16-128", "16-32-256", "32-64-64", "32-64-512", "64-128-1024")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="where CIFAR-10 is; downloaded where it is not")
+    parser.add_argument("--data", type=Path, help="folder of CIFAR-10, which is downloaded if missing")
     parser.add_argument("--seeds", type=int, default=1, help="seeds 0 to N-1")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="CHANNELS-CHANNELS-HIDDEN")
@@ -45,13 +45,13 @@ def main() -> None:
 
 
 def settings_of(size: str) -> dict[str, Any]:
-    """What ``8-16-128`` changes of the reference recipe."""
+    """Return the changes of a size such as ``8-16-128`` to the reference recipe."""
     first, second, hidden = map(int, size.split("-"))
     return {"model_arguments": {"widths": (first, second), "hidden": hidden}}
 
 
 def draw(reports: dict[str, list[dict[str, Any]]]) -> Figure:
-    """Validation accuracy after the last epoch over parameters, and over arithmetic; a dot a run."""
+    """Draw the last validation accuracy over parameters and over FLOPs, one dot per run."""
     figure = Figure(figsize=(8, 3.4), dpi=110, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for panel, key, title in (

@@ -1,8 +1,8 @@
-"""The reference run: CifarCNN on CIFAR-10 for ten epochs, on CUDA where there is one.
+"""Train the reference run: CifarCNN on CIFAR-10 for ten epochs, on CUDA if available.
 
     python examples/train_cifar10.py --data DIR
 
-`cifarnet train --recipe reference` does the same in one command; here is what it is made of.
+`cifarnet train --recipe reference` does the same in one command. This script shows its parts.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import torch
 from cifarnet import Checkpointer, CifarCNN, Classifier, Trainer, build_transforms, load_cifar10
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--data", type=Path, help="where CIFAR-10 is; downloaded where it is not")
+parser.add_argument("--data", type=Path, help="folder of CIFAR-10, which is downloaded if missing")
 parser.add_argument("--out", type=Path, default=Path("runs/train_cifar10"), help="where checkpoints go")
 parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--seed", type=int, default=0)
@@ -31,13 +31,13 @@ model = CifarCNN()
 # same in one pass.
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
 
-# The published project augments without saying how; this was chosen on 5,000 held-out training images.
+# The published project does not describe its augmentation. This one was chosen on 5,000 validation images.
 transforms = build_transforms(crop_padding=2, crop_mode="zero", flip="random")
 trainer = Trainer(model, optimizer, transforms=transforms, seed=args.seed)
 print(f"training on {trainer.device} in {trainer.precision.name}")
 
-# The published curve shows test accuracy after each epoch. Nothing is selected by it: without validation images the
-# weights that count are those of the last epoch.
+# The published curve shows test accuracy after each epoch. It selects nothing: without validation images, the weights
+# of the last epoch count.
 history = trainer.fit(
     data.train,
     test=data.test,
@@ -48,7 +48,7 @@ history = trainer.fit(
 )
 history.save_csv(args.out / "history.csv")
 
-# What a user of the trained network does, in another process perhaps.
+# Use the trained network, here or in another process.
 classifier = Classifier.load(args.out)
 print(f"test {classifier.evaluate(data.test)}")
 print(f"{sum(record.train_s + record.eval_s for record in history) / 60:.1f} minutes; published: 77.63 % in ~20")

@@ -1,9 +1,9 @@
-"""Our data and transforms in somebody else's loop: a plain DataLoader here, as a LightningModule would have it.
+"""Use the library's data and transforms in another training loop, with a plain `DataLoader`.
 
     python examples/with_lightning_or_dataloader.py
 
 `ImageDataset` is a `torch.utils.data.Dataset` of (uint8 image, label), and `transforms.train` a torchvision
-`v2.Compose`. It draws for each image of a batch, so it is applied once a batch, not once an image in the workers.
+`v2.Compose`. It draws for each image of a batch, so apply it once per batch, not once per image in the workers.
 """
 
 import argparse
@@ -43,7 +43,7 @@ for epoch in range(args.epochs):
         correct += int((logits.argmax(1) == labels).sum())
     print(f"epoch {epoch + 1}: loss {total / len(data.train):.4f}, accuracy {correct / len(data.train):.2%}")
 
-# The other way round works as well: weights from any loop, judged and used here.
+# The other way round: weights from any loop, evaluated and used by a `Classifier`.
 classifier = Classifier(model, transforms.preprocess, data.train.classes)
 print(f"test {classifier.evaluate(data.test)}")
 print(f"a {data.test.classes[0]}: {classifier.predict(data.test[0][0], top_k=3)}")
