@@ -45,7 +45,7 @@ nitpick_ignore_regex = [
     ("any|py:.*", r"(torch|torchvision|v2|nn|numpy|npt|matplotlib|PIL)(\..*)?"),
     ("any|py:.*", r"(collections|contextlib|dataclasses|pathlib)(\..*)?"),
     ("py:.*", r"(Path|Tensor|Any|Axes|Figure|Literal|Self|optional)"),
-    # Aliases of types that are nobody's to import; the reference explains them in words.
+    # Type aliases that are not public. The reference explains them in words.
     ("py:class", r"(Images|Labels|Logits|Json|Data|Family|Capture|BatchTransform|Metric)"),
 ]
 

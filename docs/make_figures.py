@@ -1,8 +1,8 @@
-"""Draw the figures of README and gallery: from the examples themselves, on drawn images, and from committed reports.
+"""Draw the figures of README and gallery from the examples and from committed reports.
 
 python docs/make_figures.py                        # about two minutes on two CPU cores
 
-Each figure keeps the SHA-256 of what it was drawn by; a test tells which are older than that.
+Each figure contains the SHA-256 of its source; a test finds figures that are older than their source.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "gallery" / "figures"
 REPORT = ROOT / "docs" / "results" / "cpu" / "reference" / "seed-0.json"
 
-#: What is drawn by a script: the figure, the script, and the file that the script leaves.
+#: Figures drawn by a script: name of the figure, script, and path of the file that the script writes.
 DRAWN = {
     "quickstart-curves.png": ("quickstart.py", "runs/quickstart/training_curves.png"),
     "quickstart-predictions.png": ("quickstart.py", "runs/quickstart/predictions.png"),
@@ -34,23 +34,23 @@ CURVES = "reference-curves.png"
 
 
 def sources() -> dict[str, Path]:
-    """What each figure shows or is drawn by."""
+    """Return the source of each figure."""
     return {**{name: ROOT / "examples" / script for name, (script, _) in DRAWN.items()}, CURVES: REPORT}
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def is_current(name: str) -> bool:
-    """Whether the committed figure was drawn by what is there now."""
+    """Return whether the committed figure was drawn from the current source."""
     with Image.open(FIGURES / name) as image:
         return image.info.get("Source") == digest(sources()[name])
 
 
 def keep(drawn: Path, name: str) -> None:
-    """Small enough to be committed, and with where it comes from."""
+    """Save a figure with few colours and with the hash of its source."""
     about = PngInfo()
     about.add_text("Source", digest(sources()[name]))
     with Image.open(drawn) as image:
@@ -61,7 +61,7 @@ def keep(drawn: Path, name: str) -> None:
 
 
 def main() -> None:
-    """Draw all of them anew."""
+    """Draw all figures."""
     FIGURES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)
