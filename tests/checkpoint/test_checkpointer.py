@@ -38,6 +38,13 @@ def test_constructor_touches_nothing(checkpointer: Checkpointer, tmp_path: Path)
     assert repr(checkpointer) == f"Checkpointer('{tmp_path}/runs/first')"
 
 
+def test_constructor_refuses_wrong_settings(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="save_every_s must be 0 or more seconds, got -1"):
+        Checkpointer(tmp_path, save_every_s=-1)
+    with pytest.raises(SettingError, match="metadata must be a dictionary such as"):
+        Checkpointer(tmp_path, metadata=[1])  # type: ignore[arg-type]
+
+
 def test_last_save_is_restored_and_the_one_before_is_kept(checkpointer: Checkpointer) -> None:
     checkpointer.save_state(numbered(1))
     inode, content = checkpointer.last_path.stat().st_ino, checkpointer.last_path.read_bytes()
