@@ -1,12 +1,12 @@
-"""What a CUDA graph does, on a CPU: operations are recorded without effect, and replayed on the same tensors.
+"""A CUDA graph on a CPU: operations are recorded without effect, and replayed on the same tensors.
 
-A number that the host computed while it was recorded is frozen, and a look at a value of the device is an error, just
-as there.
+As on a GPU, a number that the host computed during the recording is frozen, and reading a value of the device is an
+error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ _FORBIDDEN = (
     torch.ops.aten.masked_fill.Tensor,  # reads the value that it fills in
     torch.ops.aten.masked_fill_.Tensor,
 )
-_WRITTEN_IN_SILENCE = ("running_mean", "running_var")  # batch norm's schemas do not say so
+_WRITTEN_IN_SILENCE = ("running_mean", "running_var")  # batch norm's schemas do not declare it
 
 
 class Tape(TorchDispatchMode):
@@ -35,21 +35,16 @@ class Tape(TorchDispatchMode):
         if func in _FORBIDDEN:
             raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
         for argument, value in zip(func._schema.arguments, args, strict=False):
-            written = argument.alias_info is not None and argument.alias_info.is_write
-            if written or argument.name in _WRITTEN_IN_SILENCE:
-                for tensor in _tensors(value):
-                    if tensor.untyped_storage().data_ptr() not in self._made:
-                        self._first_values.append((tensor, tensor.clone()))
+            if argument.name in _WRITTEN_IN_SILENCE or (argument.alias_info and argument.alias_info.is_write):
+                written = [tensor for tensor in _tensors(value) if _storage(tensor) not in self._made]
+                self._first_values += [(tensor, tensor.clone()) for tensor in written]
         output = func(*args, **kwargs)
-        read = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, kwargs))}
-        for tensor in _tensors(output):
-            if tensor.untyped_storage().data_ptr() not in read:
-                self._made.add(tensor.untyped_storage().data_ptr())
+        self._made |= set(map(_storage, _tensors(output))) - set(map(_storage, _tensors((args, kwargs))))
         self.calls.append((func, args, kwargs, output))
         return output
 
     def undo(self) -> None:
-        """Recording has computed; a graph would not have."""
+        """Restore what the recording has changed, because a graph would not have computed."""
         for tensor, value in reversed(self._first_values):
             tensor.copy_(value)
         self._first_values.clear()
@@ -58,14 +53,14 @@ class Tape(TorchDispatchMode):
         with torch.no_grad():
             for func, args, kwargs, output in self.calls:
                 new = func(*args, **kwargs)
-                read = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, kwargs))}
+                read = set(map(_storage, _tensors((args, kwargs))))
                 for old, value in zip(_tensors(output), _tensors(new), strict=True):
-                    if old.untyped_storage().data_ptr() not in read:
+                    if _storage(old) not in read:
                         old.copy_(value)
 
 
 def capture(function: Callable[[], None]) -> Callable[[], None]:
-    """In the place of `torch.cuda.graph`."""
+    """Replace `torch.cuda.graph`."""
     tape = Tape()
     with tape:
         function()
@@ -74,5 +69,9 @@ def capture(function: Callable[[], None]) -> Callable[[], None]:
     return tape.replay
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
-    return (value for value in tree_iter(values) if isinstance(value, Tensor))
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in tree_iter(values) if isinstance(value, Tensor)]
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

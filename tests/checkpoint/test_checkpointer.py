@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import warnings
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 
+from checkpoint_files import lock_once, numbered, read_number
 from cifarnet.checkpoint import Checkpointer, load_best
 from cifarnet.errors import CheckpointCorruptError, CheckpointError, CheckpointMismatchError, SettingError
 
-
-class Run:
-    """Smallest object that can be saved: an epoch and a tensor of it."""
-
-    def __init__(self, epoch: int = 0) -> None:
-        self.state: dict[str, Any] = {"epoch": epoch, "weights": torch.full((50,), float(epoch))}
-
-    def state_dict(self) -> Mapping[str, Any]:
-        return self.state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.state = state
+LAST_FILES = {"last.safetensors", "last.previous.safetensors"}
 
 
 @pytest.fixture
@@ -34,33 +24,33 @@ def checkpointer(tmp_path: Path) -> Checkpointer:
     return Checkpointer(tmp_path / "runs" / "first")
 
 
-def last_epoch(directory: Path) -> int:
-    """Return the epoch that a fresh process would resume from. Any warning is an error."""
-    run = Run(-1)
-    assert Checkpointer(directory).load(run)
-    assert run.state["weights"].tolist() == [run.state["epoch"]] * 50
-    return int(run.state["epoch"])
-
-
-def lock_once(directory: Path) -> None:
-    with Checkpointer(directory):
-        pass
+@pytest.fixture
+def two_saves(checkpointer: Checkpointer) -> Checkpointer:
+    checkpointer.save_state(numbered(11))
+    checkpointer.save_state(numbered(12))
+    return checkpointer
 
 
 def test_constructor_touches_nothing(checkpointer: Checkpointer, tmp_path: Path) -> None:
     assert not checkpointer.exists()
-    assert checkpointer.read_last() is None
-    assert checkpointer.load(Run()) is False
+    assert checkpointer.load(torch.optim.SGD([torch.zeros(1)])) is False
     assert list(tmp_path.iterdir()) == []
     assert repr(checkpointer) == f"Checkpointer('{tmp_path}/runs/first')"
 
 
+def test_constructor_refuses_wrong_settings(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="save_every_s must be 0 or more seconds, got -1"):
+        Checkpointer(tmp_path, save_every_s=-1)
+    with pytest.raises(SettingError, match="metadata must be a dictionary such as"):
+        Checkpointer(tmp_path, metadata=[1])  # type: ignore[arg-type]
+
+
 def test_last_save_is_restored_and_the_one_before_is_kept(checkpointer: Checkpointer) -> None:
-    checkpointer.save(Run(1))
+    checkpointer.save_state(numbered(1))
     inode, content = checkpointer.last_path.stat().st_ino, checkpointer.last_path.read_bytes()
-    assert checkpointer.save(Run(2)) == checkpointer.last_path
-    assert last_epoch(checkpointer.directory) == 2
-    assert sorted(os.listdir(checkpointer.directory)) == ["last.previous.safetensors", "last.safetensors"]
+    assert checkpointer.save_state(numbered(2)) == checkpointer.last_path
+    assert read_number(checkpointer.directory) == 2
+    assert set(os.listdir(checkpointer.directory)) == LAST_FILES
     assert checkpointer.previous_path.stat().st_ino == inode
     assert checkpointer.previous_path.read_bytes() == content
 
@@ -90,27 +80,7 @@ def test_description_with_a_tensor_is_refused(checkpointer: Checkpointer) -> Non
         checkpointer.save_best({}, {"preprocess": {"mean": torch.zeros(3)}})
 
 
-def test_best_is_not_read_as_last(checkpointer: Checkpointer) -> None:
-    checkpointer.save_best({}, {})
-    os.replace(checkpointer.best_path, checkpointer.last_path)
-    with pytest.raises(CheckpointMismatchError):
-        checkpointer.read_last()
-
-
-@pytest.mark.parametrize("name", ["best.safetensors", "last.safetensors", "last.previous.safetensors"])
-def test_any_checkpoint_makes_a_run(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(b"")
-    assert Checkpointer(tmp_path).exists()
-
-
 # Fallback to the previous file
-
-
-@pytest.fixture
-def two_saves(checkpointer: Checkpointer) -> Checkpointer:
-    checkpointer.save(Run(11))
-    checkpointer.save(Run(12))
-    return checkpointer
 
 
 def damage(path: Path) -> None:
@@ -130,39 +100,29 @@ def test_damaged_last_falls_back_with_a_warning(
     spoil: Callable[[Path], None], reason: str, two_saves: Checkpointer
 ) -> None:
     spoil(two_saves.last_path)
-    run = Run()
     with pytest.warns(UserWarning, match=rf"last\.safetensors {reason}.*; resuming from last\.previous\.safeten"):
-        assert two_saves.load(run)
-    assert run.state["epoch"] == 11
+        assert read_number(two_saves.directory) == 11
 
 
-def test_newest_of_two_damaged_files_is_named(two_saves: Checkpointer) -> None:
+def test_newest_of_damaged_files_is_named(two_saves: Checkpointer) -> None:
     damage(two_saves.previous_path)
     os.truncate(two_saves.last_path, 100)
     with pytest.raises(CheckpointCorruptError, match=r"last\.safetensors of 100 bytes is damaged"):
         two_saves.read_last()
-
-
-def test_damaged_file_alone_is_an_error(checkpointer: Checkpointer) -> None:
-    damage(checkpointer.save(Run()))
-    with pytest.raises(CheckpointCorruptError, match=r"last\.safetensors is damaged"):
-        checkpointer.read_last()
-    os.replace(checkpointer.last_path, checkpointer.previous_path)
+    two_saves.last_path.unlink()
+    assert two_saves.exists()
     with pytest.raises(CheckpointCorruptError, match=r"last\.previous\.safetensors is damaged"):
-        checkpointer.read_last()
-
-
-def test_pickle_is_refused_without_a_fallback(two_saves: Checkpointer) -> None:
-    torch.save({}, two_saves.last_path)
-    with pytest.raises(CheckpointError):
         two_saves.read_last()
 
 
-def test_newer_format_is_refused_without_a_fallback(two_saves: Checkpointer, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as newer:
+def test_pickle_and_newer_format_have_no_fallback(two_saves: Checkpointer) -> None:
+    with pytest.MonkeyPatch.context() as newer:
         newer.setattr("cifarnet.checkpoint.file.FORMAT_VERSION", 3)
-        two_saves.save(Run(13))
+        two_saves.save_state(numbered(13))
     with pytest.raises(CheckpointMismatchError, match="format 3; this version reads 2"):
+        two_saves.read_last()
+    torch.save({}, two_saves.last_path)
+    with pytest.raises(CheckpointError, match="is a pickle file"):
         two_saves.read_last()
 
 
@@ -170,16 +130,16 @@ def test_damaged_last_never_replaces_a_sound_previous(two_saves: Checkpointer) -
     sound = two_saves.previous_path.read_bytes()
     damage(two_saves.last_path)
     fresh = Checkpointer(two_saves.directory)
-    fresh.save(Run(13))
+    fresh.save_state(numbered(13))
     assert fresh.previous_path.read_bytes() == sound
-    assert last_epoch(fresh.directory) == 13
-    fresh.save(Run(14))
+    assert read_number(fresh.directory) == 13
+    fresh.save_state(numbered(14))
     damage(fresh.last_path)
     with pytest.warns(UserWarning, match="resuming from"):
-        assert (Checkpointer(fresh.directory).read_last() or {})["epoch"] == 13
+        assert read_number(fresh.directory) == 13
 
 
-# The directory
+# The directory and the disk. tests/promises has a fault in every call.
 
 
 def test_locking_removes_temporary_files_and_nothing_else(two_saves: Checkpointer) -> None:
@@ -190,24 +150,49 @@ def test_locking_removes_temporary_files_and_nothing_else(two_saves: Checkpointe
         (two_saves.directory / name).write_bytes(b"half")
     with pytest.warns(UserWarning, match=r"^Removed 3 unfinished checkpoint file"):
         lock_once(two_saves.directory)
-    assert set(os.listdir(two_saves.directory)) == {*others, "last.safetensors", "last.previous.safetensors"}
-
-
-def test_sound_run_gives_no_warning(two_saves: Checkpointer) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        lock_once(two_saves.directory)
-        assert last_epoch(two_saves.directory) == 12
+    assert set(os.listdir(two_saves.directory)) == {*others, *LAST_FILES}
+    lock_once(two_saves.directory)  # without a warning
 
 
 @pytest.mark.parametrize("below", ["", "below"])
 def test_path_below_a_file_is_a_typed_error(below: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"mine")
-    directory = tmp_path / "file" / below
-    with pytest.raises(CheckpointError, match=r"cannot write .*; choose another directory") as caught:
-        lock_once(directory)
-    assert isinstance(caught.value, OSError)
-    assert caught.value.errno is not None
+    with pytest.raises(CheckpointError, match=r"cannot write .*; choose another directory"):
+        lock_once(tmp_path / "file" / below)
     with pytest.raises(CheckpointError, match=r"cannot write .*; there was none before"):
-        Checkpointer(directory).save(Run())
+        Checkpointer(tmp_path / "file" / below).save_state(numbered(1))
     assert (tmp_path / "file").read_bytes() == b"mine"
+
+
+def fail(code: int) -> None:
+    raise OSError(code, os.strerror(code))
+
+
+def test_full_disk_is_found_by_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: fail(errno.ENOSPC))
+    with pytest.raises(CheckpointError, match=r"cannot write .*: No space left on device; choose another directory"):
+        lock_once(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_full_disk_is_named_with_the_size_and_costs_nothing(two_saves: Checkpointer) -> None:
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"\(4\.0 MB\): File too large; the previous checkpoint is intact"):
+            two_saves.save_state(numbered(13, size=1_000_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert set(os.listdir(two_saves.directory)) == LAST_FILES
+    assert read_number(two_saves.directory) == 12
+
+
+@pytest.mark.skipif(os.name != "posix", reason="directories are opened on POSIX only")
+def test_disk_that_cannot_sync_directories_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            fail(errno.EINVAL)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert Checkpointer(tmp_path).save_state(numbered(1)).exists()

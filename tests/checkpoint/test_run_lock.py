@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from checkpoint_files import lock_once
 from cifarnet import Checkpointer
 from cifarnet.errors import CheckpointError
 
@@ -40,35 +41,23 @@ def start_holder(*args: str | Path) -> subprocess.Popen[str]:
     return process
 
 
-def lock_once(directory: Path) -> None:
-    with Checkpointer(directory):
-        pass
-
-
-def test_second_process_is_refused_with_the_pid_of_the_owner(tmp_path: Path) -> None:
+def test_second_process_is_refused_until_the_owner_is_killed(tmp_path: Path) -> None:
     holder = start_holder(tmp_path)
     unfinished = tmp_path / f".last.safetensors.{'0' * 16}.tmp"
     unfinished.touch()  # a save of the owner
-    for _ in range(2):
-        with pytest.raises(CheckpointError, match=rf"in use by process {holder.pid}; wait for it, stop it"):
-            lock_once(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"in use by process {holder.pid}; wait for it, stop it"):
+        lock_once(tmp_path)
     assert unfinished.exists()
-    holder.communicate("")
-    unfinished.unlink()
-    lock_once(tmp_path)
-
-
-def test_killed_process_leaves_the_directory_free(tmp_path: Path) -> None:
-    holder = start_holder(tmp_path)
     holder.kill()
     holder.communicate()
+    unfinished.unlink()
     with Checkpointer(tmp_path):
         assert (tmp_path / ".lock").read_text() == f"process {os.getpid()}"
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-def test_forked_worker_does_not_hold_the_lock_of_its_killed_parent(tmp_path: Path) -> None:
+def test_forked_worker_does_not_hold_the_lock_of_its_parent(tmp_path: Path) -> None:
     with start_holder(tmp_path, "fork") as parent:
         try:
             assert parent.stdout is not None
@@ -94,12 +83,8 @@ def test_two_runs_of_one_process_do_not_share_a_directory(tmp_path: Path) -> Non
     lock_once(tmp_path / "run")
 
 
-def test_checkpointer_can_be_pickled_before_it_is_locked(tmp_path: Path) -> None:
-    lock_once(pickle.loads(pickle.dumps(Checkpointer(tmp_path))).directory)
-
-
-def test_another_thread_can_release_the_lock(tmp_path: Path) -> None:
-    checkpointer = Checkpointer(tmp_path).__enter__()
+def test_lock_is_released_in_another_thread_and_after_pickling(tmp_path: Path) -> None:
+    checkpointer = pickle.loads(pickle.dumps(Checkpointer(tmp_path))).__enter__()
     thread = threading.Thread(target=checkpointer.__exit__)
     thread.start()
     thread.join()

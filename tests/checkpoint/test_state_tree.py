@@ -25,8 +25,7 @@ DTYPES = [torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, t
 def tensors(draw: st.DrawFn) -> Tensor:
     """Draw a small tensor of any dtype with 0 to 3 dimensions."""
     shape = draw(st.lists(st.integers(0, 3), max_size=3))
-    values = draw(st.lists(st.integers(0, 1), min_size=math.prod(shape), max_size=math.prod(shape)))
-    return torch.tensor(values, dtype=draw(st.sampled_from(DTYPES))).reshape(shape)
+    return torch.randint(2, shape).to(draw(st.sampled_from(DTYPES)))
 
 
 tricky_keys = st.sampled_from(["", "/", "a/b", "a", "b", "0", "a~2", "$tensor", "$tuple", "$x", "__metadata__"])
@@ -79,10 +78,7 @@ def test_order_of_insertion_changes_nothing(state: dict[Any, Any], random: Any) 
 def test_names_of_tensors_are_readable_and_unique_paths() -> None:
     tensor = torch.tensor(1)
     state = {"optimizer": {"state": {0: {"exp_avg": tensor}}}, "a": {"b": tensor}, "a/b": tensor, "a/b~2": tensor}
-    named, values = flatten(state)
-    assert list(named) == ["a/b", "a/b~2", "a/b~2~2", "optimizer/state/0/exp_avg"]
-    assert all(value is tensor for value in named.values())
-    assert unflatten(named, values) == state
+    assert list(flatten(state)[0]) == ["a/b", "a/b~2", "a/b~2~2", "optimizer/state/0/exp_avg"]
 
 
 Point = namedtuple("Point", "x")
@@ -94,15 +90,8 @@ Point = namedtuple("Point", "x")
     ids=lambda value: f"{type(value).__name__}-{str(value)[:12]!a}",
 )
 def test_value_that_would_not_come_back_is_refused_by_path(value: object) -> None:
-    with pytest.raises(SettingError, match=r"optimizer/groups/1/lr"):
+    with pytest.raises(SettingError, match=r"optimizer/groups/1/lr (has a key|is a .* Convert it \(float\(x\))"):
         flatten({"optimizer": {"groups": [{}, {"lr": value}]}})
-
-
-def test_refusal_names_the_remedy() -> None:
-    with pytest.raises(SettingError, match=r"lr is a complex; .* Convert it \(float\(x\)"):
-        flatten({"lr": 1j})
-    with pytest.raises(SettingError, match="the state is a set"):
-        flatten(set())
 
 
 def test_numbers_of_numpy_become_plain_values() -> None:
@@ -115,25 +104,26 @@ def test_numbers_of_numpy_become_plain_values() -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        {"$tensor": "y"},
+        {"$tensor": "x"},  # for the second time
         {"$tensor": ["x"]},
+        {"$tensor": "x", "more": 1},
         {"$tuple": 1},
+        {"$tuple": [], "$float": "nan"},
         {"$float": "1.0"},
         {"$float": 1.0},
         {"$dict": {}},
         {"$dict": [[1]]},
         {"$dict": [[[], 2]]},
-        {"$dict": [["a", 1], ["a", 2]]},
-        {"$dict": ["ab"]},
         {"$other": 1},
-        {"$tensor": "x", "more": 1},
-        {"$tuple": [], "$float": "nan"},
         {"a": {"$": 1}},
-        [{"$tensor": "x"}, {"$tensor": "x"}],
-        {},
     ],
     ids=str,
 )
 def test_values_that_flatten_never_writes_are_refused(values: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
-        unflatten({"x": torch.zeros(1)}, values)
+        unflatten({"x": torch.zeros(1)}, [{"$tensor": "x"}, values])
+
+
+def test_tensor_without_a_reference_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing refers to tensor 'x'"):
+        unflatten({"x": torch.zeros(1)}, {})

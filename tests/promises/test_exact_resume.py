@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import killed
 import pytest
 import torch
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-import killed
 from cifarnet import Checkpointer, DatasetSplits, History, Trainer
 from cifarnet.optim import one_cycle
 from runs import assert_equal_runs, fit, interrupt_at, metrics_of, read_state

@@ -15,15 +15,7 @@ from torch import Tensor
 
 from cifarnet._files import probe_write, remove_unfinished, to_path
 from cifarnet._types import Json
-from cifarnet.checkpoint.file import (
-    REMEDY,
-    encode,
-    load_best,
-    read_checkpoint,
-    read_kind,
-    save_errors,
-    write_checkpoint,
-)
+from cifarnet.checkpoint.file import REMEDY, encode, read_checkpoint, read_kind, save_errors, write_checkpoint
 from cifarnet.checkpoint.state_tree import flatten
 from cifarnet.errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError, SettingError
 
@@ -267,7 +259,7 @@ class Checkpointer:
 
     def read_best(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Read `best_path`, as `load_best` does."""
-        return load_best(self.best_path)
+        return read_kind(self.best_path, "best")
 
 
 def encode_state(state: Mapping[str, Any]) -> bytes:

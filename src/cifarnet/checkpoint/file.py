@@ -56,21 +56,13 @@ MAX_HEADER_BYTES = 16 * 2**20
 REMEDY = "; if it was cut or altered, restore it from a copy or delete it"
 
 _DTYPES = {
+    **{getattr(torch, f"int{bits}"): f"I{bits}" for bits in (8, 16, 32, 64)},
+    **{getattr(torch, f"uint{bits}"): f"U{bits}" for bits in (8, 16, 32, 64)},
+    **{getattr(torch, f"float{bits}"): f"F{bits}" for bits in (16, 32, 64)},
     torch.bfloat16: "BF16",
     torch.bool: "BOOL",
-    torch.float16: "F16",
-    torch.float32: "F32",
-    torch.float64: "F64",
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
-    torch.int16: "I16",
-    torch.int32: "I32",
-    torch.int64: "I64",
-    torch.int8: "I8",
-    torch.uint16: "U16",
-    torch.uint32: "U32",
-    torch.uint64: "U64",
-    torch.uint8: "U8",
 }
 
 # A zip archive, pickle protocol 2 and later, gzip, and the first opcodes of protocols 0 and 1: a global, a marked list,
@@ -276,8 +268,6 @@ def save_errors(path: Path, remedy: str, *, num_bytes: int = 0) -> Iterator[None
     """Turn an ``OSError`` into a `CheckpointError`."""
     try:
         yield
-    except CheckpointError:
-        raise
     except OSError as error:
         size = f" ({num_bytes / 1e6:,.1f} MB)" if num_bytes else ""
         raise CheckpointError(f"cannot write {path}{size}: {error.strerror or error}; {remedy}") from error

@@ -11,14 +11,7 @@ from torch import Tensor, nn
 
 from cifarnet.errors import CheckpointMismatchError
 
-__all__ = [
-    "OPTIMIZER_FLAGS",
-    "check_weights",
-    "follow_weights",
-    "load_optimizer",
-    "load_weights",
-    "unwrapped_state_dict",
-]
+__all__ = ["check_weights", "follow_weights", "load_optimizer", "load_weights", "unwrapped_state_dict"]
 
 #: Entries of a parameter group that select the kernels of the update, not its result.
 OPTIMIZER_FLAGS = ("capturable", "differentiable", "foreach", "fused")
@@ -30,7 +23,6 @@ MAX_NAMED = 5
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "acc_delta")
 
 _WRAPPERS = ("_orig_mod.", "module.")  # torch.compile; DistributedDataParallel, DataParallel and AveragedModel
-_AVERAGE_COUNT = "n_averaged"  # AveragedModel's own buffer: a count, not a weight
 
 
 def unwrapped_state_dict(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -50,7 +42,7 @@ def unwrapped_state_dict(model: nn.Module | Mapping[str, Tensor]) -> dict[str, T
     tensors: Mapping[str, Tensor] = model.state_dict() if isinstance(model, nn.Module) else model
     bare = {name.replace("._orig_mod.", "."): tensor for name, tensor in tensors.items()}
     while True:
-        names = bare.keys() - {_AVERAGE_COUNT}
+        names = bare.keys() - {"n_averaged"}  # AveragedModel's own buffer: a count, not a weight
         # Only a prefix of all names belongs to a wrapper, because a network may have a part called module.
         prefix = next((p for p in _WRAPPERS if names and all(name.startswith(p) for name in names)), None)
         if prefix is None:
