@@ -33,18 +33,13 @@ def test_an_image_depends_on_seed_part_and_position_alone(num_train: int, seed: 
     assert short.train.images.shape[2:] == (size, size)
 
 
-def test_another_seed_and_part_give_other_images() -> None:
-    data, other = make_synthetic(20, 20, seed=1), make_synthetic(20, 20, seed=2)
-    assert len({part.fingerprint for part in (data.train, data.test, other.train, other.test)}) == 4
-    assert len({bytes(image.numpy()) for image in data.train.images}) == 20
-
-
 def test_images_are_the_same_in_every_version_and_on_every_platform() -> None:
     before = torch.get_rng_state()
     data = make_synthetic(40, 10, seed=3)
     assert data.train.fingerprint == "35a2c3963d8c2ab6938e1c4c739b9c59cff1cd2372812b0033078c0958e6e37b"
     assert data.test.fingerprint == "cf2e2be59a69e34b8d813a81a1eb927b9e4717559563515fb685da2b90bebc79"
     assert torch.equal(torch.get_rng_state(), before)
+    assert make_synthetic(40, 10, seed=4).train.fingerprint != data.train.fingerprint
 
 
 @pytest.mark.parametrize(
