@@ -55,4 +55,3 @@ def test_every_python_that_is_promised_is_tested() -> None:
 def test_a_typed_script_of_a_user_runs(tmp_path: Path) -> None:
     evaluation = typed_user.use(typed_user.train(tmp_path))
     assert evaluation.num_images == 20
-    typed_user.others(tmp_path)

@@ -62,7 +62,6 @@ def test_a_mapping_needs_only_fields_without_a_default() -> None:
         ("extra", {"any": [None, {"x": object}]}, {"any": [None, {"x": object}]}),
         ("optional", {"size": 2}, Inner(2)),
         ("number", 5, 5),
-        ("number", "five", "five"),
     ],
 )
 def test_values_are_converted_by_the_annotations(key: str, value: Any, expected: Any) -> None:
@@ -87,10 +86,8 @@ def test_values_are_converted_by_the_annotations(key: str, value: Any, expected:
         ("mode", "c", "^it.mode must be one of 'a', 'b', 1, got 'c'"),
         ("mode", True, "^it.mode must be one of .*, got True"),
         ("inners", [{"size": 1}, {"size": "2"}], r"^it.inners\[1\].size must be a whole number, got '2'"),
-        ("rows", [[1], 2], r"^it.rows\[1\] must be a list, got 2"),
         ("settings", {"lr": None}, "^it.settings.lr must be a number, got None"),
         ("settings", {1: 2}, "^it.settings must be a dictionary with strings as keys"),
-        ("number", 0.5, "^it.number must be a string, got 0.5"),
         ("name", ["x" * 100], r"^it.name must be a string, got \['x+\.\.\.$"),
     ],
 )

@@ -80,7 +80,7 @@ WRONG: dict[str, list[Any]] = {
         ("0.5", 0.5, 0.5),
         (0.5, 0.5),
         0.5,
-        [0.5] * 10**6,
+        [0.5] * 10**5,
     ],
     "preprocess/std": [(value, 1.0, 1.0) for value in (float("inf"), 0.0, -1.0)],
     "classes": [5, "abc", [1, 2, 3], ["a", None, "c"], {"a": 0, "b": 1, "c": 2}, ...],

@@ -73,19 +73,6 @@ def read(content: bytes) -> tuple[Any, Any]:
     return LAYOUTS[1].read_batch(content, ROWS)
 
 
-@pytest.mark.parametrize("protocol", [3, 4])
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_a_batch_pickled_again_by_this_numpy_is_read(protocol: int, order: Any) -> None:
-    batch = {
-        "labels": LABELS[0].tolist(),
-        "data": np.asarray(PIXELS[0], order=order),
-        "extra": [(1, 2, 3, 4), None, ()],
-    }
-    pixels, labels = read(pickle.dumps(batch, protocol))
-    assert np.array_equal(pixels, PIXELS[0])
-    assert np.array_equal(labels, LABELS[0])
-
-
 class Gadget:
     """Pickles as a call. ``pickle.load`` makes the folder ``made``."""
 

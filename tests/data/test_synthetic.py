@@ -7,9 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn import functional as F
 
-from cifarnet.data import ImageDataset, make_synthetic
+from cifarnet import Trainer, build_transforms, make_synthetic
 from cifarnet.errors import SettingError
 
 
@@ -50,22 +49,6 @@ def test_another_number_is_refused(name: str, value: Any) -> None:
         make_synthetic(**{name: value})
 
 
-def accuracy_after_training(model: nn.Module, train: ImageDataset, test: ImageDataset, epochs: int) -> float:
-    inputs = {part: data.images.float() / 127.5 - 1 for part, data in (("train", train), ("test", test))}
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for epoch in range(epochs):
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(epoch))
-        for start in range(0, len(train), 50):
-            rows = order[start : start + 50]
-            loss = F.cross_entropy(model(inputs["train"][rows]), train.labels[rows])
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-    model.eval()
-    with torch.no_grad():
-        return float((model(inputs["test"]).argmax(1) == test.labels).double().mean())
-
-
 def test_a_small_network_learns_it_and_a_linear_one_does_not() -> None:
     data = make_synthetic(2000, 500)
     with torch.random.fork_rng():
@@ -76,5 +59,8 @@ def test_a_small_network_learns_it_and_a_linear_one_does_not() -> None:
             layers += [convolution, nn.BatchNorm2d(width_out), nn.ReLU(), nn.MaxPool2d(2)]
         convolutional = nn.Sequential(*layers, nn.Flatten(), nn.Linear(48 * 16, 10))
         linear = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
-    assert accuracy_after_training(convolutional, data.train, data.test, epochs=4) > 0.5
-    assert accuracy_after_training(linear, data.train, data.test, epochs=2) < 0.3
+    plain = build_transforms(crop_padding=0, flip="none")
+    for model, epochs, low, high in ((convolutional, 4, 0.5, 1), (linear, 2, 0, 0.3)):
+        trainer = Trainer(model, lr=2e-3, transforms=plain, device="cpu", precision="float32")
+        trainer.fit(data.train, max_epochs=epochs, batch_size=50, progress_bar=False)
+        assert low < trainer.evaluate(data.test).accuracy < high

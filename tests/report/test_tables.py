@@ -114,14 +114,8 @@ def test_table_refuses_two_results_for_one_cell() -> None:
 )
 def test_read_reports_refuses_runs_that_differ(tmp_path: Path, second: dict[str, Any], message: str) -> None:
     save_report(report(0, 0.78, backend="eager"), tmp_path / "seed-0.json")
+    save_report(report(1, 0.78, backend="eager", data={"name": "CIFAR-10", "source": "b"}), tmp_path / "seed-1.json")
+    assert len(read_reports(tmp_path)) == 2  # the path of the data may differ
     save_report(report(1, 0.78, backend="eager") | second, tmp_path / "seed-1.json")
     with pytest.raises(DataError, match=message):
         read_reports(tmp_path)
-
-
-def test_read_reports_ignores_path_and_best_epoch(tmp_path: Path) -> None:
-    for seed in (0, 1):
-        chosen = {"monitor": "val_accuracy", "epoch": 3 + seed, "value": 0.5}
-        data = {"name": "CIFAR-10", "source": "data" + "/" * seed}
-        save_report(report(seed, 0.78, selected_by=chosen, data=data), tmp_path / f"seed-{seed}.json")
-    assert len(read_reports(tmp_path)) == 2

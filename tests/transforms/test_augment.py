@@ -47,12 +47,8 @@ def test_augmentation_keeps_shape_dtype_and_range(
         output = augment(images)
     assert output.shape == images.shape
     assert output.dtype == torch.uint8
-    floating = images.float() / 255
     with scope(seed, 0, torch.arange(num_images)):
-        output = v2.Compose([RandomCrop(padding, mode=mode), RandomFlip()])(floating)
-    assert output.dtype == torch.float32
-    assert float(output.min()) >= 0
-    assert float(output.max()) <= 1
+        torch.testing.assert_close(augment(images / 255), output / 255)
 
 
 @given(position=st.integers(0, 15), epoch=st.integers(0, 20))
