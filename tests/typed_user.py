@@ -1,4 +1,4 @@
-"""What a user with a type checker writes; checked by mypy and pyright against the wheel, and run by a test."""
+"""Script of a user with a type checker. mypy and pyright check it against the wheel, and a test runs it."""
 
 from __future__ import annotations
 

