@@ -12,10 +12,14 @@ from cifarnet import randomness
 from cifarnet.randomness import draw, permutation, scope
 
 CPU = torch.device("cpu")
-ids_strategy = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50, unique=True)
 
 
-@given(seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 10_000), ids=ids_strategy, data=st.data())
+@given(
+    seed=st.integers(0, 2**63 - 1),
+    epoch=st.integers(0, 10_000),
+    ids=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50, unique=True),
+    data=st.data(),
+)
 def test_a_draw_depends_on_the_image_and_not_on_its_batch(
     seed: int, epoch: int, ids: list[int], data: st.DataObject
 ) -> None:

@@ -94,7 +94,7 @@ class TestDecode:
 
     @settings(max_examples=150, deadline=None)
     @given(format=st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF"]), data=st.data())
-    def test_a_damaged_file_gives_input_error_or_a_picture(self, format: str, data: st.DataObject) -> None:
+    def test_a_damaged_file_gives_a_data_error_or_a_picture(self, format: str, data: st.DataObject) -> None:
         content = bytearray(encode(Image.fromarray(RGB), format))
         for _ in range(data.draw(st.integers(0, 3))):
             content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))

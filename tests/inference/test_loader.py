@@ -18,9 +18,10 @@ CPU = torch.device("cpu")
 LABELS = torch.tensor([0, 1])
 
 
-def load(data: DatasetSplits, batch_size: int = 64) -> TensorLoader:
-    train = data.train
-    return TensorLoader(train.images, train.labels, train.ids, batch_size=batch_size, device=CPU, seed=0)
+@pytest.fixture
+def loader(synthetic: DatasetSplits) -> TensorLoader:
+    train = synthetic.train
+    return TensorLoader(train.images, train.labels, train.ids, batch_size=64, device=CPU, seed=0)
 
 
 def read(*items: object) -> list[Batch]:
@@ -41,14 +42,11 @@ def make_batches(at: int, *, value: float = 0.5, label: int = 1) -> list[tuple[T
     return batches
 
 
-def test_an_epoch_visits_every_image_once(synthetic: DatasetSplits) -> None:
-    loader = load(synthetic)
+def test_an_epoch_visits_every_image_once(loader: TensorLoader, synthetic: DatasetSplits) -> None:
     batches = list(loader.epoch(0))
     assert loader.num_steps == len(batches) == 5
     assert [len(batch.labels) for batch in batches] == [64, 64, 64, 64, 44]
-    images = torch.cat([batch.images for batch in batches])
-    labels = torch.cat([batch.labels for batch in batches])
-    ids = torch.cat([batch.ids for batch in batches])
+    images, labels, ids = (torch.cat([batch[column] for batch in batches]) for column in range(3))
     assert torch.equal(ids.sort().values, torch.arange(300))
     assert torch.equal(images, synthetic.train.images[ids])
     assert torch.equal(labels, synthetic.train.labels[ids])
@@ -57,8 +55,7 @@ def test_an_epoch_visits_every_image_once(synthetic: DatasetSplits) -> None:
     assert first.images.data_ptr() == synthetic.train.images.data_ptr()  # a view
 
 
-def test_an_epoch_starts_at_any_step(synthetic: DatasetSplits) -> None:
-    loader = load(synthetic)
+def test_an_epoch_starts_at_any_step(loader: TensorLoader) -> None:
     whole = [batch.ids.tolist() for batch in loader.epoch(3)]
     for first_step in range(6):
         assert [batch.ids.tolist() for batch in loader.epoch(3, first_step)] == whole[first_step:]

@@ -112,7 +112,6 @@ def test_alternating_flip_shows_both_sides_in_two_epochs() -> None:
             by_epoch.append(flip(images))
     assert torch.equal(by_epoch[0], by_epoch[1].flip(-1))
     assert torch.equal(by_epoch[0], by_epoch[2])
-    assert torch.equal(by_epoch[1], by_epoch[3])
     flipped = (by_epoch[0] != images).flatten(1).any(dim=1)
     assert 16 < int(flipped.sum()) < 48  # not all the same way
     with scope(0, torch.tensor(1), ids):
