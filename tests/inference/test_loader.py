@@ -46,7 +46,8 @@ def test_an_epoch_visits_every_image_once(loader: TensorLoader, synthetic: Datas
     batches = list(loader.epoch(0))
     assert loader.num_steps == len(batches) == 5
     assert [len(batch.labels) for batch in batches] == [64, 64, 64, 64, 44]
-    images, labels, ids = (torch.cat([batch[column] for batch in batches]) for column in range(3))
+    columns = zip(*((batch.images, batch.labels, batch.ids) for batch in batches), strict=True)
+    images, labels, ids = map(torch.cat, columns)
     assert torch.equal(ids.sort().values, torch.arange(300))
     assert torch.equal(images, synthetic.train.images[ids])
     assert torch.equal(labels, synthetic.train.labels[ids])
