@@ -44,13 +44,13 @@ def synthetic() -> DatasetSplits:
 
 @pytest.fixture(scope="session")
 def small_transforms() -> Transforms:
-    """All the augmentation there is."""
+    """Crop, flip and cutout for images of 16x16."""
     return build_transforms(crop_padding=2, cutout=4, size=SIZE)
 
 
 @pytest.fixture
 def make_trainer(small_transforms: Transforms) -> Callable[..., Trainer]:
-    """Builds equal trainers of a small network; keywords go to `Trainer`."""
+    """Build equal trainers of a small network; keywords go to `Trainer`."""
 
     def make(
         *,
@@ -83,7 +83,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["eager", "cuda-graph"])
 def backend(request: pytest.FixtureRequest) -> str:
-    """What computes the steps."""
+    """Backend of the training steps."""
     name: str = request.param
     if name == "cuda-graph":
         request.getfixturevalue("graphs")
@@ -92,7 +92,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def real_data_root() -> Path:
-    """Where CIFAR-10 lies; tests that ask for it are skipped where it does not."""
+    """Folder with CIFAR-10. Tests that use it are skipped if it is not there."""
     root = os.environ.get("CIFARNET_TEST_DATA")
     if not root:
         pytest.skip("CIFARNET_TEST_DATA does not name a folder with CIFAR-10")
@@ -106,7 +106,7 @@ def cifar10(real_data_root: Path) -> DatasetSplits:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """A run whose every name is hostile, and the page of it."""
+    """A run whose names are all hostile, and its page."""
     from hostile import make  # of tests/report, which alone asks for it
 
     return make(tmp_path_factory.mktemp("run"))

@@ -1,4 +1,4 @@
-"""What is released is what the tag says, and reads well where it is shown."""
+"""Release metadata, links of the README, and a typed script of a user."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert PROJECT["version"] == cifarnet.__version__
 
 
-def test_a_release_is_refused_that_is_not_ready(tmp_path: Path) -> None:
+def test_a_release_that_is_not_ready_is_refused(tmp_path: Path) -> None:
     mistakes = runpy.run_path(str(ROOT / ".ci" / "check_release.py"))["mistakes"]
     (tmp_path / "src" / "cifarnet").mkdir(parents=True)
     (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1.2.3"\n')
@@ -31,7 +31,7 @@ def test_a_release_is_refused_that_is_not_ready(tmp_path: Path) -> None:
     assert mistakes("v1.2.3", tmp_path) == ["src/cifarnet/__init__.py has another version than pyproject.toml"]
 
 
-def test_links_of_the_readme_lead_somewhere_on_a_package_page_too() -> None:
+def test_links_of_the_readme_work_on_a_package_page() -> None:
     absolute = runpy.run_path(str(ROOT / ".ci" / "absolute_links.py"))["absolute"]
     text = "![curves](docs/a.png) [docs](docs/b.md) [torch](https://pytorch.org) [here](#train-it)"
     assert absolute(text, "https://host/o/n", "v1") == (
@@ -44,7 +44,7 @@ def test_links_of_the_readme_lead_somewhere_on_a_package_page_too() -> None:
     assert not re.search(r"\]\((?![a-z]+:|#)", absolute(readme, "https://host/o/n", "v1"))
 
 
-def test_every_python_that_is_promised_is_tested() -> None:
+def test_every_promised_python_is_tested() -> None:
     promised = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
     workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text()
     (matrix,) = re.findall(r"python-version: \[(.*)\]", workflow)
@@ -55,4 +55,3 @@ def test_every_python_that_is_promised_is_tested() -> None:
 def test_a_typed_script_of_a_user_runs(tmp_path: Path) -> None:
     evaluation = typed_user.use(typed_user.train(tmp_path))
     assert evaluation.num_images == 20
-    typed_user.others(tmp_path)

@@ -12,10 +12,14 @@ from cifarnet import randomness
 from cifarnet.randomness import draw, permutation, scope
 
 CPU = torch.device("cpu")
-ids_strategy = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50, unique=True)
 
 
-@given(seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 10_000), ids=ids_strategy, data=st.data())
+@given(
+    seed=st.integers(0, 2**63 - 1),
+    epoch=st.integers(0, 10_000),
+    ids=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50, unique=True),
+    data=st.data(),
+)
 def test_a_draw_depends_on_the_image_and_not_on_its_batch(
     seed: int, epoch: int, ids: list[int], data: st.DataObject
 ) -> None:
@@ -27,12 +31,24 @@ def test_a_draw_depends_on_the_image_and_not_on_its_batch(
     assert torch.equal(together[position], alone[0])
 
 
-@given(seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 2**31), ids=ids_strategy)
-def test_draws_lie_in_the_unit_interval(seed: int, epoch: int, ids: list[int]) -> None:
-    with scope(seed, epoch, torch.tensor(ids)):
-        draws = draw("any", num_images=len(ids), columns=2)
-    assert draws.dtype == torch.float32
-    assert bool(((draws >= 0) & (draws < 1)).all())
+def chi_square(values: torch.Tensor) -> float:
+    """Return chi-square over 100 equally likely values; 148.2 is its 99.9 % quantile, and the draws are fixed."""
+    expected = len(values) / 100
+    return float(((torch.bincount(values, minlength=100) - expected) ** 2 / expected).sum())
+
+
+def test_draws_of_50000_images_are_uniform_and_independent() -> None:
+    ids = torch.arange(50_000)
+    with scope(0, 0, ids):
+        now = draw("crop", num_images=50_000, columns=2)
+    with scope(0, 1, ids):
+        next_epoch = draw("crop", num_images=50_000, columns=2)
+    assert now.dtype == torch.float32
+    assert 0 <= float(now.min()) <= float(now.max()) < 1
+    for column in (*now.T, *next_epoch.T):
+        assert chi_square((column * 100).long()) < 148.2
+    for one, other in ((now[:, 0], now[:, 1]), (now[:, 0], next_epoch[:, 0]), (now[:-1, 0], now[1:, 0])):
+        assert chi_square((one * 10).long() * 10 + (other * 10).long()) < 148.2
 
 
 @pytest.mark.parametrize(
@@ -47,40 +63,6 @@ def test_another_seed_epoch_or_name_gives_other_draws(seed: int, epoch: int, nam
     assert int((one == other).sum()) <= 2
 
 
-def _chi_square(counts: torch.Tensor) -> float:
-    expected = counts.sum() / len(counts)
-    return float(((counts - expected) ** 2 / expected).sum())
-
-
-@pytest.mark.parametrize("epoch", [0, 1, 9])
-@pytest.mark.parametrize("column", [0, 1])
-def test_draws_over_50000_images_are_uniform(epoch: int, column: int) -> None:
-    with scope(0, epoch, torch.arange(50_000)):
-        draws = draw("crop", num_images=50_000, columns=2)[:, column]
-    # 99.9 % quantile of chi-square with 99 degrees of freedom; the draws are fixed, so this never flickers.
-    assert _chi_square(torch.bincount((draws * 100).long(), minlength=100)) < 148.2
-
-
-def test_draws_of_two_columns_and_of_two_epochs_are_independent() -> None:
-    ids = torch.arange(50_000)
-    with scope(0, 0, ids):
-        now = draw("crop", num_images=50_000, columns=2)
-    with scope(0, 1, ids):
-        next_epoch = draw("crop", num_images=50_000, columns=2)
-    for one, other in ((now[:, 0], now[:, 1]), (now[:, 0], next_epoch[:, 0]), (now[:-1, 0], now[1:, 0])):
-        cells = (one * 10).long() * 10 + (other * 10).long()
-        assert _chi_square(torch.bincount(cells, minlength=100)) < 148.2
-
-
-def test_an_epoch_in_a_tensor_gives_the_same_draws_as_an_int() -> None:
-    ids = torch.arange(64)
-    with scope(5, 3, ids):
-        from_int = draw("crop", num_images=64)
-    with scope(5, torch.tensor(3), ids):
-        from_tensor = draw("crop", num_images=64)
-    assert torch.equal(from_int, from_tensor)
-
-
 def test_draws_are_the_same_in_every_process_and_forever() -> None:
     code = (
         "import torch\nfrom cifarnet.randomness import draw, permutation, scope\n"
@@ -88,11 +70,9 @@ def test_draws_are_the_same_in_every_process_and_forever() -> None:
         "print(permutation(7, 2, torch.arange(6)).tolist())"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    with scope(7, 2, torch.arange(3)):
-        expected = draw("crop", num_images=3, columns=2).tolist()
-    assert printed.splitlines() == [str(expected), str(permutation(7, 2, torch.arange(6)).tolist())]
-    # Written down when the hash was made: a change of it would change every run that anybody has seeded.
+    # Recorded when the hash was written. A change of the hash changes every seeded run.
     assert printed.splitlines() == [str(GOLDEN_DRAWS), str(GOLDEN_ORDER)]
+    assert permutation(7, 2, torch.arange(6)).tolist() == GOLDEN_ORDER
 
 
 GOLDEN_DRAWS = [
@@ -113,6 +93,8 @@ def test_outside_a_scope_draws_come_from_torchs_generator() -> None:
 @given(seed=st.integers(0, 2**40), epoch=st.integers(0, 1000), num_images=st.integers(1, 300))
 def test_an_order_visits_every_image_once(seed: int, epoch: int, num_images: int) -> None:
     order = permutation(seed, epoch, torch.arange(num_images))
+    if num_images > 20:
+        assert not torch.equal(order, permutation(seed, epoch + 1, torch.arange(num_images)))
     assert torch.equal(order.sort().values, torch.arange(num_images))
 
 
@@ -123,11 +105,6 @@ def test_leaving_images_out_does_not_reorder_the_rest() -> None:
     assert torch.equal(whole[whole % 3 != 0], kept[permutation(0, 4, kept)])
 
 
-def test_orders_of_two_epochs_have_nothing_in_common() -> None:
-    first, second = (permutation(0, epoch, torch.arange(50_000)) for epoch in (0, 1))
-    assert int((first == second).sum()) < 10  # 1 is expected
-
-
 @settings(max_examples=30)
 @given(step=st.integers(-1, 10_000), epoch=st.integers(0, 1000), seed=st.integers(0, 2**63 - 1))
 def test_a_step_seed_is_one_that_torch_takes(seed: int, epoch: int, step: int) -> None:
@@ -136,20 +113,18 @@ def test_a_step_seed_is_one_that_torch_takes(seed: int, epoch: int, step: int) -
     assert value != randomness.step_seed(seed, epoch, step + 1)
 
 
-def test_isolation_gives_generator_and_flags_back() -> None:
+def test_isolation_restores_generator_and_flags_after_an_error() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    with randomness.isolated(CPU, deterministic=True):
-        randomness.seed_torch(1, CPU)
-        torch.rand(5)
-        assert torch.are_deterministic_algorithms_enabled()
+
+    def fail() -> None:
+        with randomness.isolated(CPU, deterministic=True):
+            randomness.seed_torch(1, CPU)
+            assert torch.are_deterministic_algorithms_enabled()
+            raise ZeroDivisionError(torch.rand(5))
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert torch.equal(before, torch.get_rng_state())
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.backends.cudnn.benchmark is False
-
-
-def test_isolation_gives_back_after_an_error_too() -> None:
-    before = torch.get_rng_state()
-    with pytest.raises(ZeroDivisionError), randomness.isolated(CPU):
-        torch.rand(5) / (1 // 0)
-    assert torch.equal(before, torch.get_rng_state())

@@ -1,4 +1,4 @@
-"""What a user with a type checker writes; checked by mypy and pyright against the wheel, and run by a test."""
+"""Script of a user with a type checker. mypy and pyright check it against the wheel, and a test runs it."""
 
 from __future__ import annotations
 
@@ -83,16 +83,12 @@ def use(classifier: Classifier) -> Evaluation:
     evaluation = assert_type(classifier.evaluate(test), Evaluation)
     assert_type(evaluation.accuracy_interval, tuple[float, float])
     assert_type(wilson_interval(3, 4), tuple[float, float])
-    return evaluation
-
-
-def others(directory: Path) -> None:
-    """Names, recipes, errors."""
     assert_type(count_flops(CifarCNN()), int)
     assert_type(build_model("CifarCNN", {"num_classes": 3}), nn.Module)
     assert_type(get_recipe("reference"), Recipe)
     assert_type(cifarnet.__version__, str)
     try:
-        Classifier.load(directory / "nowhere")
+        Classifier.load("nowhere")
     except CheckpointNotFoundError as error:
         assert_type(error, CheckpointNotFoundError)
+    return evaluation

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from cifarnet import Checkpointer, CifarCNN, Classifier, DatasetSplits, Preprocess, Trainer, build_transforms
+from cifarnet import Checkpointer, CifarCNN, Classifier, DatasetSplits, Preprocess, Trainer
 from cifarnet.checkpoint import load_best
 from cifarnet.errors import (
     CheckpointCorruptError,
@@ -28,9 +28,8 @@ def build_own() -> nn.Module:
 
 
 def fit(trainer: Trainer, data: DatasetSplits, directory: Path, max_epochs: int = 1) -> None:
-    trainer.fit(
-        data.train, max_epochs=max_epochs, checkpointer=Checkpointer(directory), resume=True, progress_bar=False
-    )
+    checkpointer = Checkpointer(directory)
+    trainer.fit(data.train, max_epochs=max_epochs, checkpointer=checkpointer, resume=True, progress_bar=False)
 
 
 def test_a_loaded_run_evaluates_like_its_trainer(trained_run: Run, synthetic: DatasetSplits) -> None:
@@ -38,9 +37,8 @@ def test_a_loaded_run_evaluates_like_its_trainer(trained_run: Run, synthetic: Da
     state = torch.get_rng_state()
     for path in (directory, directory / "best.safetensors"):
         classifier = Classifier.load(path, device="cpu")
-        assert (
-            classifier.evaluate(data.test).accuracy == trainer.history[classifier.selected_by["epoch"] - 1].val_accuracy
-        )
+        record = trainer.history[classifier.selected_by["epoch"] - 1]
+        assert classifier.evaluate(data.test).accuracy == record.val_accuracy
         assert classifier.classes == data.train.classes
         assert classifier.preprocess == trainer.transforms.preprocess
         assert classifier.precision.name == "float64"
@@ -52,11 +50,10 @@ def test_a_loaded_run_evaluates_like_its_trainer(trained_run: Run, synthetic: Da
     assert repr(classifier) == shown
 
 
-@pytest.mark.parametrize("precision", ["float64", "bf16"])
-def test_a_run_of_any_precision_can_be_loaded_in_any(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, precision: str
+def test_a_run_can_be_loaded_in_another_precision(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
 ) -> None:
-    trainer = make_trainer(precision=precision)
+    trainer = make_trainer(precision="bf16")
     fit(trainer, synthetic, tmp_path)
     own = Classifier.load(tmp_path, device="cpu").evaluate(synthetic.test)
     assert own == trainer.evaluate(synthetic.test)
@@ -64,40 +61,14 @@ def test_a_run_of_any_precision_can_be_loaded_in_any(
     assert abs(other.loss - own.loss) < 0.02
 
 
-def test_a_network_of_the_user_is_passed_to_load(synthetic: DatasetSplits, tmp_path: Path) -> None:
-    model = build_own()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    trainer = Trainer(model, optimizer, transforms=build_transforms(size=SIZE), device="cpu")
-    fit(trainer, synthetic, tmp_path)
-    with pytest.raises(CheckpointMismatchError, match="holds a Sequential, which is not one of the library's networks"):
-        Classifier.load(tmp_path)
-    classifier = Classifier.load(tmp_path, build_own(), device="cpu")
-    assert classifier.evaluate(synthetic.test) == trainer.evaluate(synthetic.test)
-
-
-def test_classes_of_external_batches_are_unknown(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
-) -> None:
-    batches = [(synthetic.train.images, synthetic.train.labels)]
-    make_trainer().fit(batches, max_epochs=1, checkpointer=Checkpointer(tmp_path), progress_bar=False)
-    classifier = Classifier.load(tmp_path, device="cpu")
-    assert classifier.classes == ()
-    assert classifier.evaluate(synthetic.test).num_images == 100
-
-
 def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError, match="nowhere"):
         Classifier.load(tmp_path / "nowhere")
+    with pytest.raises(SettingError, match='device "gpu"'):  # before the file is read
+        Classifier.load(tmp_path / "nowhere", device="gpu")
     torch.save({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="never unpickles"):
         Classifier.load(tmp_path / "model.safetensors")
-
-
-def test_settings_are_refused_before_the_file_is_read(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match='device "gpu"'):
-        Classifier.load(tmp_path / "nowhere", device="gpu")
-    with pytest.raises(SettingError, match='precision "fp8"'):
-        Classifier.load(tmp_path / "nowhere", precision="fp8")
 
 
 @pytest.mark.parametrize(
@@ -135,6 +106,8 @@ def test_a_saved_classifier_equals_its_original(
 def test_a_classifier_of_the_user_can_be_saved(synthetic: DatasetSplits, tmp_path: Path) -> None:
     own = Classifier(build_own(), Preprocess(SIZE), synthetic.test.classes, device="cpu", temperature=2)
     own.save(tmp_path)
+    with pytest.raises(CheckpointMismatchError, match="holds a Sequential, which is not one of the library's networks"):
+        Classifier.load(tmp_path)
     loaded = Classifier.load(tmp_path, build_own(), device="cpu")
     assert loaded.temperature == 2
     assert loaded.selected_by == {"monitor": "unknown", "epoch": 0, "value": None}
@@ -155,8 +128,6 @@ def test_save_does_not_replace_other_weights(
     assert (tmp_path / "best.safetensors").read_bytes() == content
     with pytest.raises(CheckpointError):  # equal weights in another dtype
         Classifier.load(tmp_path, device="cpu", precision="float64").save(tmp_path)
-    with Checkpointer(tmp_path / "busy"), pytest.raises(CheckpointError):
-        classifier.save(tmp_path / "busy")
 
 
 def test_a_resumed_run_keeps_the_temperature_of_its_weights(

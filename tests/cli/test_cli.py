@@ -92,10 +92,8 @@ def test_train_writes_a_run_and_its_report(run: Run, tmp_path: Path) -> None:
         *("architecture.png", "best.safetensors", "history.csv", "last.previous.safetensors", "last.safetensors"),
         *("predictions.png", "report.json", "training_curves.png"),
     }
-    assert report["recipe"]["max_epochs"] == 2
     assert report["data"]["val"]["num_images"] + report["data"]["train"]["num_images"] == 200
-    history = History.load_csv(folder / "history.csv")
-    assert history == History.from_list(report["history"])
+    assert History.load_csv(folder / "history.csv") == History.from_list(report["history"])
     assert report["selected_by"]["value"] == max(epoch["val_accuracy"] for epoch in report["history"])
     assert err.count("epoch ") == 2  # plain lines without a terminal
     code, out, err = run("train", *SYNTHETIC, "--epochs", "2", "--val-fraction", "0.25", "--out", "my runs/a")
@@ -124,13 +122,10 @@ def test_run_is_calibrated_on_validation_images(run: Run, a: Path) -> None:
     assert metrics["calibrated"]["temperature"] == chosen != 1
     evaluation = classifier.evaluate(DATA.test)
     assert metrics["calibrated"]["test_log_loss"] == evaluation.log_loss != metrics["test_log_loss"]
-    assert metrics["calibrated"]["test_calibration_error"] == evaluation.expected_calibration_error
     document = json.loads(run("evaluate", "a", "--json")[1])
-    assert document["temperature"] == chosen
     assert Evaluation.from_dict({key: document[key] for key in evaluation.to_dict()}) == evaluation
     classifier.temperature = 1.0
-    plain = classifier.evaluate(DATA.test)
-    assert (metrics["test_log_loss"], metrics["test_brier"]) == (plain.log_loss, plain.brier)
+    assert metrics["test_log_loss"] == classifier.evaluate(DATA.test).log_loss
     assert classifier.calibrate(DATA.train.split(0.25, seed=0)[1]) == chosen
 
 
@@ -165,12 +160,12 @@ def test_image_folder_trains_a_network_for_its_classes(run: Run, tmp_path: Path)
     code, out, err = run("evaluate", "a", "--json")  # the run knows its data
     assert code == 0, err
     assert json.loads(out)["accuracy"] == load_report("a/report.json")["metrics"]["test_accuracy"]
-    photos = load_image_folder(tmp_path / "photos", size=40)
-    assert Classifier.load("a").classes == photos.test.classes == ("class-0", "class-1")
-    large = Classifier(CifarCNN(2, image_size=40, hidden=16), Preprocess(40), photos.test.classes, precision="float32")
+    photos = load_image_folder(tmp_path / "photos", size=40).test  # in the size of the network
+    assert Classifier.load("a").classes == photos.classes == ("class-0", "class-1")
+    large = Classifier(CifarCNN(2, image_size=40, hidden=16), Preprocess(40), photos.classes, precision="float32")
     large.save("large")
     document = json.loads(run("evaluate", "large", "--data", "photos", "--json")[1])
-    assert document["loss"] == large.evaluate(photos.test).loss, "photos are read in the size of the network"
+    assert document["loss"] == large.evaluate(photos).loss
     shutil.copytree("photos/test", "photos/val")
     code, out, err = run("train", *PHOTOS, "--epochs", "1", "--out", "b", "--json")
     assert json.loads(out)["selected_by"]["monitor"] == "val_accuracy"
@@ -186,10 +181,9 @@ def test_metrics_with_test_time_augmentation_say_so(run: Run, a: Path) -> None:
     classifier, options = Classifier.load(a), ("--tta", "flip")
     evaluation, prediction = classifier.evaluate(DATA.test, tta="flip"), classifier.predict("a.png", tta="flip")
     document = json.loads(run("evaluate", "a", *options, "--json")[1])
-    assert (document["tta"], document["accuracy"], document["loss"]) == ("flip", evaluation.accuracy, evaluation.loss)
+    assert (document["tta"], document["loss"]) == ("flip", evaluation.loss)
     text = run("evaluate", "a/best.safetensors", *options)[1]
     assert text == f"{DATA.test.name}: test {evaluation.table()}\n"
-    assert "with test-time augmentation" in text
     document = json.loads(run("predict", "a", "a.png", *options, "--json")[1])
     assert (document["tta"], document["predictions"][0]["probability"]) == ("flip", prediction.probability)
     text = run("predict", "a", "a.png", *options)[1]
@@ -203,9 +197,7 @@ def test_predict_accepts_pictures_of_any_size(run: Run, a: Path) -> None:
         Image.fromarray(images[i, :, :, i:].permute(1, 2, 0).numpy()).save(path)
     expected = [Classifier.load(a).predict(path, top_k=2) for path in paths]
     document = json.loads(run("predict", "a", *paths, "--top", "2", "--json")[1])
-    for path, prediction, printed in zip(paths, expected, document["predictions"], strict=True):
-        assert (printed["image"], printed["label"]) == (path, prediction.label)
-        assert [tuple(pair) for pair in printed["top"]] == list(prediction.top)
+    assert [printed["label"] for printed in document["predictions"]] == [prediction.label for prediction in expected]
     out = run("predict", "a/best.safetensors", *paths, "--top", "2")[1]
     assert out.splitlines() == [f"{path}: {prediction}" for path, prediction in zip(paths, expected, strict=True)]
     code, partial, err = run("predict", "a", "0.png", "cat.png", "1.jpg", "--top", "2")
@@ -223,12 +215,9 @@ def test_export_compares_the_file_with_the_library(run: Run, monkeypatch: pytest
     assert first == f"a/model.onnx: {size / 1e6:.1f} MB, uint8 images (N, 3, 32, 32) to probabilities, in float32"
     assert re.fullmatch(r"largest difference from the library: \d\.\de-0[5-9], over 72 images", second)
     assert re.fullmatch(r"from the library in bf16, as trained: \d\.\de-0[1-4]", third)
-    code, out, _ = run("export", "a/best.safetensors", "--format", "torch", "--json")
-    document = json.loads(out)
-    assert (code, document["path"], document["run"]) == (0, "a/model.pt2", "a/best.safetensors")
-    assert document["num_bytes"] == (a / "model.pt2").stat().st_size
+    document = json.loads(run("export", "a/best.safetensors", "--json")[1])
+    assert (document["path"], document["num_bytes"], document["run_precision"]) == ("a/model.onnx", size, "bf16")
     assert 0 < document["difference"] <= document["tolerance"] == 1e-4
-    assert (document["precision"], document["run_precision"]) == ("float32", "bf16")
     assert "a .pt2 can execute code" in run("export", "a", "--format", "torch", "--out", "b.pt2")[1]
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     code, _, err = run("export", "a", "--out", "c.onnx")
@@ -251,8 +240,6 @@ def test_demo_goes_from_training_to_prediction(run: Run, monkeypatch: pytest.Mon
     assert (code, "Run already finished (2/2)" in err, "6. Figures" in err) == (0, True, True)
     document, classifier = json.loads(out), Classifier.load("here")
     assert document["num_correct"] == classifier.evaluate(small().test).num_correct
-    for printed in document["predictions"]:
-        assert printed["label"] == classifier.predict(printed["image"]).label
     assert all((tmp_path / path).exists() for path in document["figures"])
 
 
@@ -276,11 +263,9 @@ def test_info_shows_versions_and_no_cifar10(run: Run) -> None:
     ("arguments", "message"),
     [
         ("train --recipe refrence", 'recipe "refrence" is unknown; did you mean "reference"?'),
-        ("train --batch-size 0", "batch_size must be at least 1, got 0"),
         ("train --epochs many", "argument --epochs: invalid int value: 'many'"),
         ("train --device gpu", 'device "gpu" cannot be used'),
         ("train --val-fraction 1.5 --data no/such", "val_fraction must be in (0, 1), got 1.5"),
-        ("train --seed -1 --data no/such", "seed must be at least 0, got -1"),
         ("train --data syntetic", 'there is no such folder. Did you mean "synthetic"?'),
         ("trian", 'unknown command "trian"; did you mean "train"?'),
         ("train --epohcs 3", 'unknown option --epohcs; did you mean "--epochs"?'),
@@ -289,8 +274,6 @@ def test_info_shows_versions_and_no_cifar10(run: Run) -> None:
         ("predict no/such cat.png --top 0", "--top must be at least 1, got 0"),
         ("predict cat.png runs/a", "cat.png is a picture; the run comes first"),
         ("evaluate no/such --tta filp", '--tta "filp" is unknown; did you mean "flip"?'),
-        ("export no/such --format onix", '--format "onix" is unknown; did you mean "onnx"?'),
-        ("demo --device gpu", 'device "gpu" cannot be used'),
         ("", "first steps:"),
     ],
 )
@@ -310,26 +293,19 @@ def test_failure_exits_with_1_and_one_line(run: Run) -> None:
         run("evaluate", "nowhere", "--data", "synthetic", "--debug")
 
 
-def test_train_refuses_a_directory_before_training(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    code, _, err = run("train", *SYNTHETIC, "--out", "file/run")
-    assert (code, "epoch" in err) == (1, False)
-    assert "cannot write" in err
-    (tmp_path / "photos" / "Train").mkdir(parents=True)
-    code, _, err = run("train", "--data", "photos")
-    assert code == 1
-    assert "photos: the folder holds neither CIFAR-10 nor train/CLASS/" in err
-    assert 'phtos: there is no such folder. Did you mean "photos"?' in run("train", "--data", "phtos")[2]
-
-
-def test_missing_cifar10_is_explained_with_remedies(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_train_refuses_a_directory_before_training(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("cifarnet.data.cifar10.ADDRESSES", ("http://127.0.0.1:9/x.tar.gz",))
-    (tmp_path / "data").mkdir()
-    code, _, err = run("train", "--data", str(tmp_path / "data"))
-    assert code == 1
-    for remedy in ("--data", "CIFARNET_DATA", "cifar-10-binary.tar.gz", "synthetic"):
-        assert remedy in err
-    assert not (tmp_path / "runs").exists()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "photos" / "Train").mkdir(parents=True)
+    for options, expected, message in (
+        ((*SYNTHETIC, "--out", "file/run"), 1, "cannot write"),
+        (("--data", "photos"), 1, "photos: the folder holds neither CIFAR-10 nor train/CLASS/"),
+        (("--data", "phtos"), 2, 'phtos: there is no such folder. Did you mean "photos"?'),
+        (("--data", "empty"), 1, "CIFAR-10 could not be downloaded"),
+    ):
+        code, _, err = run("train", *options)
+        assert (code, message in err, "epoch" in err) == (expected, True, False), err
 
 
 def test_ctrl_c_exits_with_130_and_a_hint(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,11 +331,6 @@ def test_warning_is_one_line_on_stderr(run: Run) -> None:
         code, _, err = run(*options, "--epochs", "2", "--precision", "bf16")
     assert code == 0
     assert err.startswith("warning: precision float32 in the run, bf16 now")
-
-
-def test_json_has_words_for_non_finite_numbers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cifarnet.cli.commands.describe_device", lambda _: float("inf"))
-    assert json.loads(run("info", "--json")[1], parse_constant=pytest.fail)["hardware"] == "inf"
 
 
 @pytest.mark.usefixtures("run", "a")
@@ -391,17 +362,6 @@ def test_help_and_wrong_use_do_not_import_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.usefixtures("run", "a")
-def test_only_drawing_commands_import_matplotlib() -> None:
-    Image.new("RGB", (40, 30)).save("a.png")
-    code = (
-        "import sys; from cifarnet.cli import main; codes = [main(['info']), main(['predict', 'a', 'a.png']), "
-        "main(['evaluate', 'a', '--data', 'synthetic'])]; print(codes, 'matplotlib' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[0, 0, 0] False"
 
 
 def test_every_command_has_help_with_valid_examples(run: Run) -> None:

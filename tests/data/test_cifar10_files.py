@@ -47,20 +47,15 @@ def test_an_archive_with_another_hash_is_refused(tmp_path: Path) -> None:
 
 
 @both_layouts
-def test_a_missing_batch_is_named(tmp_path: Path, layout: Layout) -> None:
-    folder = write_folder(tmp_path / "data", layout)
-    (folder / layout.batches[2]).unlink()
-    with pytest.raises(DataError, match=rf"{layout.batches[2]} missing\. Add them, or move the folder"):
-        read_splits(folder, layout)
-
-
-@both_layouts
 @pytest.mark.parametrize("length", [0, 3073, -1, None])
-def test_a_batch_of_another_length_is_refused(tmp_path: Path, layout: Layout, length: int | None) -> None:
+def test_a_missing_or_truncated_batch_is_named(tmp_path: Path, layout: Layout, length: int | None) -> None:
     path = write_folder(tmp_path / "data", layout) / layout.batches[1]
     path.write_bytes(path.read_bytes()[:length] if length is not None else bytes(5 * 3073))
     message = r"expected 12,292 bytes \(4 records of 3,073\)" if layout is BINARY else "not a batch as published"
     with pytest.raises(DataError, match=rf"{path.name}: {message}.* Get the file again"):
+        read_splits(path.parent, layout)
+    path.unlink()
+    with pytest.raises(DataError, match=rf"{path.name} missing\. Add them, or move the folder"):
         read_splits(path.parent, layout)
 
 
@@ -76,24 +71,6 @@ def test_a_wrong_label_is_named_with_its_row(tmp_path: Path, layout: Layout) -> 
 
 def read(content: bytes) -> tuple[Any, Any]:
     return LAYOUTS[1].read_batch(content, ROWS)
-
-
-def refuses(content: bytes, message: str) -> None:
-    with pytest.raises(ValueError, match=rf"not a batch as published \(.*{message}"):
-        read(content)
-
-
-@pytest.mark.parametrize("protocol", [3, 4])
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_a_batch_pickled_again_by_this_numpy_is_read(protocol: int, order: Any) -> None:
-    batch = {
-        "labels": LABELS[0].tolist(),
-        "data": np.asarray(PIXELS[0], order=order),
-        "extra": [(1, 2, 3, 4), None, ()],
-    }
-    pixels, labels = read(pickle.dumps(batch, protocol))
-    assert np.array_equal(pixels, PIXELS[0])
-    assert np.array_equal(labels, LABELS[0])
 
 
 class Gadget:
@@ -134,18 +111,12 @@ DEEP = b")" + b"\x85" * 100_000  # a hash overflows the stack
     ("program", "message"),
     [
         (b"cos\nsystem\n(U\x04truetR.", "the name 'os.system'"),
-        (b"U\x05posixU\x06system\x93.", "the name 'posix.system'"),
         (b"cnumpy\nload\n.", "the name 'numpy.load'"),
         (b"(S'true'\nios\nsystem\n.", "opcode STRING"),
-        (b"(U\x04trueios\nsystem\n.", "opcode INST"),
         (b"cnumpy\nndarray\n)\x81.", "opcode NEWOBJ"),
-        (b"\x82\x01.", "opcode EXT1"),
         (b"Ppersistent\n.", "opcode PERSID"),
         (b"h\x05.", "UnpicklingError"),
-        (b".", "UnpicklingError"),
         (b"K\x01.", "TypeError"),
-        (b"}.", "KeyError: 'data'"),
-        (b"", "ValueError"),
         (b"<html>", "ValueError"),
         (b"\x96" + b"\xff" * 7 + b"\x00x.", "ValueError"),  # 2**56 bytes
         (b"}r\xff\xff\xff\x7f.", "opcode LONG_BINPUT"),  # `pickle.loads` would allocate 32 GB
@@ -153,40 +124,40 @@ DEEP = b")" + b"\x85" * 100_000  # a hash overflows the stack
         (b"}" + DEEP + b"K\x01s.", "opcode TUPLE1"),
         (b"]" * 500_002 + b".", "opcode EMPTY_LIST"),
     ],
-    ids=range(19),
+    ids=range(13),
 )
 def test_a_hostile_program_is_refused(program: bytes, message: str) -> None:
-    refuses(program, message)
+    with pytest.raises(ValueError, match=rf"not a batch as published \(.*{message}"):
+        read(program)
 
 
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
         ({"data": PIXELS[0]}, "KeyError: 'labels'"),
-        ({"labels": [1, 2, 3, 4]}, "KeyError: 'data'"),
         ({"data": PIXELS[0], "labels": (1, 2, 3, 4)}, "labels must be a list of 4 numbers"),
-        ({"data": PIXELS[0], "labels": [1, 2, 3]}, "labels must be a list of 4 numbers"),
         ({"data": PIXELS[0], "labels": [1, -1, 2, 3]}, "ValueError"),
-        ({"data": PIXELS[0], "labels": [2**99, 1, 2, 3]}, "OverflowError|ValueError"),
-        ({"data": PIXELS[0], "labels": ["1", 1, 2, 3]}, "TypeError"),
         ({"data": b"bytes", "labels": [1, 2, 3, 4]}, "AttributeError"),
         ({"data": PIXELS[0, :3], "labels": [1, 2, 3, 4]}, r"data must be uint8 of shape \(4, 3072\)"),
         ({"data": PIXELS[0].astype(np.int8), "labels": [1, 2, 3, 4]}, r"data must be uint8 of shape \(4, 3072\)"),
-        ({"data": np.array([[{}]]), "labels": [1, 2, 3, 4]}, r"data must be uint8 of shape \(4, 3072\)"),
     ],
-    ids=range(11),
+    ids=range(6),
 )
 def test_a_batch_of_another_form_is_refused(batch: dict[str, Any], message: str) -> None:
-    refuses(pickle.dumps(batch, 3), message)
+    with pytest.raises(ValueError, match=rf"not a batch as published \(.*{message}"):
+        read(pickle.dumps(batch, 3))
 
 
 def test_an_array_whose_shape_and_bytes_differ_is_refused() -> None:
     """numpy's own ``__setstate__`` would take the shape and the dtype from the file."""
-    shape = b"M\x04\x00M\x00\x0c\x86"
-    refuses(GOOD.replace(shape, b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86"), "data must be uint8")
     end = GOOD.index(b"T\x00\x30\x00\x00")
-    refuses(GOOD[:end] + b"T\x04\x00\x00\x00abcd" + GOOD[end + 5 + PIXELS[0].size :], "cannot reshape array of size 4")
-    refuses(GOOD.replace(b"U\x02u1", b"U\x01O"), "data must be uint8")
+    changed = {
+        GOOD.replace(b"M\x04\x00M\x00\x0c\x86", b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86"): "data must be uint8",
+        GOOD[:end] + b"T\x04\x00\x00\x00abcd" + GOOD[end + 5 + PIXELS[0].size :]: "cannot reshape array of size 4",
+    }
+    for content, message in changed.items():
+        with pytest.raises(ValueError, match=message):
+            read(content)
 
 
 @settings(max_examples=300, deadline=None)

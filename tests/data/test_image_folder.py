@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cifarnet.data import load_image_folder
-from cifarnet.errors import DataError, SettingError
+from cifarnet.errors import DataError
 
 FILES = {
     "train/rose/b.png": 10,
@@ -54,19 +53,17 @@ def test_hidden_files_and_folders_are_ignored(flowers: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "name", "error", "message"),
+    ("change", "name", "message"),
     [
-        ("remove", "train", DataError, r"/train: no class folders\. Put pictures into train/<class>/"),
-        ("remove", "test", DataError, r"/test: no class folders"),
-        ("mkdir", "train/lily", DataError, r"train/lily: no pictures\. Add some or remove the folder"),
-        ("mkdir", "train/rose/more", DataError, r"train/rose/more: not a picture"),
-        ("write", "train/notes.txt", DataError, r"notes.txt: a file outside a class folder\. Move it"),
-        ("write", "test/tulip/1.png", DataError, r"test/tulip/1.png: not a picture that Pillow reads"),
+        ("remove", "train", r"/train: no class folders\. Put pictures into train/<class>/"),
+        ("remove", "test", r"/test: no class folders"),
+        ("mkdir", "train/lily", r"train/lily: no pictures\. Add some or remove the folder"),
+        ("mkdir", "train/rose/more", r"train/rose/more: not a picture"),
+        ("write", "train/notes.txt", r"notes.txt: a file outside a class folder\. Move it"),
+        ("write", "test/tulip/1.png", r"test/tulip/1.png: not a picture that Pillow reads"),
     ],
 )
-def test_a_broken_folder_gives_an_error_that_names_the_file(
-    flowers: Path, change: str, name: str, error: type[Exception], message: str
-) -> None:
+def test_an_error_names_the_broken_folder_or_file(flowers: Path, change: str, name: str, message: str) -> None:
     path = flowers / name
     if change == "remove":
         path.rename(flowers / "elsewhere")
@@ -74,7 +71,7 @@ def test_a_broken_folder_gives_an_error_that_names_the_file(
         path.mkdir()
     else:
         path.write_bytes(b"these bytes are no picture")
-    with pytest.raises(error, match=message):
+    with pytest.raises(DataError, match=message):
         load_image_folder(flowers)
 
 
@@ -86,10 +83,9 @@ def test_a_val_folder_is_the_validation_set(flowers: Path) -> None:
     assert val.class_counts == {"daisy": 1, "rose": 0, "tulip": 0}
 
 
-@pytest.mark.parametrize("part", ["test", "val"])
-def test_a_class_without_training_images_is_refused(flowers: Path, part: str) -> None:
-    write_picture(flowers / part / "lily" / "a.png", 1)
-    with pytest.raises(DataError, match=rf"/{part}: class 'lily' is not in .*train\. Rename it"):
+def test_a_class_without_training_images_is_refused(flowers: Path) -> None:
+    write_picture(flowers / "val" / "lily" / "a.png", 1)
+    with pytest.raises(DataError, match=r"/val: class 'lily' is not in .*train\. Rename it"):
         load_image_folder(flowers)
 
 
@@ -101,9 +97,3 @@ def test_names_in_another_unicode_form_are_one_class(flowers: Path) -> None:
     data = load_image_folder(flowers)
     assert data.train.classes == data.test.classes == (composed, "daisy", "rose", "tulip")
     assert data.train.class_counts[composed] == 2
-
-
-@pytest.mark.parametrize("size", [1, -3, 8.5])
-def test_a_wrong_size_is_refused(flowers: Path, size: Any) -> None:
-    with pytest.raises(SettingError, match="size must be"):
-        load_image_folder(flowers, size=size)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from cifarnet import DatasetSplits
-from cifarnet.recipes import build_trainer, get_recipe
 from cifarnet.transforms import CIFAR10_MEAN, CIFAR10_STD
 
 pytestmark = pytest.mark.real_data
@@ -27,14 +25,3 @@ def test_a_tenth_for_validation_is_about_500_images_per_class(cifar10: DatasetSp
     assert ((val.labels.bincount() - 500).abs() < 4 * 21.3).all()  # four standard deviations
     assert not set(train.ids.tolist()) & set(val.ids.tolist())
     assert not set(train.image_hashes.tolist()) & set(val.image_hashes.tolist())
-
-
-def test_one_epoch_on_a_tenth_of_the_images_learns(cifar10: DatasetSplits) -> None:
-    recipe = get_recipe("reference")
-    trainer = build_trainer(recipe, cifar10.train, device="cpu")
-    few, val = cifar10.train.subset(torch.arange(5_000)), cifar10.test.subset(torch.arange(1_000))
-    history = trainer.fit(few, val, max_epochs=1, batch_size=recipe.batch_size, progress_bar=False)
-    accuracy = history[-1].val_accuracy
-    assert accuracy is not None
-    assert accuracy > 0.35  # chance is 0.1; seen: 0.46 to 0.49 over three seeds
-    assert history[-1].train_loss < 2.303

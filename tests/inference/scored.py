@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 
 import torch
@@ -46,10 +45,6 @@ def scored(
         classes=classes,
         temperature=temperature,
     )
-
-
-def by_json(evaluation: Evaluation) -> Evaluation:
-    return Evaluation.from_dict(json.loads(json.dumps(evaluation.to_dict(), allow_nan=False)))
 
 
 @st.composite

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scored import answers, by_json, scored
+from scored import answers, scored
 from torch import Tensor, nn
 
 from cifarnet import Evaluation
@@ -33,42 +33,26 @@ def test_every_evaluation_survives_json(given_: Answers, extreme: float | None, 
     if extreme is not None:
         logits[:: columns + 1, :columns] = extreme
     found = scored(logits, labels, loss_fn=lambda logits, labels: logits.mean())
-    back = by_json(found)
+    back = Evaluation.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
     assert back.to_dict() == found.to_dict()
     assert extreme is not None or back == found
     assert str(back) == str(found)
     assert back.table() == found.table()
-
-
-def test_json_has_no_nan() -> None:
-    found = scored(torch.full((6, 3), math.nan), torch.tensor([0, 1, 2, 0, 1, 2]))
-    document = found.to_dict()
-    for key in ("loss", "log_loss", "brier", "expected_calibration_error"):
-        assert document[key] == "nan"
-    assert math.isnan(by_json(found).log_loss)
-    assert found.num_correct == 2  # as argmax counts
+    if extreme is not None and math.isnan(extreme):
+        assert found.to_dict()["log_loss"] == "nan"
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("loss", "0.5", "loss must be a number, got '0.5'"),
-        ("loss", True, "loss must be a number, got True"),
-        ("loss", 10**400, "loss must be a number, got 1000"),
         ("confusion_matrix", [[1, 0], [0, 1, 0], [0, 0, 1]], "confusion_matrix of an evaluation contradicts"),
-        ("confusion_matrix", [], "confusion_matrix of an evaluation contradicts"),
-        ("confusion_matrix", [[-1, 0, 0], [0, 1, 0], [0, 0, 1]], "confusion_matrix of an evaluation contradicts"),
         ("confusion_matrix", [[1.0, 0, 0], [0, 1, 0], [0, 0, 1]], r"confusion_matrix\[0\]\[0\] must be a whole number"),
         ("confusion_matrix", [[1, 0, 0], [0, 1, 0], [0, 0, 1]], "reliability_bins of an evaluation contradicts"),
         ("num_top_k", 4, "num_top_k of an evaluation contradicts"),
-        ("reliability_bins", [], "reliability_bins of an evaluation contradicts"),
         ("reliability_bins", [{"num_images": 3}] * 15, r"reliability_bins\[0\] has no 'num_correct'"),
-        ("top_losses", [{}], r"top_losses\[0\] has no 'index'"),
-        ("top_losses", 5, "top_losses must be a list, got 5"),
         ("classes", ["cat"], "classes of an evaluation contradicts"),
-        ("classes", ["cat", "dog", 3], r"classes\[2\] must be a string, got 3"),
         ("temperature", 0, r"temperature must be in \[0.001, 1000\], got 0"),
-        ("tta", 5, "tta must be a string, got 5"),
         ("more", 1, "The evaluation has an unknown 'more'"),
         ("log_loss", ..., "The evaluation has no 'log_loss'"),
     ],
@@ -77,18 +61,7 @@ def test_an_invalid_document_is_refused(key: str, value: Any, message: str) -> N
     document = {name: one for name, one in {**sound(), key: value}.items() if one is not ...}
     with pytest.raises(DataError, match=message):
         Evaluation.from_dict(document)
-
-
-def test_a_document_must_be_a_dictionary() -> None:
-    with pytest.raises(DataError, match="The evaluation must be a dictionary, got 'x'"):
-        Evaluation.from_dict("x")  # type: ignore[arg-type]
-
-
-def test_derived_values_of_a_document_are_ignored() -> None:
-    document = sound()
-    changed = {**document, "accuracy": 1.0, "k": 7, "per_class": []}
-    del changed["num_images"]
-    assert Evaluation.from_dict(changed).to_dict() == Evaluation.from_dict(document).to_dict() == document
+    assert Evaluation.from_dict({**sound(), "accuracy": 1.0, "per_class": []}).to_dict() == sound()  # derived values
 
 
 def test_a_document_of_an_earlier_version_is_read() -> None:
@@ -110,10 +83,8 @@ def test_a_document_of_an_earlier_version_is_read() -> None:
 def test_a_share_of_nothing_is_0_and_shown_as_a_dash() -> None:
     logits = torch.eye(4)[torch.tensor([0, 0, 1, 1])].double()
     found = scored(logits, torch.tensor([0, 1, 1, 3]))  # no image has class 2, and none is predicted as 2 or 3
-    assert [one.precision for one in found.per_class] == [0.5, 0.5, 0, 0]
-    assert [one.recall for one in found.per_class] == [1, 0.5, 0, 0]
+    assert [(one.precision, one.recall) for one in found.per_class] == [(0.5, 1), (0.5, 0.5), (0, 0), (0, 0)]
     assert [one.f1 for one in found.per_class] == [pytest.approx(2 / 3), 0.5, 0, 0]
-    assert [(one.num_images, one.num_predicted) for one in found.per_class] == [(1, 2), (2, 2), (0, 0), (1, 0)]
     rows = {line.split("  ")[0]: line.split()[2:] for line in found.table().splitlines() if line.startswith("class ")}
     assert rows["class 2"] == ["0", "-", "-", "-", "-"]
     assert rows["class 3"] == ["1", "-", "0.0%", "0.0%", "class", "1", "(1)"]
@@ -156,10 +127,4 @@ def test_the_table_shows_the_classes_with_the_lowest_f1() -> None:
     assert re.findall(r"^class (\d+) ", table, re.MULTILINE) == ["7", "8", "12", "13", "19", "20"]
     assert "25 more classes, none of them with a lower F1" in table
     assert "top-5 accuracy" in table
-
-
-def test_a_notebook_shows_the_table_with_escaped_names() -> None:
-    page = scored(torch.eye(2), torch.tensor([0, 1]), classes=("<script>", "&"))._repr_html_()
-    assert page.startswith("<pre>accuracy 100.00%")
-    assert "&lt;script&gt;" in page
-    assert "<script" not in page
+    assert "&lt;script&gt;" in scored(torch.eye(2), torch.tensor([0, 1]), classes=("<script>", "&"))._repr_html_()

@@ -27,10 +27,12 @@ def few_images() -> DatasetSplits:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_survive_json(name: str) -> None:
-    recipe = RECIPES[name]
+    recipe = get_recipe(name)
     assert recipe.name == name
     assert Recipe.from_dict(json.loads(json.dumps(asdict(recipe)))) == recipe
     assert {recipe: 1}[replace(recipe)] == 1  # hashable
+    recipe.settings["momentum"] = 0.1  # type: ignore[index]  # a copy
+    assert get_recipe(name) == RECIPES[name] != recipe
 
 
 @pytest.mark.parametrize(
@@ -40,18 +42,13 @@ def test_recipes_survive_json(name: str) -> None:
         ("momentum", 0.9, "The recipe has an unknown 'momentum'"),
         ("learning_rate", "fast", r"The recipe.learning_rate must be a number, got 'fast'"),
         ("learning_rate", -0.1, "learning_rate must be above 0, got -0.1"),
-        ("learning_rate", float("inf"), "learning_rate must be above 0, got inf"),
         ("weight_decay", -1e-4, "weight_decay must be at least 0, got -0.0001"),
         ("batch_size", 0, "batch_size must be at least 1, got 0"),
-        ("max_epochs", True, "The recipe.max_epochs must be a whole number, got True"),
         ("label_smoothing", 1.0, r"label_smoothing must be in \[0, 1\), got 1.0"),
         ("model", "CifarCnn", 'model "CifarCnn" is unknown; did you mean "CifarCNN"'),
         ("flip", "randm", "The recipe.flip must be one of 'random', 'alternating', 'none', got 'randm'"),
-        ("crop_padding", -2, "crop_padding must be at least 0, got -2"),
-        ("settings", [0.9], r"The recipe.settings must be a dictionary with strings as keys, got \[0.9\]"),
         ("settings", {"momentum": None}, "settings must hold plain values under names, got 'momentum': None"),
         ("warmup", 0.1, 'schedule="constant" has no warmup, got 0.1'),
-        ("tta", "flips", r"The recipe.tta must be one of 'flip', 'flip\+shift', got 'flips'"),
     ],
 )
 def test_a_wrong_value_is_refused(field: str, value: object, message: str) -> None:
@@ -66,11 +63,6 @@ def test_a_recipe_of_an_earlier_version_is_read() -> None:
     assert Recipe.from_dict(json.loads(json.dumps(old))) == Recipe.from_dict(old) == get_recipe("fast94")
     with pytest.raises(SettingError, match="uses brightness, which cifarnet no longer has"):
         Recipe.from_dict({**old, "brightness": 0.1})
-
-
-def test_get_recipe_returns_a_copy() -> None:
-    get_recipe("fast94").settings["momentum"] = 0.1  # type: ignore[index]
-    assert get_recipe("fast94").settings["momentum"] == 0.6
 
 
 def test_fast94_has_the_published_groups() -> None:
@@ -122,7 +114,6 @@ def test_a_recipe_determines_its_trainer() -> None:
         ({"settings": {"momentum": 0.9}}, 'settings of the adam recipe mine: "momentum" is unknown'),
         ({"optimizer": "sgd", "head": {"learning_rate": 1}}, 'head of the sgd recipe mine: "learning_rate" is unknown'),
         ({"optimizer": "muon", "others": {"momentun": 1}}, 'a group with algorithm "muon" has no momentun; did you'),
-        ({"settings": {"lr": 0.5}}, 'settings of the adam recipe mine: "lr" is unknown'),
         ({"settings": {"betas": (5, 9)}}, "recipe mine: adam cannot be built: Invalid beta"),
         ({"model_arguments": {"depth": 3}}, "CifarCNN cannot be built with .*depth"),
     ],
@@ -144,18 +135,13 @@ def test_whitening_uses_the_training_images() -> None:
     fit_to_images(later, data)
     for one, other in zip(later.model.parameters(), trainer.model.parameters(), strict=True):
         assert torch.equal(one, other)
-
-
-def test_whitening_is_copied_into_the_average() -> None:
-    model, data = FastCNN(widths=(4, 4, 4)), few_images().train
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    trainer = Trainer(model, optimizer, device="cpu", precision="float32", ema_decay=0.9)
-    fit_to_images(trainer, data)
-    assert trainer.ema is not None
-    assert torch.equal(trainer.ema.weights["whitening.weight"], model.state_dict()["whitening.weight"])
-    trainer.fit(data, max_epochs=1, batch_size=16, progress_bar=False)
-    with pytest.raises(SettingError, match="The trainer has done 4 steps, which would be lost"):
-        fit_to_images(trainer, data)
+    with_ema = Trainer(later.model, later.optimizer, device="cpu", precision="float32", ema_decay=0.9)
+    fit_to_images(with_ema, few_images().test)
+    assert with_ema.ema is not None
+    assert torch.equal(with_ema.ema.weights["whitening.weight"], with_ema.model.state_dict()["whitening.weight"])
+    later.fit(data, max_epochs=1, batch_size=32, progress_bar=False)
+    with pytest.raises(SettingError, match="The trainer has done 2 steps, which would be lost"):
+        fit_to_images(later, data)
 
 
 def test_metadata_is_saved_with_the_weights(tmp_path: Path) -> None:
@@ -170,18 +156,11 @@ def test_metadata_is_saved_with_the_weights(tmp_path: Path) -> None:
     assert Classifier.load(tmp_path / "copy").metadata == classifier.metadata
 
 
-@pytest.mark.parametrize(
-    ("metadata", "message"),
-    [
-        ("mine", "metadata must be a dictionary such as"),
-        ({1: "mine"}, "metadata must be a dictionary such as"),
-        ({"weights": [torch.zeros(1)]}, "metadata holds a tensor, weights/0. Use a list"),
-        ({"when": object()}, "when"),
-    ],
-)
-def test_metadata_that_cannot_be_saved_is_refused(tmp_path: Path, metadata: Any, message: str) -> None:
-    with pytest.raises(SettingError, match=message):
-        Checkpointer(tmp_path, metadata=metadata)
+def test_metadata_that_cannot_be_saved_is_refused(tmp_path: Path) -> None:
+    metadata: Any
+    for metadata, message in (("mine", "must be a dictionary such as"), ({"weights": [torch.zeros(1)]}, "a tensor")):
+        with pytest.raises(SettingError, match=f"metadata .*{message}"):
+            Checkpointer(tmp_path, metadata=metadata)
 
 
 @pytest.mark.real_data

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from cifarnet.errors import DataError
 from cifarnet.recipes import RECIPES, Recipe, get_recipe
@@ -94,28 +93,16 @@ def test_published_result_belongs_to_the_current_recipe(name: str) -> None:
         assert [r["seed"] for r in reports] == list(range(len(reports))), "no seed was left out"
 
 
-def summary(**changes: Any) -> dict[str, Any]:
-    return summarize_seeds([report(0, 0.8)]) | changes
-
-
 def test_table_refuses_two_results_for_one_cell() -> None:
+    summary = summarize_seeds([report(0, 0.8)])
     with pytest.raises(DataError, match="two results of a recipe"):
-        comparison_table({"CPU": [summary(), summary()]})
+        comparison_table({"CPU": [summary, summary]})
     with pytest.raises(DataError, match="different data cannot be compared"):
-        comparison_table({"CPU": [summary()], "GPU": [summary(recipe="basic", data="synthetic")]})
-
-
-def test_table_leaves_the_random_state_unchanged() -> None:
-    torch.manual_seed(0)
-    expected = torch.rand(1)
-    torch.manual_seed(0)
-    comparison_table({"CPU": [summary(recipe=name) for name in RECIPES]})
-    assert torch.equal(torch.rand(1), expected)
-
-
-def test_table_prefers_measured_values_to_the_recipe() -> None:
-    assert "| CifarCNN | 5 | 7M |" in comparison_table({"CPU": [summary(num_parameters=5, flops_per_image=7_000_000)]})
-    assert "epochs, best val_accuracy; " in comparison_table({"CPU": [summary(selected_by="val_accuracy")]})
+        comparison_table({"CPU": [summary], "GPU": [summary | {"recipe": "basic", "data": "synthetic"}]})
+    own = summary | {"num_parameters": 5, "flops_per_image": 7_000_000, "selected_by": "val_accuracy"}
+    table = comparison_table({"CPU": [own]})  # the values of the report, not of the recipe
+    assert "| CifarCNN | 5 | 7M |" in table
+    assert "epochs, best val_accuracy; " in table
 
 
 @pytest.mark.parametrize(
@@ -123,22 +110,14 @@ def test_table_prefers_measured_values_to_the_recipe() -> None:
     [
         ({"seed": 0}, "holds two reports of one seed; keep one of them"),
         ({"changed_on_resume": ["device 'cuda' in the run"]}, "seed 1 in .* was changed when it was resumed: device"),
-        ({"backend": "compiled"}, "differ in backend"),
         ({"hardware": "a GPU"}, "differ in hardware"),
         ({"selected_by": {"monitor": "val_loss", "epoch": 1, "value": 1.0}}, "differ in selected_by"),
-        ({"data": {"name": "CIFAR-10", "test": {"fingerprint": "x"}}}, "differ in data"),
     ],
 )
 def test_read_reports_refuses_runs_that_differ(tmp_path: Path, second: dict[str, Any], message: str) -> None:
     save_report(report(0, 0.78, backend="eager"), tmp_path / "seed-0.json")
+    save_report(report(1, 0.78, backend="eager", data={"name": "CIFAR-10", "source": "b"}), tmp_path / "seed-1.json")
+    assert len(read_reports(tmp_path)) == 2  # the path of the data may differ
     save_report(report(1, 0.78, backend="eager") | second, tmp_path / "seed-1.json")
     with pytest.raises(DataError, match=message):
         read_reports(tmp_path)
-
-
-def test_read_reports_ignores_path_and_best_epoch(tmp_path: Path) -> None:
-    for seed in (0, 1):
-        chosen = {"monitor": "val_accuracy", "epoch": 3 + seed, "value": 0.5}
-        data = {"name": "CIFAR-10", "source": "data" + "/" * seed}
-        save_report(report(seed, 0.78, selected_by=chosen, data=data), tmp_path / f"seed-{seed}.json")
-    assert len(read_reports(tmp_path)) == 2

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from collections.abc import Callable
 from typing import Literal
 
 import pytest
@@ -41,21 +42,13 @@ def test_augmentation_keeps_shape_dtype_and_range(
     num_images: int, height: int, width: int, padding: int, mode: Literal["reflect", "zero"], seed: int
 ) -> None:
     images = torch.randint(0, 256, (num_images, 3, height, width), dtype=torch.uint8)
-    augment = build_transforms(
-        crop_padding=padding,
-        crop_mode=mode,
-        cutout=3,
-    ).augment
+    augment = build_transforms(crop_padding=padding, crop_mode=mode, cutout=3).augment
     with scope(seed, 0, torch.arange(num_images)):
         output = augment(images)
     assert output.shape == images.shape
     assert output.dtype == torch.uint8
-    floating = images.float() / 255
     with scope(seed, 0, torch.arange(num_images)):
-        output = v2.Compose([RandomCrop(padding, mode=mode), RandomFlip()])(floating)
-    assert output.dtype == torch.float32
-    assert float(output.min()) >= 0
-    assert float(output.max()) <= 1
+        torch.testing.assert_close(augment(images / 255), output / 255)
 
 
 @given(position=st.integers(0, 15), epoch=st.integers(0, 20))
@@ -68,18 +61,11 @@ def test_an_image_is_augmented_the_same_in_any_batch(position: int, epoch: int) 
         alone = EVERYTHING.train(images[position])
     with scope(0, epoch, ids.flip(0)):
         reordered = EVERYTHING.train(images.flip(0)).flip(0)
+    with scope(0, epoch + 1, ids):
+        later = EVERYTHING.train(images)
     assert torch.equal(together[position], alone)
     assert torch.equal(together, reordered)
-
-
-@pytest.mark.parametrize(("seed", "epoch"), [(1, 0), (0, 1)])
-def test_another_epoch_or_seed_draws_anew(seed: int, epoch: int) -> None:
-    images, ids = random_images(), torch.arange(16)
-    with scope(0, 0, ids):
-        one = EVERYTHING.augment(images)
-    with scope(seed, epoch, ids):
-        other = EVERYTHING.augment(images)
-    assert bool((one != other).flatten(1).any(dim=1).all())
+    assert bool((together != later).flatten(1).any(dim=1).all())
 
 
 @pytest.mark.parametrize(("mode", "torchvision_mode"), [("reflect", "reflect"), ("zero", "constant")])
@@ -94,7 +80,6 @@ def test_crop_equals_torchvisions_image_by_image(
     padded = F.pad(images, [padding], padding_mode=torchvision_mode)
     theirs = [F.crop(image, int(y), int(x), 32, 32) for image, (y, x) in zip(padded, places, strict=True)]
     assert torch.equal(ours, torch.stack(theirs))
-    assert len({(int(y), int(x)) for y, x in places}) == min(64, (2 * padding + 1) ** 2) or padding == 4
 
 
 def test_flip_equals_torchvisions_image_by_image() -> None:
@@ -113,14 +98,8 @@ def test_normalisation_equals_torchvisions(seed: int) -> None:
     theirs = F.normalize(F.to_dtype(images, torch.float32, scale=True), list(CIFAR10_MEAN), list(CIFAR10_STD))
     torch.testing.assert_close(Preprocess()(images), theirs, rtol=0, atol=1e-6)
     torch.testing.assert_close(Preprocess()(images.float() / 255), theirs, rtol=0, atol=1e-6)
-
-
-def test_preprocessing_resizes_images_and_keeps_float64() -> None:
-    images = random_images(2, size=48)
-    assert Preprocess(32)(images).shape == (2, 3, 32, 32)
-    assert Preprocess(32)(images[0]).shape == (3, 32, 32)
-    expected = Preprocess(32)(F.resize(images, [32, 32], antialias=True))
-    assert torch.equal(Preprocess(32)(images), expected)
+    large = random_images(2, size=48, seed=seed)
+    assert torch.equal(Preprocess(32)(large), Preprocess(32)(F.resize(large, [32, 32], antialias=True)))
     assert Preprocess()(images.double() / 255).dtype == torch.float64
 
 
@@ -133,11 +112,11 @@ def test_alternating_flip_shows_both_sides_in_two_epochs() -> None:
             by_epoch.append(flip(images))
     assert torch.equal(by_epoch[0], by_epoch[1].flip(-1))
     assert torch.equal(by_epoch[0], by_epoch[2])
-    assert torch.equal(by_epoch[1], by_epoch[3])
     flipped = (by_epoch[0] != images).flatten(1).any(dim=1)
     assert 16 < int(flipped.sum()) < 48  # not all the same way
     with scope(0, torch.tensor(1), ids):
         assert torch.equal(flip(images), by_epoch[1])
+    assert flip(images).shape == images.shape  # without an epoch, the flips are random
 
 
 def test_cutout_paints_a_square_that_the_edge_cuts_off() -> None:
@@ -155,13 +134,6 @@ def test_cutout_paints_a_square_that_the_edge_cuts_off() -> None:
         assert bool((image[:, ~mask] == 255).all())
 
 
-def test_crop_positions_are_uniform() -> None:
-    with scope(0, 0, torch.arange(50_000)):
-        places = (draw("crop", num_images=50_000, columns=2) * 5).long()
-    counts = torch.bincount(places[:, 0] * 5 + places[:, 1], minlength=25).double()
-    assert float(((counts - 2000) ** 2 / 2000).sum()) < 51.2  # 99.9 % quantile, 24 degrees of freedom
-
-
 def test_transforms_do_not_change_labels(synthetic: DatasetSplits) -> None:
     transforms = build_transforms(size=16)
     for images, labels in DataLoader(synthetic.train, batch_size=100):
@@ -171,6 +143,8 @@ def test_transforms_do_not_change_labels(synthetic: DatasetSplits) -> None:
     image, label = transforms.eval(*synthetic.train[0])
     assert image.dtype == torch.float32
     assert label == synthetic.train[0][1]
+    plain = build_transforms(crop_padding=0, flip="none", size=16)
+    assert torch.equal(plain.train(images), plain.eval(images))
 
 
 def test_transforms_compose_with_torchvisions_own() -> None:
@@ -181,31 +155,6 @@ def test_transforms_compose_with_torchvisions_own() -> None:
     wrapped = tv_tensors.Image(random_images(1)[0])
     assert isinstance(RandomCrop(2)(wrapped), tv_tensors.Image)
     assert type(EVERYTHING.train(wrapped)) is Tensor
-
-
-def test_outside_a_scope_torchs_seed_decides() -> None:
-    images = random_images()
-    torch.manual_seed(0)
-    first, second = EVERYTHING.augment(images), EVERYTHING.augment(images)
-    torch.manual_seed(0)
-    assert torch.equal(first, EVERYTHING.augment(images))
-    assert not torch.equal(first, second)
-    # Without an epoch, alternating flips are random ones.
-    assert RandomFlip("alternating")(images).shape == images.shape
-
-
-def test_no_augmentation_is_the_identity() -> None:
-    transforms = build_transforms(crop_padding=0, flip="none")
-    images = random_images(2)
-    assert torch.equal(transforms.augment(images), images)
-    assert torch.equal(transforms.train(images), transforms.eval(images))
-
-
-def test_grey_images_are_augmented() -> None:
-    images = random_images(4)[:, :1]
-    transforms = build_transforms(cutout=4, mean=(0.5,), std=(0.25,))
-    with scope(0, 0, torch.arange(4)):
-        assert transforms.train(images).shape == (4, 1, 32, 32)
 
 
 def test_transforms_print_and_pickle() -> None:
@@ -224,9 +173,7 @@ def test_transforms_print_and_pickle() -> None:
         ({"crop_mode": "reflekt"}, 'mode "reflekt" is unknown; did you mean "reflect"'),
         ({"flip": "alternate"}, 'flip "alternate" is unknown; did you mean "alternating"'),
         ({"cutout": -3}, "cutout must be at least 0, got -3"),
-        ({"size": 0}, "size must be at least 2, got 0"),
         ({"std": (0.0, 1.0, 1.0)}, "std must be above 0"),
-        ({"std": (math.inf, 1.0, 1.0)}, "mean and std must be finite"),
         ({"mean": (0.0, math.nan, 1.0)}, "mean and std must be finite"),
         ({"std": (1.0,)}, "mean has 3 values, std 1"),
     ],
@@ -237,26 +184,18 @@ def test_a_setting_out_of_range_is_refused(settings: dict[str, object], message:
 
 
 @pytest.mark.parametrize(
-    ("images", "message"),
+    ("use", "message"),
     [
-        (Image.new("RGB", (32, 32)), "takes a tensor, got Image. Put v2.PILToTensor"),
-        (torch.zeros(32, 32), r"takes \(C, H, W\) or \(N, C, H, W\), got shape \(32, 32\)"),
-        (tv_tensors.Video(torch.zeros(2, 3, 3, 8, 8)), "takes a tensor, got Video"),
+        (lambda: RandomFlip()(Image.new("RGB", (32, 32))), "takes a tensor, got Image. Put v2.PILToTensor"),
+        (lambda: RandomFlip()(torch.zeros(32, 32)), r"takes \(C, H, W\) or \(N, C, H, W\), got shape \(32, 32\)"),
+        (lambda: RandomFlip()(tv_tensors.Video(torch.zeros(2, 3, 3, 8, 8))), "takes a tensor, got Video"),
+        (lambda: RandomCrop(0), "padding must be at least 1"),
+        (lambda: RandomCrop(8)(random_images(2, size=8)), "padding 8 does not fit images of 8x8"),
+        (lambda: Cutout(0), "size must be at least 1"),
+        (lambda: Cutout(4)(random_images(2)[:, :1]), "fill has 3 values, the images 1 channels"),
+        (lambda: Preprocess()(random_images(2)[:, :1]), "the images have 1 channels"),
     ],
 )
-def test_other_inputs_than_images_are_refused(images: object, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        RandomFlip()(images)
-
-
-def test_images_that_do_not_fit_the_settings_are_refused() -> None:
-    with pytest.raises(SettingError, match="padding must be at least 1"):
-        RandomCrop(0)
-    with pytest.raises(SettingError, match="size must be at least 1"):
-        Cutout(0)
-    with pytest.raises(DataError, match="padding 8 does not fit images of 8x8"):
-        RandomCrop(8)(random_images(2, size=8))
-    with pytest.raises(DataError, match="fill has 3 values, the images 1 channels"):
-        Cutout(4)(random_images(2)[:, :1])
-    with pytest.raises(DataError, match="the images have 1 channels"):
-        Preprocess()(random_images(2)[:, :1])
+def test_images_that_do_not_fit_a_transform_are_refused(use: Callable[[], object], message: str) -> None:
+    with pytest.raises((DataError, SettingError), match=message):
+        use()

@@ -13,14 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cifarnet import CifarCNN, Classifier, DatasetSplits, Preprocess, Trainer
+from cifarnet import Classifier, DatasetSplits, Trainer
 from cifarnet.errors import DataError, SettingError
-from cifarnet.inference import predict_logits, resolve_precision
 from cifarnet.transforms import TTA
 from cifarnet.transforms.tta import TTA_NAMES, average_logits, current_tta_name
 
 MakeTrainer = Callable[..., Trainer]
-SIZE = 16
 #: Weight of each copy, by the shift in both directions.
 WEIGHTS: dict[str, dict[int, float]] = {"flip": {0: 0.5}, "flip+shift": {0: 0.25, 1: 0.125, -1: 0.125}}
 
@@ -38,7 +36,7 @@ class Network:
 
 
 def average(predict: Callable[[Tensor], Tensor], images: Tensor, tta: str) -> Tensor:
-    """Average the logits of the copies of images ``(N, C, H, W)``, written out."""
+    """Average the logits of the copies of images ``(N, C, H, W)``."""
     height, width = images.shape[2:]
     around = np.pad(images.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
     total = torch.zeros(())
@@ -68,26 +66,6 @@ def test_logits_are_the_weighted_mean_over_the_copies(
     logits = average_logits(network, images, tta)
     assert network.num_images == num_images * {"flip": 2, "flip+shift": 6}[tta]
     torch.testing.assert_close(logits, average(network, images, tta), rtol=0, atol=1e-12)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("tta", TTA_NAMES)
-@pytest.mark.parametrize("name", ["bf16", "float32", "float64"])
-def test_logits_are_averaged_in_the_dtype_of_the_weights(tta: TTA, name: str) -> None:
-    """Logits in bf16 have 3 digits, and their mean has those of float32."""
-    precision = resolve_precision(name, torch.device("cpu"))
-    model, images = (
-        CifarCNN(image_size=SIZE, widths=(4, 8), hidden=16).to(precision.weights).eval(),
-        random_images(8, 3, SIZE, SIZE),
-    )
-
-    def predict(images: Tensor, tta: TTA | None = None) -> Tensor:
-        return predict_logits(model, images, preprocess=Preprocess(SIZE), precision=precision, tta=tta)
-
-    logits = predict(images, tta)
-    assert logits.dtype == precision.weights
-    tolerance = 1e-12 if name == "float64" else 1e-6
-    torch.testing.assert_close(logits.double(), average(predict, images, tta), rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("tta", TTA_NAMES)

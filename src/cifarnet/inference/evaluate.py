@@ -18,7 +18,7 @@ from cifarnet.inference.metrics import MetricTotals, RunningMetrics
 from cifarnet.inference.summarize import Predictions, summarize_predictions
 from cifarnet.models._modules import evaluation_mode, unwrapped
 from cifarnet.transforms import TTA, Preprocess
-from cifarnet.transforms.tta import average_logits
+from cifarnet.transforms.tta import average_logits, check_tta
 
 __all__ = [
     "check_logits",
@@ -271,8 +271,9 @@ def evaluate(
     Raises:
         DeviceMemoryError: If a batch or the loss does not fit into memory.
         DataError: If `predict_batches` raises it, or if a label on another device than the CPU is outside ``[0, K)``.
-        SettingError: If the model does not return a tensor, or ``temperature`` is outside ``[0.001, 1000]``.
+        SettingError: If ``tta`` is unknown, the model returns no tensor, or ``temperature`` is outside its range.
     """
+    check_tta(tta)
     predictions = predict_batches(model, batches, preprocess=preprocess, precision=precision, tta=tta)
     totals = evaluate_loss(model, predictions, loss_fn=loss_fn, precision=precision)
     return summarize_predictions(predictions, loss=totals.mean_loss, classes=classes, temperature=temperature, tta=tta)

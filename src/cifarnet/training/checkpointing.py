@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from types import TracebackType
@@ -14,7 +15,13 @@ import torch
 from cifarnet.checkpoint.background import BackgroundWriter, snapshot
 from cifarnet.checkpoint.checkpointer import encode_state
 from cifarnet.checkpoint.state_tree import flatten
-from cifarnet.errors import CheckpointError, CheckpointNotFoundError, CifarnetError, NonFiniteError
+from cifarnet.errors import (
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointNotFoundError,
+    CifarnetError,
+    NonFiniteError,
+)
 from cifarnet.inference.open_data import describe_data
 from cifarnet.models.registry import describe_model
 from cifarnet.training.state import check_finite
@@ -232,10 +239,16 @@ class CheckpointSaver:
         return job
 
     def _write_best(self) -> None:
-        """Write the best weights; without validation, the evaluated ones."""
+        """Write the best weights, without validation the evaluated ones, unless the file on the disk holds them."""
         assert self._checkpointer is not None
-        state = self._trainer.state
-        self._checkpointer.save_best(state.best.weights or state.evaluated_weights, self._describe_best())
+        state, description = self._trainer.state, self._describe_best()
+        weights = state.best.weights or state.evaluated_weights
+        with suppress(CheckpointNotFoundError, CheckpointCorruptError):
+            saved, found = self._checkpointer.read_best()
+            is_same = found.get("selected_by") == description["selected_by"] and saved.keys() == weights.keys()
+            if is_same and all(torch.equal(saved[name], tensor.cpu()) for name, tensor in weights.items()):
+                return  # the file may have a temperature from `Classifier.save`
+        self._checkpointer.save_best(weights, description)
 
     def _describe_best(self) -> dict[str, Any]:
         """Return what a `Classifier` needs besides the weights."""
