@@ -194,8 +194,6 @@ class Wrong(nn.Module):
         x: Tensor = self.head(images.flatten(1))
         if self.how == "draws":
             return x + torch.rand_like(x)
-        if self.how == "counts" and len(images) == 1:
-            return 2 * x
         if self.how == "looks" and bool(x.sum() > 0):
             return 2 * x
         return x
@@ -206,7 +204,6 @@ class Wrong(nn.Module):
     ("how", "message"),
     [
         ("draws", r"would give probabilities up to 0\.\d+ from the library's, more than 0\.0001, and was not written"),
-        ("counts", r"would give probabilities up to 0\.\d+ from the library's|Wrong cannot be exported"),
         ("looks", r"Wrong cannot be exported: .*; its forward must be tensor operations"),
     ],
 )
@@ -249,11 +246,8 @@ def test_export_refuses_an_impossible_path(name: str, tmp_path: Path) -> None:
 
 @both_formats
 def test_export_refuses_images_of_another_shape(name: str, tmp_path: Path) -> None:
-    for images in (
-        torch.zeros(2, 3, SIZE, SIZE),
-        torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
-        torch.zeros(0, 3, SIZE, SIZE, dtype=torch.uint8),
-    ):
+    pixels = torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8)
+    for images in (pixels.float(), pixels[..., 1:], pixels[:0]):
         with pytest.raises(DataError, match=r"expected uint8 images of shape \(N, 3, 16, 16\), got torch"):
             WRITERS[name](build("BasicCNN"), tmp_path / name, images=images)
     assert list(tmp_path.iterdir()) == []

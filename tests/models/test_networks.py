@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,7 +20,6 @@ from cifarnet.models import (
     build_model,
     count_flops,
     describe_model,
-    evaluation_mode,
     summarize_model,
 )
 from cifarnet.models.resnet18 import ResidualBlock
@@ -63,16 +60,6 @@ def test_every_network_is_rebuilt_from_its_description(name: str) -> None:
     rebuilt.load_state_dict(model.state_dict())
     images = torch.randn(2, 1, 32, 32)
     assert torch.equal(rebuilt.eval()(images), model(images))
-
-
-@every_network
-def test_the_first_loss_is_about_ln_10(name: str) -> None:
-    model = build(name).train()
-    torch.manual_seed(0)
-    with torch.no_grad():
-        logits = model(torch.randn(16, 3, 32, 32))
-        loss = F.cross_entropy(logits, torch.randint(10, (16,)))
-    assert abs(float(loss) - math.log(10)) < 0.6  # ResNet18's head sees features of variance 1
 
 
 @every_network
@@ -126,20 +113,7 @@ def test_networks_are_summarized_and_drawn(name: str) -> None:
     assert summary.image_shape == (1, 32, 32)
     assert sum(layer.num_parameters for layer in summary.layers) == summary.num_parameters
     assert sum(layer.flops for layer in summary.layers) == summary.flops == count_flops(model, (1, 32, 32))
-    figure = plot_architecture(model)
-    FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
-    assert figure.axes[0].get_title().startswith(f"{name}: {summary.num_parameters:,} parameters")
-
-
-@every_network
-def test_a_network_has_the_same_shapes_without_storage(name: str) -> None:
-    with torch.device("meta"):
-        shell = build_model(name, {})
-    assert {key: tensor.shape for key, tensor in shell.state_dict().items()} == {
-        key: tensor.shape for key, tensor in build(name).state_dict().items()
-    }
-    with evaluation_mode(shell):
-        assert shell(torch.zeros(2, 3, 32, 32, device="meta")).shape == (2, 10)
+    assert plot_architecture(model).axes[0].get_title().startswith(f"{name}: {summary.num_parameters:,} parameters")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from cifarnet import Preprocess, make_synthetic
 from cifarnet.errors import DataError, SettingError
 from cifarnet.models import whitening_filters
 
@@ -60,15 +59,6 @@ def test_filters_and_signs_do_not_depend_on_rounding(seed: int) -> None:
     torch.testing.assert_close(aligned, filters.flatten(1), rtol=1e-6, atol=1e-8)
     for row in filters.flatten(1):
         assert float(row[row.abs() >= 0.5 * row.abs().max()][0]) > 0
-
-
-def test_float32_and_memory_format_change_little() -> None:
-    data = make_synthetic(num_train=100, num_test=20, seed=0, size=16)
-    images = Preprocess(16)(data.train.images)
-    filters = whitening_filters(images)
-    assert (filters.shape, filters.dtype) == ((12, 3, 2, 2), torch.float64)
-    last = whitening_filters(images.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(last, filters, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(

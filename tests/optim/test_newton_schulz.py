@@ -51,28 +51,16 @@ def test_a_matrix_of_zeros_stays_zero_in_a_batch() -> None:
     assert result[1].any()
 
 
-def hard(kind: str, rows: int, columns: int) -> torch.Tensor:
-    """Gradients of a real network are nearly of a low rank."""
-    generator = torch.Generator().manual_seed(0)
-    left, right = torch.randn(rows, rows, generator=generator), torch.randn(rows, columns, generator=generator)
-    if kind == "decaying":
-        u, v = torch.linalg.qr(left)[0], torch.linalg.qr(right.T)[0].T
-        decaying: torch.Tensor = u @ (0.9 ** torch.arange(rows)[:, None] * v)
-        return decaying
-    if kind == "shifted":
-        return right + 3 * left[:, :1]
-    rank = int(kind)
-    return left[:, :rank] @ right[:rank] + 1e-3 * torch.randn(rows, columns, generator=generator) * (rank > 1)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_steps", [3, 10])
-@pytest.mark.parametrize("kind", ["1", "8", "decaying", "shifted"])
+@pytest.mark.parametrize("rank", [1, 8])
 @pytest.mark.parametrize("shape", [(64, 576), (256, 64)])
 def test_long_matrices_of_low_rank_stay_bounded(
-    shape: tuple[int, int], kind: str, num_steps: int, dtype: torch.dtype
+    shape: tuple[int, int], rank: int, num_steps: int, dtype: torch.dtype
 ) -> None:
-    matrix = hard(kind, min(shape), max(shape))
+    """Gradients of a network have nearly a low rank, and a Gram matrix rounds zero eigenvalues to negative ones."""
+    matrix = some((min(shape), rank), torch.float32) @ some((rank, max(shape)), torch.float32)
+    matrix += 1e-3 * (rank > 1) * some((min(shape), max(shape)), torch.float32)
     matrix = matrix if shape[0] < shape[1] else matrix.T
     result = newton_schulz(matrix[None], num_steps=num_steps, dtype=dtype)[0].double()
     exact = newton_schulz(matrix[None].double(), num_steps=num_steps)[0]
