@@ -73,8 +73,10 @@ def build(name: str) -> Classifier:
     images = draw_images((3, SIZE, SIZE))[:16]
     with torch.no_grad():
         head = next(m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear))
-        head.weight *= 8 / model.eval()(preprocess(images)).std(dim=0).mean()
-    return Classifier(model, preprocess, tuple("abcdefghij"), device="cpu", precision="float32")
+        head.weight *= 16 / model.eval()(preprocess(images)).std(dim=0).mean()
+    classifier = Classifier(model, preprocess, tuple("abcdefghij"), device="cpu", precision="float32")
+    classifier.temperature = 2.0
+    return classifier
 
 
 def probabilities_of(path: Path, images: Tensor) -> Tensor:
@@ -92,12 +94,12 @@ def probabilities_of(path: Path, images: Tensor) -> Tensor:
 @torch.no_grad()
 def library(classifier: Classifier, images: Tensor) -> Tensor:
     logits = predict_logits(classifier.model, images, preprocess=classifier.preprocess, precision=classifier.precision)
-    return logits.double().softmax(dim=1)
+    return (logits.double() / classifier.temperature).softmax(dim=1)
 
 
 @both_formats
 @pytest.mark.parametrize("network", [*sorted(MODELS), "FastCNN of three", "Own"])
-def test_export_gives_the_probabilities_of_the_library(network: str, name: str, tmp_path: Path) -> None:
+def test_export_gives_the_calibrated_probabilities(network: str, name: str, tmp_path: Path) -> None:
     classifier = build(network)
     exported = WRITERS[name](classifier, tmp_path / name)
     images = torch.randint(0, 256, (9, 3, SIZE, SIZE), dtype=torch.uint8)
@@ -320,16 +322,3 @@ def test_weights_load_with_safetensors_alone(run: Path) -> None:
     with np.load(run / "weights.npz") as arrays:
         assert set(arrays) == set(weights)
         assert all(np.array_equal(arrays[name], value.numpy()) for name, value in weights.items())
-
-
-@both_formats
-def test_export_applies_the_temperature(tmp_path: Path, name: str) -> None:
-    classifier = build("CifarCNN")
-    classifier.temperature = 2.5
-    exported = WRITERS[name](classifier, tmp_path / name)
-    images = draw_images((3, SIZE, SIZE))[:2]
-    expected = [classifier.predict(image).probability for image in images]
-    given = probabilities_of(exported.path, images).amax(dim=1)
-    assert given.tolist() == pytest.approx(expected, abs=TOLERANCE)
-    classifier.temperature = 1.0
-    assert abs(classifier.predict(images[0]).probability - expected[0]) > 10 * TOLERANCE, "the control"

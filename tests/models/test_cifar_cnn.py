@@ -68,15 +68,6 @@ def test_a_network_without_batch_norm_has_equal_other_weights() -> None:
     assert count_flops(model) == count_flops(whole)
 
 
-def test_dropout_is_random_in_training_only() -> None:
-    model = CifarCNN(image_size=8, widths=(2, 2), hidden=64)
-    images = torch.randn(4, 3, 8, 8)
-    model.train()
-    assert not torch.equal(model(images), model(images))
-    model.eval()
-    assert torch.equal(model(images), model(images))
-
-
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 def test_gradients_of_flattened_maps_keep_the_memory_format(memory_format: torch.memory_format) -> None:
     maps = torch.randn(2, 3, 4, 5).to(memory_format=memory_format).requires_grad_()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cifarnet import Checkpointer, CifarCNN, Classifier, FastCNN, Preprocess, Trainer, build_transforms, make_synthetic
-from cifarnet.checkpoint import load_best
-from cifarnet.checkpoint.state_dict import unwrapped_state_dict
+from cifarnet import CifarCNN
 from cifarnet.errors import DataError, SettingError
 from cifarnet.models import (
     MODELS,
@@ -98,15 +95,6 @@ def test_channels_last_changes_nothing_and_bf16_little(name: str) -> None:
 
 
 @every_network
-def test_exported_networks_give_equal_logits(name: str) -> None:
-    model = build(name)
-    sizes = ({0: torch.export.Dim("batch")},)
-    program = torch.export.export(model, (torch.zeros(2, 3, 32, 32),), dynamic_shapes=sizes)
-    images = torch.randn(3, 3, 32, 32)
-    torch.testing.assert_close(program.module()(images), model(images), rtol=1e-5, atol=1e-5)
-
-
-@every_network
 def test_networks_are_summarized_and_drawn(name: str) -> None:
     model = build(name, in_channels=1)
     summary = summarize_model(model)
@@ -167,23 +155,6 @@ def test_a_residual_block_adds_its_input() -> None:
     nn.init.zeros_(block.conv2.weight)
     images = torch.randn(2, 4, 8, 8)
     torch.testing.assert_close(block(images), F.relu(images), rtol=0, atol=0)
-
-
-def test_whitening_filters_are_saved_and_not_trained(tmp_path: Path) -> None:
-    data = make_synthetic(num_train=40, num_test=20, seed=0, size=16)
-    transforms = build_transforms(size=16)
-    model = FastCNN(widths=(4, 6, 8))
-    model.fit_whitening(transforms.preprocess(data.train.images))
-    filters = model.whitening.weight.clone()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
-    trainer = Trainer(model, optimizer, transforms=transforms, device="cpu")
-    trainer.fit(data.train, max_epochs=1, batch_size=20, checkpointer=Checkpointer(tmp_path))
-    assert torch.equal(unwrapped_state_dict(load_best(tmp_path)[0])["whitening.weight"], filters)
-    loaded = Classifier.load(tmp_path, device="cpu")
-    assert loaded.preprocess == Preprocess(16)
-    assert isinstance(loaded.model, FastCNN)
-    assert torch.equal(loaded.model.whitening.weight, filters)
-    assert not loaded.model.whitening.weight.requires_grad
 
 
 def test_flops_are_twice_the_multiply_adds() -> None:

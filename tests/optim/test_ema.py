@@ -57,18 +57,16 @@ def test_an_error_in_the_block_restores_the_weights() -> None:
         average.update()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     averaged = {name: tensor.clone() for name, tensor in average.weights.items()}
-    pointers = [parameter.data_ptr() for parameter in model.parameters()]
 
-    def look() -> None:
+    def interrupt() -> None:
         with average.applied():
             assert all(torch.equal(tensor, averaged[name]) for name, tensor in model.state_dict().items())
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        look()
+        interrupt()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(torch.equal(tensor, averaged[name]) for name, tensor in average.weights.items())
-    assert [parameter.data_ptr() for parameter in model.parameters()] == pointers
     assert not torch.equal(before["fc1.weight"], averaged["fc1.weight"]), "the control"
 
 

@@ -116,14 +116,6 @@ def test_top_losses_start_with_the_highest(num_classes: int) -> None:
     assert losses == sorted(losses, reverse=True)
 
 
-def test_correct_top_losses_are_marked_correct() -> None:
-    evaluation, data, _ = make_evaluation(10, skill=9.0)
-    ((left, _),) = cells(plot_top_losses(evaluation, data, num_images=1))
-    assert evaluation.num_correct == 400
-    assert left.get_title("left") == f"✓ kind {evaluation.top_losses[0].label}"
-    assert frame_of(left) == (True, BLUE)
-
-
 def augmented_in_training(transforms: Transforms, data: ImageDataset, *, seed: int) -> list[dict[int, torch.Tensor]]:
     """Return the augmented images of three epochs of training, by image id."""
     seen: list[dict[int, torch.Tensor]] = [{}, {}, {}]
