@@ -46,9 +46,7 @@ class _WarmupThenDecay:
             raise SettingError(f"tail must be in [0, {1 - warmup}), what the warm-up leaves, got {tail}; 0.1 is usual")
         for key, value in (("start", self.start), ("end", self.end)):
             if not 0 <= value < math.inf:
-                raise SettingError(
-                    f"{key} must be finite and not negative, got {value}; it multiplies the learning rate"
-                )
+                raise SettingError(f"{key} must be finite and not negative, got {value}; 1 is the base learning rate")
 
     def __call__(self, step: int, total_steps: int) -> float:
         warmup_steps = self.warmup * total_steps
