@@ -21,7 +21,7 @@ CLASSES = tuple(f"kind {i}" for i in range(10))
 
 
 class InPlace(nn.Module):
-    """Changes what its layers give, uses one of them twice, and draws random numbers in evaluation too."""
+    """Network that changes outputs in place, runs a layer twice, and draws random numbers in evaluation mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ def build(make: Callable[[], nn.Module], precision: str = "float64") -> Classifi
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = make()
-        for module in model.modules():  # as after some training
+        for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
                 nn.init.normal_(module.running_mean)  # type: ignore[arg-type]
@@ -64,11 +64,11 @@ def images(synthetic: DatasetSplits, count: int = 5) -> list[ImageLike]:
     (lambda: FastCNN(widths=(8, 8, 8)), "group2", False), (InPlace, "last", True), (InPlace, "conv", False),
 ])  # fmt: skip
 @pytest.mark.parametrize("target", [None, 3])
-def test_grad_cam_is_that_of_captum(
+def test_grad_cam_equals_captums(
     make: Callable[[], nn.Module], layer: str, default: bool, target: int | None, synthetic: DatasetSplits
 ) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # captum's own, of the torch it was made for
+        warnings.simplefilter("ignore")  # captum uses old functions of torch
         from captum.attr import LayerAttribution, LayerGradCam
 
     classifier = build(make)
@@ -82,7 +82,7 @@ def test_grad_cam_is_that_of_captum(
         small = LayerGradCam(classifier.model, module).attribute(prepared, target=labels, relu_attributions=True)
         theirs = LayerAttribution.interpolate(small, (SIZE, SIZE), "bilinear")[:, 0].detach()
     assert maps.shape == (5, SIZE, SIZE)
-    assert theirs.any() or target is not None  # nothing may speak for a class that was not chosen
+    assert theirs.any() or target is not None  # a chosen class may have no positive evidence
     torch.testing.assert_close(maps, theirs, rtol=1e-9, atol=1e-12)
 
 
@@ -93,19 +93,14 @@ def test_an_image_has_the_same_map_alone_and_in_a_list(synthetic: DatasetSplits)
         torch.testing.assert_close(grad_cam(classifier, image), one[None], rtol=1e-9, atol=1e-12)
 
 
-def test_a_class_is_asked_for_by_name_or_index(synthetic: DatasetSplits) -> None:
+def test_a_target_is_a_name_or_an_index(synthetic: DatasetSplits) -> None:
     classifier = build(cifar_cnn)
     by_name = grad_cam(classifier, images(synthetic), target="kind 7")
     assert torch.equal(by_name, grad_cam(classifier, images(synthetic), target=7))
     assert not torch.equal(by_name, grad_cam(classifier, images(synthetic), target=6))
-    taken = [CLASSES.index(one.label) for one in classifier.predict(images(synthetic))]
-    for i, label in enumerate(taken):
-        assert torch.equal(
-            grad_cam(classifier, images(synthetic))[i], grad_cam(classifier, images(synthetic), target=label)[i]
-        )
 
 
-def test_feature_maps_are_what_the_layers_give(synthetic: DatasetSplits) -> None:
+def test_feature_maps_are_the_outputs_of_layers(synthetic: DatasetSplits) -> None:
     classifier = build(cifar_cnn)
     model: Any = classifier.model
     maps = feature_maps(classifier, images(synthetic), layers=["bn2", "conv1"])
@@ -118,7 +113,7 @@ def test_feature_maps_are_what_the_layers_give(synthetic: DatasetSplits) -> None
     torch.testing.assert_close(maps["bn2"], bn2)
 
 
-def test_maps_are_kept_before_the_next_layer_changes_them(synthetic: DatasetSplits) -> None:
+def test_maps_are_copied_before_a_change_in_place(synthetic: DatasetSplits) -> None:
     classifier = build(InPlace)
     maps = feature_maps(classifier, images(synthetic), layers=["conv"])["conv"]
     assert maps.min() < 0  # before the ReLU in place
@@ -158,16 +153,8 @@ def test_inspection_leaves_no_trace(grad_mode: Callable[[], Any], synthetic: Dat
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_a_refused_call_leaves_no_hook_either(synthetic: DatasetSplits) -> None:
-    classifier = build(InPlace)
-    for settings in ({"layer": "unused"}, {"target": "kid 3"}, {"layer": "relu"}):
-        with pytest.raises(SettingError):
-            grad_cam(classifier, images(synthetic), **settings)
-    assert not any(module._forward_hooks for module in classifier.model.modules())
-
-
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_other_precisions_come_near(precision: str, synthetic: DatasetSplits) -> None:
+def test_other_precisions_give_similar_maps(precision: str, synthetic: DatasetSplits) -> None:
     exact = grad_cam(build(cifar_cnn), images(synthetic), target=1)
     near = grad_cam(build(cifar_cnn, precision), images(synthetic), target=1)
     tolerance = {"float32": 1e-4, "bf16": 0.1}[precision]
@@ -182,7 +169,7 @@ def test_compiled_networks_have_the_same_maps(synthetic: DatasetSplits) -> None:
 
 
 def test_unknown_layers_classes_and_images_are_refused(synthetic: DatasetSplits) -> None:
-    classifier = build(cifar_cnn)
+    classifier, in_place = build(cifar_cnn), build(InPlace)
     with pytest.raises(SettingError, match=r'layer "conv3" is unknown, .*; did you mean "conv'):
         grad_cam(classifier, images(synthetic), layer="conv3")
     with pytest.raises(SettingError, match='layer "fc1" is unknown, gives no maps or runs twice'):
@@ -195,11 +182,10 @@ def test_unknown_layers_classes_and_images_are_refused(synthetic: DatasetSplits)
         with pytest.raises(SettingError, match=r"a class in \[0, 10\), or its name"):
             grad_cam(classifier, images(synthetic), target=wrong)  # type: ignore[arg-type]
     with pytest.raises(SettingError, match='the logits do not depend on layer "unused"'):
-        grad_cam(build(InPlace), images(synthetic), layer="unused")
+        grad_cam(in_place, images(synthetic), layer="unused")
+    assert not any(module._forward_hooks for module in in_place.model.modules())
     with pytest.raises(DataError, match="There are no images"):
         grad_cam(classifier, [])
-    with pytest.raises(DataError, match="Image 1 of the list: "):
-        grad_cam(classifier, [torch.zeros(3, 8, 8), torch.zeros(2)])
     with pytest.raises(DataError, match="expected a Classifier, got CifarCNN"):
         grad_cam(classifier.model, images(synthetic))  # type: ignore[arg-type]
     flat = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 10)), Preprocess(SIZE), CLASSES, device="cpu")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -39,7 +38,7 @@ both_formats = pytest.mark.parametrize("name", sorted(WRITERS))
 
 
 class Own(nn.Module):
-    """A user's: branches, reshaping by the number of images, buffers, an operation in place, float64 inside."""
+    """User-supplied network with branches, a buffer, an operation in place and float64 inside."""
 
     grid: Tensor
 
@@ -59,32 +58,29 @@ class Own(nn.Module):
 
 
 def build(name: str) -> Classifier:
-    """A network of which every weight matters, that is sure of some images."""
+    """Build a classifier whose probabilities are not nearly equal."""
     torch.manual_seed(0)
-    model: nn.Module
-    if name == "Own":
-        model = Own()
-    elif name == "FastCNN of three":
+    if name == "FastCNN of three":
         model = build_model("FastCNN", {"convs_per_group": 3, "widths": (16, 24, 32)})
     else:
         sized = {"image_size": SIZE} if name in ("BasicCNN", "CifarCNN") else {}
-        model = build_model(name, sized)
+        model = Own() if name == "Own" else build_model(name, sized)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.uniform_(-0.1, 0.1)
-            module.running_var.uniform_(0.8, 1.2)
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.8, 1.2)  # type: ignore[arg-type]
     preprocess = Preprocess(SIZE, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
     images = draw_images((3, SIZE, SIZE))[:16]
     with torch.no_grad():
         head = next(m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear))
-        head.weight *= 8 / model.eval()(preprocess(images)).std(dim=0).mean()
-    return Classifier(model, preprocess, tuple("abcdefghij"), device="cpu", precision="float32")
+        head.weight *= 16 / model.eval()(preprocess(images)).std(dim=0).mean()
+    classifier = Classifier(model, preprocess, tuple("abcdefghij"), device="cpu", precision="float32")
+    classifier.temperature = 2.0
+    return classifier
 
 
 def probabilities_of(path: Path, images: Tensor) -> Tensor:
-    """As somebody else would compute them."""
+    """Run the file without the library."""
     if path.suffix == ".onnx":
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         return torch.from_numpy(session.run(["probabilities"], {"images": images.numpy()})[0])
@@ -98,12 +94,12 @@ def probabilities_of(path: Path, images: Tensor) -> Tensor:
 @torch.no_grad()
 def library(classifier: Classifier, images: Tensor) -> Tensor:
     logits = predict_logits(classifier.model, images, preprocess=classifier.preprocess, precision=classifier.precision)
-    return logits.double().softmax(dim=1)
+    return (logits.double() / classifier.temperature).softmax(dim=1)
 
 
 @both_formats
 @pytest.mark.parametrize("network", [*sorted(MODELS), "FastCNN of three", "Own"])
-def test_export_gives_the_probabilities_of_the_library(network: str, name: str, tmp_path: Path) -> None:
+def test_export_gives_the_calibrated_probabilities(network: str, name: str, tmp_path: Path) -> None:
     classifier = build(network)
     exported = WRITERS[name](classifier, tmp_path / name)
     images = torch.randint(0, 256, (9, 3, SIZE, SIZE), dtype=torch.uint8)
@@ -112,33 +108,13 @@ def test_export_gives_the_probabilities_of_the_library(network: str, name: str, 
         given = probabilities_of(exported.path, images[:count])
         assert given.dtype == torch.float32
         assert (given.double() - expected).abs().max() < 3e-5  # 1.2e-5 on a processor without AVX-512
-    assert (library(classifier, images).amax(dim=1) > 0.5).any()  # of ten nearly equal ones 1e-4 would be no claim
+    assert (library(classifier, images).amax(dim=1) > 0.5).any(), "the control"
     if network != "Own":  # onnxruntime's group norm needs an image
         assert probabilities_of(exported.path, images[:0]).shape == (0, 10)
     assert 0 < exported.difference == exported.difference_from_run < 3e-5
     assert exported.num_images == 72
     assert exported.num_bytes == exported.path.stat().st_size
     assert [file.name for file in tmp_path.iterdir()] == [name]
-
-
-@pytest.mark.real_data
-def test_export_agrees_on_1000_images_of_cifar10(cifar10: DatasetSplits, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = build_model("FastCNN", {"widths": (16, 32, 32), "convs_per_group": 3})
-    trainer = Trainer(model, torch.optim.Adam(model.parameters(), lr=3e-3), device="cpu")
-    few = cifar10.train.subset(torch.arange(3_000))
-    trainer.fit(few, max_epochs=1, batch_size=50, checkpointer=Checkpointer(tmp_path), progress_bar=False)
-    test = cifar10.test.subset(torch.arange(1_000))
-    classifier = Classifier.load(tmp_path, device="cpu", precision="float32")
-    expected, num_correct = library(classifier, test.images), classifier.evaluate(test).num_correct
-    assert num_correct > 200  # chance is 100
-    for name, write in WRITERS.items():
-        exported = write(Classifier.load(tmp_path, device="cpu"), tmp_path / name, images=test.images)
-        assert exported.difference <= TOLERANCE
-        given = probabilities_of(exported.path, test.images)
-        assert float((given.double() - expected).abs().max()) <= TOLERANCE
-        counted = int((given.argmax(dim=1) == test.labels).sum())
-        assert counted == pytest.approx(num_correct, abs=1)  # what is nearly a tie may turn
 
 
 @both_formats
@@ -152,10 +128,7 @@ def test_export_is_float32_for_any_precision_of_the_run(precision: str, name: st
     assert exported.difference_from_run > (1e-3 if precision == "bf16" else 0)
     assert exported.difference_from_run < (0.5 if precision == "bf16" else TOLERANCE)
     assert about(exported.path)["run_precision"] == precision
-    assert run.model.state_dict().keys() == weights.keys()  # nothing of the classifier was touched
-    for key, value in run.model.state_dict().items():
-        assert value.dtype == weights[key].dtype
-        assert torch.equal(value, weights[key])
+    assert all(torch.equal(value, weights[key]) for key, value in run.model.state_dict().items())
     assert all(parameter.requires_grad for parameter in run.model.parameters())
     assert type(run.preprocess(draw_images((3, SIZE, SIZE)))) is Tensor
 
@@ -171,18 +144,15 @@ def about(path: Path) -> dict[str, Any]:
 
 @both_formats
 def test_export_contains_metadata(name: str, tmp_path: Path) -> None:
-    classifier = build("BasicCNN")
-    told = about(WRITERS[name](classifier, tmp_path / name).path)
-    assert tuple(told["classes"]) == classifier.classes
-    assert (told["size"], told["mean"], told["std"]) == (SIZE, [0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
-    assert (told["model"], told["precision"]) == ("BasicCNN", "float32")
-    assert told["input"] == f"images: uint8 in 0..255, shape (N, 3, {SIZE}, {SIZE})"
-    unnamed = Classifier(classifier.model, classifier.preprocess, (), device="cpu", precision="float32")
-    assert about(WRITERS[name](unnamed, tmp_path / name).path)["classes"] == []
+    metadata = about(WRITERS[name](build("BasicCNN"), tmp_path / name).path)
+    assert metadata["classes"] == list("abcdefghij")
+    assert (metadata["size"], metadata["mean"], metadata["std"]) == (SIZE, [0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
+    assert (metadata["model"], metadata["precision"]) == ("BasicCNN", "float32")
+    assert metadata["input"] == f"images: uint8 in 0..255, shape (N, 3, {SIZE}, {SIZE})"
 
 
 def test_export_uses_public_operators_only(tmp_path: Path) -> None:
-    classifier = build("CifarCNN")  # which flattens by an autograd function of ours where there are gradients
+    classifier = build("CifarCNN")  # flattens with an autograd function of the library if gradients are needed
     model = onnx.load(export_onnx(classifier, tmp_path / "model.onnx").path)
     assert b"pkg.torch" not in (tmp_path / "model.onnx").read_bytes()
     assert {node.domain for node in model.graph.node} == {""}
@@ -215,7 +185,7 @@ def test_export_gives_equal_bytes_in_any_process(tmp_path: Path) -> None:
 
 
 class Wrong(nn.Module):
-    """Does what no file can do."""
+    """Network whose output a file cannot reproduce."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -226,8 +196,6 @@ class Wrong(nn.Module):
         x: Tensor = self.head(images.flatten(1))
         if self.how == "draws":
             return x + torch.rand_like(x)
-        if self.how == "counts" and len(images) == 1:
-            return 2 * x
         if self.how == "looks" and bool(x.sum() > 0):
             return 2 * x
         return x
@@ -238,7 +206,6 @@ class Wrong(nn.Module):
     ("how", "message"),
     [
         ("draws", r"would give probabilities up to 0\.\d+ from the library's, more than 0\.0001, and was not written"),
-        ("counts", r"would give probabilities up to 0\.\d+ from the library's|Wrong cannot be exported"),
         ("looks", r"Wrong cannot be exported: .*; its forward must be tensor operations"),
     ],
 )
@@ -281,11 +248,8 @@ def test_export_refuses_an_impossible_path(name: str, tmp_path: Path) -> None:
 
 @both_formats
 def test_export_refuses_images_of_another_shape(name: str, tmp_path: Path) -> None:
-    for images in (
-        torch.zeros(2, 3, SIZE, SIZE),
-        torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
-        torch.zeros(0, 3, SIZE, SIZE, dtype=torch.uint8),
-    ):
+    pixels = torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8)
+    for images in (pixels.float(), pixels[..., 1:], pixels[:0]):
         with pytest.raises(DataError, match=r"expected uint8 images of shape \(N, 3, 16, 16\), got torch"):
             WRITERS[name](build("BasicCNN"), tmp_path / name, images=images)
     assert list(tmp_path.iterdir()) == []
@@ -303,7 +267,7 @@ def test_export_names_the_command_for_a_missing_package(
 
 @pytest.fixture
 def run(make_trainer: Callable[..., Trainer], synthetic: DatasetSplits, tmp_path: Path) -> Path:
-    """A directory with a run, exports of it, and a picture of which the network is sure."""
+    """Directory with a run, its exports, and a picture that the network predicts with high confidence."""
     trainer = make_trainer(precision="float32")
     trainer.fit(synthetic.train, max_epochs=5, batch_size=20, checkpointer=Checkpointer(tmp_path), progress_bar=False)
     classifier = Classifier.load(tmp_path, device="cpu")
@@ -316,14 +280,14 @@ def run(make_trainer: Callable[..., Trainer], synthetic: DatasetSplits, tmp_path
 
 
 def documented(title: str) -> str:
-    """The one Python block of a section of the how-to."""
+    """Return the Python block of a section of the how-to."""
     _, _, section = HOWTO.read_text(encoding="utf-8").partition(f"\n## {title}\n")
     (block,) = re.findall(r"```python\n(.*?)```", section.partition("\n## ")[0], flags=re.DOTALL)
     return str(block)
 
 
 def run_without_cifarnet(code: str, directory: Path) -> str:
-    """In a process that cannot import the library, wherever it is installed."""
+    """Run a script in a process that cannot import the library."""
     (directory / "script.py").write_text(code)
     blocked = "import runpy, sys; sys.modules['cifarnet'] = None; runpy.run_path('script.py')"
     command = [sys.executable, "-I", "-W", "error", "-W", "ignore:The given buffer", "-c", blocked]
@@ -336,22 +300,16 @@ def test_documented_scripts_run_without_cifarnet(run: Path) -> None:
     with pytest.raises(AssertionError, match=r"import of cifarnet halted|No module named 'cifarnet'"):
         run_without_cifarnet("import cifarnet", run)
     prediction = Classifier.load(run, device="cpu").predict(run / "cat.png")
-    for title in ("ONNX, without cifarnet", "torch, without cifarnet"):
-        script = documented(title)
-        assert len(script.split("\n\n")) == 2  # imports, and the rest
-        assert len([line for line in script.splitlines() if line]) == 10
-        label, _, probability = run_without_cifarnet(script, run).strip().rpartition(" ")
-        assert label == prediction.label
-        assert float(probability) == pytest.approx(prediction.probability, abs=1e-4)
     turned = Image.open(run / "cat.png").transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
-    exif[0x0112] = 6  # as a telephone says that it was held upright
-    turned.save(run / "cat.png", exif=exif)
-    for title in ("ONNX, without cifarnet", "torch, without cifarnet"):
-        label, _, probability = run_without_cifarnet(documented(title), run).strip().rpartition(" ")
-        assert label == prediction.label
-        assert float(probability) == pytest.approx(prediction.probability, abs=1e-4)
-    Image.open(run / "cat.png").resize((90, 70)).save(run / "cat.png")  # any size will do
+    exif[0x0112] = 6  # a viewer turns the picture upright
+    for _ in ("upright", "turned"):
+        for title in ("ONNX, without cifarnet", "torch, without cifarnet"):
+            label, _, probability = run_without_cifarnet(documented(title), run).strip().rpartition(" ")
+            assert label == prediction.label
+            assert float(probability) == pytest.approx(prediction.probability, abs=1e-4)
+        turned.save(run / "cat.png", exif=exif)
+    turned.resize((90, 70)).save(run / "cat.png")
     assert run_without_cifarnet(documented("ONNX, without cifarnet"), run)
 
 
@@ -360,22 +318,7 @@ def test_weights_load_with_safetensors_alone(run: Path) -> None:
     out = run_without_cifarnet(documented("The weights alone") + check, run)
     classifier = Classifier.load(run, device="cpu")
     weights = classifier.model.state_dict()
-    count = sum(value.numel() for value in weights.values())
-    assert out == f"CifarCNN {count} {list(classifier.classes)}\n"
-    with np.load(io.BytesIO((run / "weights.npz").read_bytes())) as arrays:
+    assert out == f"CifarCNN {sum(value.numel() for value in weights.values())} {list(classifier.classes)}\n"
+    with np.load(run / "weights.npz") as arrays:
         assert set(arrays) == set(weights)
-        for name, value in weights.items():
-            assert np.array_equal(arrays[name], value.numpy())
-
-
-@both_formats
-def test_export_applies_the_temperature(tmp_path: Path, name: str) -> None:
-    classifier = build("CifarCNN")
-    classifier.temperature = 2.5
-    exported = WRITERS[name](classifier, tmp_path / name)
-    images = draw_images((3, SIZE, SIZE))[:2]
-    told = [classifier.predict(image).probability for image in images]
-    given = probabilities_of(exported.path, images).amax(dim=1)
-    assert given.tolist() == pytest.approx(told, abs=TOLERANCE)
-    classifier.temperature = 1.0
-    assert abs(classifier.predict(images[0]).probability - told[0]) > 10 * TOLERANCE, "the control"
+        assert all(np.array_equal(arrays[name], value.numpy()) for name, value in weights.items())

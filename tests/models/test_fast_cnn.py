@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cifarnet import FastCNN
-from cifarnet.errors import DataError, SettingError
+from cifarnet.errors import DataError
 from cifarnet.models.fast_cnn import ConvGroup
 from cifarnet.models.whitening import whitening_filters
 
@@ -15,7 +15,7 @@ def small(in_channels: int = 3) -> FastCNN:
     return FastCNN(5, in_channels=in_channels, widths=(4, 6, 8))
 
 
-def test_layers_stand_in_the_published_order() -> None:
+def test_layers_have_the_published_order() -> None:
     torch.manual_seed(0)
     model = small().double().train()
 
@@ -30,18 +30,13 @@ def test_layers_stand_in_the_published_order() -> None:
     torch.testing.assert_close(model(images), reference(images) / 8)
 
 
-def test_a_third_convolution_stands_inside_a_shortcut() -> None:
+def test_a_third_convolution_is_inside_a_shortcut() -> None:
     torch.manual_seed(0)
     group = FastCNN(widths=(4, 6, 8), convs_per_group=3).double().group2
     images = torch.randn(5, 4, 8, 8, dtype=torch.float64)
     pooled = F.gelu(group.norm1(F.max_pool2d(group.conv1(images), 2)))
     inner = group.norm3(group.conv3(F.gelu(group.norm2(group.conv2(pooled)))))
     torch.testing.assert_close(group(images), F.gelu(inner + pooled))
-    wide = FastCNN(widths=(128, 384, 512), convs_per_group=3)
-    assert sum(isinstance(module, nn.Conv2d) for module in wide.modules()) == 10  # with the whitening
-    assert wide(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
-    with pytest.raises(SettingError, match="convs_per_group must be 2 or 3, got 4; 2 is the default"):
-        FastCNN(convs_per_group=4)
 
 
 def test_the_published_shapes_and_the_frozen_parts() -> None:
@@ -72,12 +67,12 @@ def test_batch_norm_has_the_published_settings() -> None:
 
 
 @pytest.mark.parametrize(("in_channels", "out_channels"), [(4, 6), (6, 6), (6, 4)])
-def test_a_fresh_convolution_is_the_identity_on_its_first_channels(in_channels: int, out_channels: int) -> None:
+def test_a_new_convolution_is_the_identity_on_its_channels(in_channels: int, out_channels: int) -> None:
     group = ConvGroup(in_channels, out_channels)
     images = torch.randn(2, in_channels, 9, 9)
     shared = min(in_channels, out_channels)
     torch.testing.assert_close(group.conv1(images)[:, :shared], images[:, :shared], rtol=0, atol=0)
-    if out_channels > in_channels:  # the others see every channel
+    if out_channels > in_channels:  # the other filters use every channel
         assert bool((group.conv1.weight[in_channels:].abs().sum(dim=(2, 3)) > 0).all())
     expected = torch.empty(in_channels, in_channels, 3, 3)
     nn.init.dirac_(expected)
@@ -100,7 +95,7 @@ def test_fit_whitening_sets_the_filters_and_their_negatives() -> None:
     torch.testing.assert_close(weight, torch.cat([filters, -filters]), rtol=0, atol=0)
 
 
-def test_before_fitting_the_stem_hands_on_the_pixels_of_a_patch() -> None:
+def test_unfitted_whitening_returns_the_pixels_of_a_patch() -> None:
     model = small()
     nn.init.zeros_(model.whitening.bias)  # type: ignore[arg-type]
     images = torch.randn(2, 3, 9, 9)
@@ -108,34 +103,17 @@ def test_before_fitting_the_stem_hands_on_the_pixels_of_a_patch() -> None:
     torch.testing.assert_close(model.whitening(images), torch.cat([patches, -patches], dim=1), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("size", [9, 16, 17, 24, 28, 32, 40])
-def test_one_network_takes_images_of_growing_size(size: int) -> None:
-    assert small().eval()(torch.zeros(2, 3, size, size)).shape == (2, 5)
-
-
-def test_images_below_nine_pixels_are_too_small() -> None:
+def test_one_network_supports_images_from_nine_pixels() -> None:
+    model = small().eval()
+    for size in (9, 16, 17, 32, 40):
+        assert model(torch.zeros(2, 3, size, size)).shape == (2, 5)
     with pytest.raises(RuntimeError, match="Output size is too small"):
-        small()(torch.zeros(2, 3, 8, 8))
+        model(torch.zeros(2, 3, 8, 8))
 
 
-def test_images_of_other_channels_are_refused_and_change_nothing() -> None:
+def test_images_of_other_channels_are_refused() -> None:
     model = small()
     before = model.whitening.weight.clone()
     with pytest.raises(DataError, match="images have 1 channels, the network takes 3"):
         model.fit_whitening(torch.randn(8, 1, 16, 16))
     assert torch.equal(model.whitening.weight, before)
-
-
-def test_the_network_learns_32_images_by_heart() -> None:
-    torch.manual_seed(0)
-    model, labels = FastCNN(4, widths=(8, 16, 16)), torch.arange(32) % 4
-    images = torch.randn(32, 3, 16, 16)
-    model.fit_whitening(images)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)
-    for _ in range(40):
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(images), labels, reduction="sum")
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    assert float(loss.detach()) / 32 < 0.1
-    assert torch.equal(model(images).argmax(dim=1), labels)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from torch import nn
 
 from cifarnet import CifarCNN
@@ -23,17 +22,6 @@ def test_every_trained_parameter_is_in_one_group() -> None:
 def test_a_group_without_parameters_is_left_out() -> None:
     groups = param_groups(nn.Linear(2, 3, bias=False), filters={"lr": 1.0}, head={"lr": 2.0}, others={"lr": 3.0})
     assert [group["lr"] for group in groups] == [2.0]
-
-
-def test_biases_of_plain_sgd_can_have_a_learning_rate_of_their_own() -> None:
-    model = CifarCNN(image_size=8, widths=(2, 4), hidden=4)
-    groups = param_groups(model, filters={}, head={}, others={"lr": 6.4, "weight_decay": 0.0})
-    optimizer = torch.optim.SGD(groups, lr=0.1, weight_decay=5e-4)
-    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [
-        (0.1, 5e-4),
-        (0.1, 5e-4),
-        (6.4, 0.0),
-    ]
 
 
 def test_a_frozen_network_is_refused() -> None:

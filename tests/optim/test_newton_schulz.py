@@ -15,18 +15,14 @@ def some(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> torch.Te
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("num_steps", [1, 3, 5])
-def test_it_is_the_polynomial_written_out(shape: tuple[int, int], num_steps: int) -> None:
-    """Once by products of numpy, in the other order of rows and columns; once on the singular values alone."""
+def test_the_result_equals_the_polynomial_in_numpy(shape: tuple[int, int], num_steps: int) -> None:
     matrices = some((3, *shape))
     result = newton_schulz(matrices, num_steps=num_steps)
     for matrix, ours in zip(matrices.numpy(), result.numpy(), strict=True):
         x = matrix / np.sqrt((matrix**2).sum())
         u, values, vh = np.linalg.svd(x, full_matrices=False)
         for _ in range(num_steps):
-            a = x.T @ x
-            x = 3.4445 * x - 4.7750 * (x @ a) + 2.0315 * (x @ a @ a)
             values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
-        np.testing.assert_allclose(ours, x, rtol=0, atol=1e-12)
         np.testing.assert_allclose(ours, (u * values) @ vh, rtol=0, atol=1e-12)
 
 
@@ -37,7 +33,7 @@ def test_the_result_is_near_the_nearest_orthogonal_matrix(
 ) -> None:
     matrix = some(shape)
     u, values, vh = torch.linalg.svd(matrix, full_matrices=False)
-    assert (values / matrix.norm()).min() > 0.003, "what the docstring speaks of"
+    assert (values / matrix.norm()).min() > 0.003  # the range in the docstring
     result = newton_schulz(matrix[None], dtype=dtype)[0]
     assert result.dtype == dtype
     reached = torch.linalg.svdvals(result.double())
@@ -47,7 +43,7 @@ def test_the_result_is_near_the_nearest_orthogonal_matrix(
     assert torch.linalg.matrix_norm(matrix / matrix.norm() - u @ vh, ord=2) > 0.33 + slack or min(shape) == 1, "control"
 
 
-def test_a_matrix_of_zeros_stays_so_beside_others() -> None:
+def test_a_matrix_of_zeros_stays_zero_in_a_batch() -> None:
     matrices = torch.stack([torch.zeros(3, 4), torch.ones(3, 4)])
     result = newton_schulz(matrices, num_steps=3)
     assert not result[0].any()
@@ -55,32 +51,19 @@ def test_a_matrix_of_zeros_stays_so_beside_others() -> None:
     assert result[1].any()
 
 
-def hard(kind: str, rows: int, columns: int) -> torch.Tensor:
-    """Gradients of a real network are nearly of a low rank."""
-    generator = torch.Generator().manual_seed(0)
-    left, right = torch.randn(rows, rows, generator=generator), torch.randn(rows, columns, generator=generator)
-    if kind == "decaying":
-        u, v = torch.linalg.qr(left)[0], torch.linalg.qr(right.T)[0].T
-        decaying: torch.Tensor = u @ (0.9 ** torch.arange(rows)[:, None] * v)
-        return decaying
-    if kind == "shifted":
-        return right + 3 * left[:, :1]
-    rank = int(kind)
-    return left[:, :rank] @ right[:rank] + 1e-3 * torch.randn(rows, columns, generator=generator) * (rank > 1)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("num_steps", [3, 5, 10])
-@pytest.mark.parametrize("kind", ["1", "8", "decaying", "shifted"])
+@pytest.mark.parametrize("num_steps", [3, 10])
+@pytest.mark.parametrize("rank", [1, 8])
 @pytest.mark.parametrize("shape", [(64, 576), (256, 64)])
-def test_long_matrices_of_nearly_no_rank_stay_bounded(
-    shape: tuple[int, int], kind: str, num_steps: int, dtype: torch.dtype
+def test_long_matrices_of_low_rank_stay_bounded(
+    shape: tuple[int, int], rank: int, num_steps: int, dtype: torch.dtype
 ) -> None:
-    """Rounding makes eigenvalues of a Gram matrix negative, and those would grow without bound."""
-    matrix = hard(kind, min(shape), max(shape))
+    """Gradients of a network have nearly a low rank, and a Gram matrix rounds zero eigenvalues to negative ones."""
+    matrix = some((min(shape), rank), torch.float32) @ some((rank, max(shape)), torch.float32)
+    matrix += 1e-3 * (rank > 1) * some((min(shape), max(shape)), torch.float32)
     matrix = matrix if shape[0] < shape[1] else matrix.T
     result = newton_schulz(matrix[None], num_steps=num_steps, dtype=dtype)[0].double()
     exact = newton_schulz(matrix[None].double(), num_steps=num_steps)[0]
     assert float(torch.linalg.matrix_norm(result, ord=2)) < 1.3
-    if num_steps == 3:  # after more, singular values that are rounding errors have grown to be seen
+    if num_steps == 3:  # more steps enlarge singular values that are rounding errors
         assert float((result - exact).norm() / exact.norm()) < (0.2 if dtype == torch.bfloat16 else 1e-3)

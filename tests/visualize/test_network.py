@@ -11,7 +11,6 @@ from sample_evaluation import make_classifier, pixels_of, tiles_of
 from torch import nn
 
 from cifarnet import CifarCNN, Classifier, DatasetSplits, FastCNN, Preprocess, ResNet18
-from cifarnet.errors import DataError, SettingError
 from cifarnet.inspection import feature_maps, grad_cam
 from cifarnet.visualize import plot_feature_maps, plot_filters, plot_grad_cam
 
@@ -28,17 +27,18 @@ def scaled(weight: torch.Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("make", "name", "count"), [
-    (CifarCNN, "conv1", 32), (ResNet18, "conv", 64), (FastCNN, "whitening", 24), (lambda: CifarCNN(100), "conv1", 32),
+    (CifarCNN, "conv1", 32), (ResNet18, "conv", 64), (FastCNN, "whitening", 24), (lambda: nn.Conv2d(3, 70, 2), "", 70),
 ])  # fmt: skip
 def test_the_first_convolution_is_drawn_in_colour(make: Callable[[], nn.Module], name: str, count: int) -> None:
     model = make()
     panel = plot_filters(model).axes[0]
     weight = model.get_submodule(name).weight
     assert isinstance(weight, nn.Parameter)
-    assert panel.get_title() == f"{name}: {count} filters of {weight.shape[2]} x {weight.shape[3]}"
+    note = ", the first 64" if count > 64 else ""
+    assert panel.get_title() == f"{name or 'Conv2d'}: {count} filters of {weight.shape[2]} x {weight.shape[3]}{note}"
     drawn = filters_of(panel, weight.shape[2])
-    assert len(drawn) == count
-    for picture, each in zip(drawn, weight, strict=True):
+    assert len(drawn) == min(count, 64)
+    for picture, each in zip(drawn, weight, strict=False):
         np.testing.assert_allclose(picture, scaled(each).transpose(1, 2, 0), atol=1e-6)
 
 
@@ -60,20 +60,7 @@ def test_filters_of_many_channels_have_a_row_each() -> None:
     np.testing.assert_allclose(drawn[5 * 3 + 2][..., 1], scaled(model.conv2.weight[3])[2], atol=1e-6)
 
 
-def test_the_first_64_filters_are_drawn() -> None:
-    panel = plot_filters(nn.Conv2d(3, 70, 2)).axes[0]
-    assert len(tiles_of(panel)) == 64
-    assert panel.get_title() == "Conv2d: 70 filters of 2 x 2, the first 64"
-
-
-def test_networks_without_such_filters_are_refused() -> None:
-    with pytest.raises(SettingError, match='Layer "conv" is not a convolution of the network; did you mean "conv'):
-        plot_filters(CifarCNN(), layer="conv")
-    with pytest.raises(DataError, match=r"Linear has no nn.Conv2d"):
-        plot_filters(nn.Linear(2, 2))
-
-
-@pytest.mark.parametrize("num_classes", [2, 10, 100])
+@pytest.mark.parametrize("num_classes", [2, 100])
 def test_rows_show_the_most_varied_maps_of_a_layer(num_classes: int, synthetic: DatasetSplits) -> None:
     classifier, image = make_classifier(num_classes), synthetic.test.images[0]
     left, *rows = plot_feature_maps(classifier, image, num_maps=5).axes
@@ -94,11 +81,6 @@ def test_rows_show_the_most_varied_maps_of_a_layer(num_classes: int, synthetic: 
     assert left.get_title("left") == f"{prediction.label} {100 * prediction.probability:.0f} %"
 
 
-def test_chosen_layers_are_drawn(synthetic: DatasetSplits) -> None:
-    figure = plot_feature_maps(make_classifier(), synthetic.test.images[0], layers=["bn1", "bn2"], num_maps=20)
-    assert [len(row.get_xticks()) for row in figure.axes[1:]] == [6, 12]
-
-
 def test_the_last_eight_shapes_are_drawn() -> None:
     layers = [nn.Conv2d(width, width + 1, 1) for width in range(3, 18)]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(18, 2))
@@ -107,28 +89,14 @@ def test_the_last_eight_shapes_are_drawn() -> None:
     assert [row.get_title("left") for row in figure.axes[1:]] == [f"{i}: {i + 4} maps of 8 x 8" for i in range(7, 15)]
 
 
-def test_feature_maps_refuse_wrong_arguments(synthetic: DatasetSplits) -> None:
-    with pytest.raises(DataError, match="list"):
-        plot_feature_maps(make_classifier(), list(synthetic.test.images[:2]))  # type: ignore[arg-type]
-    with pytest.raises(SettingError, match="num_maps must be at least 1, got 0"):
-        plot_feature_maps(make_classifier(), synthetic.test.images[0], num_maps=0)
-    with pytest.raises(SettingError, match='did you mean "conv'):
-        plot_feature_maps(make_classifier(), synthetic.test.images[0], layers=["conv"])
-    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2))
-    classifier = Classifier(flat, Preprocess(8), ("a", "b"), device="cpu", precision="float32")
-    with pytest.raises(DataError, match="no module with feature maps"):
-        plot_feature_maps(classifier, torch.rand(3, 8, 8))
-
-
-@pytest.mark.parametrize("num_classes", [2, 10, 100])
-def test_images_stand_beside_their_evidence(num_classes: int, synthetic: DatasetSplits) -> None:
+@pytest.mark.parametrize("num_classes", [2, 100])
+def test_evidence_is_drawn_beside_each_image(num_classes: int, synthetic: DatasetSplits) -> None:
     classifier, images = make_classifier(num_classes), list(synthetic.test.images[:4])
     axes = plot_grad_cam(classifier, images).axes
     maps = grad_cam(classifier, images)
     assert maps.any()
     for left, right, image, evidence in zip(axes[::2], axes[1::2], images, maps, strict=True):
         np.testing.assert_array_equal(pixels_of(left), image.permute(1, 2, 0).numpy())
-        # Without evidence the image is grey and darker; most evidence has the last colour of the map.
         share = (evidence / evidence.max().clamp(min=1e-30)).double().numpy()[..., None]
         heat = matplotlib.colormaps["inferno"](share[..., 0])[..., :3]
         grey = image.numpy().mean(axis=0)[..., None] / 255
@@ -150,29 +118,8 @@ def test_evidence_for_a_chosen_class_names_it(synthetic: DatasetSplits) -> None:
     assert not np.array_equal(pixels_of(by_index[1]), pixels_of(other[1]))
 
 
-def test_a_figure_without_evidence_says_so(synthetic: DatasetSplits) -> None:
+def test_a_title_reports_missing_evidence(synthetic: DatasetSplits) -> None:
     classifier = make_classifier()
     nn.init.zeros_(classifier.model.fc2.weight)  # type: ignore[union-attr,arg-type]
-    assert (
-        plot_grad_cam(classifier, synthetic.test.images[0]).axes[0].get_title("left").endswith(": no positive evidence")
-    )
-
-
-def test_grad_cam_refuses_wrong_arguments(synthetic: DatasetSplits) -> None:
-    with pytest.raises(SettingError, match="columns must be at least 1, got 0"):
-        plot_grad_cam(make_classifier(), synthetic.test.images[0], columns=0)
-    with pytest.raises(DataError, match="There are no images"):
-        plot_grad_cam(make_classifier(), [])
-    with pytest.raises(SettingError, match='did you mean "bn2"'):
-        plot_grad_cam(make_classifier(), torch.rand(3, 8, 8), layer="bn")
-
-
-def test_figures_leave_the_network_as_it_was(synthetic: DatasetSplits) -> None:
-    classifier, image = make_classifier(), synthetic.test.images[0]
-    before = {name: tensor.clone() for name, tensor in classifier.model.state_dict().items()}
-    classifier.model.train()
-    plot_filters(classifier.model)
-    plot_feature_maps(classifier, image)
-    plot_grad_cam(classifier, image)
-    assert all(torch.equal(before[name], tensor) for name, tensor in classifier.model.state_dict().items())
-    assert classifier.model.training
+    panel = plot_grad_cam(classifier, synthetic.test.images[0]).axes[0]
+    assert panel.get_title("left").endswith(": no positive evidence")

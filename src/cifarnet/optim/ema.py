@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -64,13 +64,13 @@ class ExponentialMovingAverage:
     @torch.no_grad()
     def update(self) -> None:
         """Include the current weights of the model in the average."""
-        floating, counters = _pair_with_weights(self.weights, self._model)
-        if floating:
-            averages, weights = zip(*floating, strict=True)
-            decay = min(self.decay, self.num_updates / (self.num_updates + 9))
-            torch._foreach_lerp_(averages, weights, 1 - decay)
-        for average, counter in counters:
-            average.copy_(counter)
+        pairs = self._pairs()
+        decay = min(self.decay, self.num_updates / (self.num_updates + 9))
+        averages, weights = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+        for average, counter in pairs:
+            if not average.is_floating_point():
+                average.copy_(counter)
         self.num_updates += 1
 
     @contextmanager
@@ -84,11 +84,16 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        floating, counters = _pair_with_weights(self.weights, self._model)
-        for average, tensor in floating + counters:
+        for average, tensor in self._pairs():
             aside = tensor.clone()
             tensor.copy_(average)
             average.copy_(aside)
+
+    def _pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """Pair each average with its tensor of the model, tied ones once."""
+        weights = self.weights
+        pairs = {id(weights[name]): (weights[name], tensor) for name, tensor in self._model.state_dict().items()}
+        return list(pairs.values())
 
 
 def _copy_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -99,12 +104,3 @@ def _copy_weights(model: nn.Module) -> dict[str, Tensor]:
         key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         weights[name] = copies.setdefault(key, tensor.clone())
     return weights
-
-
-def _pair_with_weights(
-    copies: Mapping[str, Tensor], model: nn.Module
-) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
-    """Pair each copy with its tensor of the model, once: floating tensors first, then counters."""
-    pairs = {id(copies[name]): (copies[name], tensor) for name, tensor in model.state_dict().items()}
-    floating = [pair for pair in pairs.values() if pair[0].is_floating_point()]
-    return floating, [pair for pair in pairs.values() if not pair[0].is_floating_point()]

@@ -29,10 +29,6 @@ _COMMON_KEYS = ("params", "param_names", "algorithm", "lr", "initial_lr", "fused
 #: be exactly 1 (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/).
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
-#: Steps before the Gram matrix of a long matrix is computed again. Rounding makes zero eigenvalues negative, and those
-#: grow twelvefold per step. A new Gram matrix has none.
-_FIRST_STEPS, _LATER_STEPS = 3, 2
-
 
 class Muon(torch.optim.Optimizer):
     """Muon: momentum with singular values near 1 as the step of filters and matrices.
@@ -134,9 +130,10 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            params = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if params:
-                _UPDATES[group["algorithm"]](params, [self.state[parameter] for parameter in params], group)
+            trained = [(p, p.grad, self.state[p]) for p in group["params"] if p.grad is not None]
+            if trained:
+                params, grads, states = map(list, zip(*trained, strict=True))
+                _UPDATES[group["algorithm"]](params, grads, states, group)
         return loss
 
 
@@ -168,38 +165,25 @@ def newton_schulz(matrices: Tensor, *, num_steps: int = 5, dtype: torch.dtype | 
     wide = matrices.mT if is_tall else matrices  # the Gram matrix of the shorter side is smaller
     norms = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True)
     x: Tensor = (wide / norms.clamp_min(1e-7)).to(dtype or matrices.dtype)
-    if x.shape[-1] >= 2 * x.shape[-2] and x.dtype in (torch.float32, torch.float64):
-        done = 0
-        while done < num_steps:
-            at_once = min(_FIRST_STEPS if done == 0 else _LATER_STEPS, num_steps - done)
-            x = _iterate_gram(x, at_once)
-            done += at_once
-    else:
-        x = _iterate(x, num_steps)
-    return x.mT if is_tall else x
-
-
-def _iterate(x: Tensor, num_steps: int) -> Tensor:
+    is_long = x.shape[-1] >= 2 * x.shape[-2] and x.dtype in (torch.float32, torch.float64)
     a, b, c = _COEFFICIENTS
-    for _ in range(num_steps):
-        gram = torch.bmm(x, x.mT)  # (B, R, R)
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
-    return x
-
-
-def _iterate_gram(x: Tensor, num_steps: int) -> Tensor:
-    a, b, c = _COEFFICIENTS
-    gram = torch.bmm(x, x.mT)  # (B, R, R)
+    gram: Tensor | None = None  # (B, R, R)
     factor: Tensor | None = None
-    for step in range(num_steps):
+    for step in range(1, num_steps + 1):
+        gram = torch.bmm(x, x.mT) if gram is None else gram
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        if not is_long:
+            x, gram = torch.baddbmm(x, polynomial, x, beta=a), None
+            continue
         polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
         factor = polynomial if factor is None else torch.bmm(polynomial, factor)
-        if step < num_steps - 1:
-            gram = torch.bmm(torch.bmm(polynomial, gram), polynomial)  # Gram matrix after this step
-    assert factor is not None
-    return torch.bmm(factor, x)
+        # Rounding makes zero eigenvalues of a Gram matrix negative, and those grow twelvefold per step. So compute a
+        # new one after steps 3, 5, 7, ...
+        if step == num_steps or (step > 1 and step % 2):
+            x, factor, gram = torch.bmm(factor, x), None, None
+        else:
+            gram = torch.bmm(torch.bmm(polynomial, gram), polynomial)
+    return x.mT if is_tall else x
 
 
 def _check(group: dict[str, Any]) -> None:
@@ -222,9 +206,9 @@ def _check_matrix(parameter: Tensor) -> None:
         )
 
 
-def _muon(params: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]) -> None:
+def _muon(params: list[Tensor], grads: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]) -> None:
     lr, momentum = group["lr"], group["momentum"]
-    grads, buffers = _grads(params), _zeros_once("momentum_buffer", params, states)
+    buffers = _zeros_once("momentum_buffer", params, states)
     torch._foreach_lerp_(buffers, grads, 1 - momentum)
     updates = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
     if group["normalize_weights"]:
@@ -234,36 +218,35 @@ def _muon(params: list[Tensor], states: list[dict[str, Tensor]], group: dict[str
         torch._foreach_mul_(params, [math.sqrt(len(parameter)) for parameter in params])
     if group["weight_decay"]:
         torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-    for (shape, dtype, _), indices in _group_by_shape(params).items():
-        matrices = torch.stack([updates[i].flatten(1) for i in indices])  # (B, R, C)
-        ns_dtype = torch.bfloat16 if dtype != torch.float64 and is_bf16_faster(matrices.device) else dtype
+    alike = defaultdict(list)
+    for parameter, update in zip(params, updates, strict=True):
+        matrix = update.flatten(1)
+        alike[matrix.shape, matrix.dtype, matrix.device].append((parameter, matrix))
+    for ((rows, columns), dtype, device), pairs in alike.items():
+        matrices = torch.stack([matrix for _, matrix in pairs])  # (B, R, C)
+        ns_dtype = torch.bfloat16 if dtype != torch.float64 and is_bf16_faster(device) else dtype
         orthogonal = newton_schulz(matrices, num_steps=group["ns_steps"], dtype=ns_dtype).to(dtype)
-        adjustment = math.sqrt(max(1, shape[0] / shape[1])) if group["adjust_lr_fn"] == "original" else 1.0
-        steps = orthogonal * (lr * adjustment)
-        for i, step in zip(indices, steps, strict=True):
-            params[i].sub_(step.reshape(params[i].shape))
+        adjustment = math.sqrt(max(1, rows / columns)) if group["adjust_lr_fn"] == "original" else 1.0
+        for (parameter, _), step in zip(pairs, orthogonal * (lr * adjustment), strict=True):
+            parameter.sub_(step.reshape(parameter.shape))
 
 
-def _sgd(params: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]) -> None:
+def _sgd(params: list[Tensor], grads: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]) -> None:
     # A buffer of zeros becomes the gradient in the first step, as in torch's SGD.
     buffers: list[Tensor | None] = [*_zeros_once("momentum_buffer", params, states)]
     settings = {key: group[key] for key in ("lr", "momentum", "nesterov", "weight_decay")}
-    sgd(params, _grads(params), buffers, fused=True, dampening=0.0, maximize=False, **settings)
+    sgd(params, grads, buffers, fused=True, dampening=0.0, maximize=False, **settings)
 
 
-def _adamw(params: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]) -> None:
+def _adamw(params: list[Tensor], grads: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]) -> None:
     averages, squares = (_zeros_once(key, params, states) for key in ("exp_avg", "exp_avg_sq"))
     for parameter, state in zip(params, states, strict=True):
         state.setdefault("step", parameter.new_zeros((), dtype=torch.float32))
     counts = [state["step"] for state in states]
-    beta1, beta2 = group["betas"]
     settings = {key: group[key] for key in ("lr", "eps", "weight_decay")}
+    beta1, beta2 = group["betas"]
     settings |= {"beta1": beta1, "beta2": beta2, "amsgrad": False, "maximize": False, "fused": True}
-    adamw(params, _grads(params), averages, squares, [], counts, **settings)
-
-
-def _grads(params: list[Tensor]) -> list[Tensor]:
-    return [parameter.grad for parameter in params if parameter.grad is not None]
+    adamw(params, grads, averages, squares, [], counts, **settings)
 
 
 def _zeros_once(key: str, params: list[Tensor], states: list[dict[str, Tensor]]) -> list[Tensor]:
@@ -271,14 +254,6 @@ def _zeros_once(key: str, params: list[Tensor], states: list[dict[str, Tensor]])
         if key not in state:
             state[key] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
     return [state[key] for state in states]
-
-
-def _group_by_shape(params: list[Tensor]) -> dict[tuple[tuple[int, int], torch.dtype, torch.device], list[int]]:
-    """Group the indices of matrices of one shape, dtype and device."""
-    indices = defaultdict(list)
-    for i, parameter in enumerate(params):
-        indices[(len(parameter), parameter[0].numel()), parameter.dtype, parameter.device].append(i)
-    return indices
 
 
 _UPDATES = {"muon": _muon, "sgd": _sgd, "adamw": _adamw}

@@ -38,6 +38,16 @@ class _WarmupThenDecay:
     tail: float
     curve: str
 
+    def __post_init__(self) -> None:
+        warmup, tail = self.warmup, self.tail
+        if not 0 <= warmup < 1:
+            raise SettingError(f"warmup must be in [0, 1), a share of all steps, got {warmup}; 0.1 is usual")
+        if not 0 <= tail < 1 - warmup:
+            raise SettingError(f"tail must be in [0, {1 - warmup}), what the warm-up leaves, got {tail}; 0.1 is usual")
+        for key, value in (("start", self.start), ("end", self.end)):
+            if not 0 <= value < math.inf:
+                raise SettingError(f"{key} must be finite and not negative, got {value}; 1 is the base learning rate")
+
     def __call__(self, step: int, total_steps: int) -> float:
         warmup_steps = self.warmup * total_steps
         if step < warmup_steps:
@@ -54,9 +64,9 @@ class _FromTorch:
     build: Callable[[torch.optim.Optimizer, int], LRScheduler]
 
     def __call__(self, step: int, total_steps: int) -> float:
-        return float(self.table(total_steps)[step])
+        return self.table(total_steps)[step]
 
-    def table(self, total_steps: int) -> Tensor:
+    def table(self, total_steps: int) -> list[float]:
         """Multipliers of all steps, from one walk along the scheduler."""
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1, device="cpu"))], lr=1.0)
         scheduler = self.build(optimizer, total_steps)
@@ -65,7 +75,7 @@ class _FromTorch:
             multipliers.append(float(optimizer.param_groups[0]["lr"]))
             optimizer.step()  # torch warns where the scheduler moves before the optimizer
             scheduler.step()
-        return torch.tensor(multipliers, dtype=torch.float64, device="cpu")
+        return multipliers
 
 
 def constant() -> Schedule:
@@ -99,7 +109,6 @@ def linear(*, warmup: float = 0.0, start: float = 0.0, end: float = 0.0, tail: f
         >>> [linear(warmup=0.25, end=0.5, tail=0.25)(step, 8) for step in range(8)]
         [0.0, 0.5, 1.0, 0.875, 0.75, 0.625, 0.5, 0.5]
     """
-    _check(warmup, start, end, tail)
     return _WarmupThenDecay(warmup, start, end, tail, "linear")
 
 
@@ -122,7 +131,6 @@ def cosine(*, warmup: float = 0.0, start: float = 0.0, end: float = 0.0, tail: f
         >>> round(cosine()(2, 4), 6)
         0.5
     """
-    _check(warmup, start, end, tail)
     return _WarmupThenDecay(warmup, start, end, tail, "cosine")
 
 
@@ -147,7 +155,6 @@ def one_cycle(*, warmup: float = 0.3, start: float = 0.04, end: float = 0.0, tai
     """
     if warmup == 0:
         raise SettingError("warmup must be in (0, 1), got 0; use linear() for a decay alone")
-    _check(warmup, start, end, tail)
     return _WarmupThenDecay(warmup, start, end, tail, "linear")
 
 
@@ -186,24 +193,11 @@ def tabulate(schedule: Schedule, total_steps: int) -> Tensor:
     if isinstance(schedule, _FromTorch):
         table = schedule.table(total_steps)
     else:
-        table = torch.tensor(
-            [schedule(step, total_steps) for step in range(total_steps)], dtype=torch.float64, device="cpu"
-        )
-    wrong = ~(table.isfinite() & (table >= 0))
-    if wrong.any():
-        step = int(wrong.nonzero()[0, 0])
-        raise SettingError(
-            f"the schedule gives {float(table[step])} at step {step} of {total_steps}; multipliers of the "
-            "learning rate must be finite and not negative"
-        )
-    return table
-
-
-def _check(warmup: float, start: float, end: float, tail: float) -> None:
-    if not 0 <= warmup < 1:
-        raise SettingError(f"warmup must be in [0, 1), a share of all steps, got {warmup}; 0.1 is usual")
-    if not 0 <= tail < 1 - warmup:
-        raise SettingError(f"tail must be in [0, {1 - warmup}), what the warm-up leaves, got {tail}; 0.1 is usual")
-    for key, value in (("start", start), ("end", end)):
-        if not (math.isfinite(value) and value >= 0):
-            raise SettingError(f"{key} must be finite and not negative, got {value}; it multiplies the learning rate")
+        table = [schedule(step, total_steps) for step in range(total_steps)]
+    for step, value in enumerate(table):
+        if not 0 <= value < math.inf:
+            raise SettingError(
+                f"the schedule gives {float(value)} at step {step} of {total_steps}; multipliers of the learning rate "
+                "must be finite and not negative"
+            )
+    return torch.tensor(table, dtype=torch.float64, device="cpu")

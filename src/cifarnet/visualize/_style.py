@@ -17,32 +17,6 @@ from torch import Tensor
 
 from cifarnet._validation import check_count
 
-__all__ = [
-    "BLUE",
-    "GREEN",
-    "GREY",
-    "INK",
-    "ORANGE",
-    "PLAIN",
-    "PURPLE",
-    "SKY",
-    "SMALL",
-    "VERMILION",
-    "NotebookFigure",
-    "draw_tiles",
-    "figure_of",
-    "finish",
-    "ink_on",
-    "new_figure",
-    "open_axes",
-    "open_cells",
-    "percent",
-    "set_percent",
-    "shorten",
-    "show_image",
-    "title_of",
-]
-
 # Okabe and Ito (2008), https://jfly.uni-koeln.de/color/: distinct with every kind of colour vision.
 BLUE, SKY, GREEN, PURPLE = "#0072B2", "#56B4E9", "#009E73", "#CC79A7"
 ORANGE, VERMILION = "#E69F00", "#D55E00"

@@ -204,14 +204,8 @@ def _draw_line(ax: Axes, index: int, label: str, points: Sequence[tuple[int, flo
 
 def _draw_legend(ax: Axes, lines: Sequence[Line2D]) -> None:
     """Write the names right of the axes, where no line can cross them."""
-    ax.legend(
-        handles=lines,
-        loc="upper left",
-        bbox_to_anchor=(1.01, 1.03),
-        borderaxespad=0,
-        handlelength=3.2,
-        frameon=False,
-    )
+    place = (1.01, 1.03)
+    ax.legend(handles=lines, loc="upper left", bbox_to_anchor=place, borderaxespad=0, handlelength=3.2, frameon=False)
 
 
 def _finish_epochs(ax: Axes, last_epoch: int, label: str) -> None:

@@ -201,16 +201,9 @@ def plot_reliability(evaluation: Evaluation, *, calibrated: Evaluation | None = 
             _style.set_percent(axis)
         _style.finish(above)
         _style.finish(below)
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=2 * len(shown) - 1,
-        frameon=False,
-        fontsize=SMALL,
-        labelcolor=INK,
-    )
+    names = panels[0, 0].get_legend_handles_labels()
+    columns = 2 * len(shown) - 1
+    figure.legend(*names, loc="outside lower center", ncols=columns, frameon=False, fontsize=SMALL, labelcolor=INK)
     return figure
 
 
