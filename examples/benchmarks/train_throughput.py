@@ -40,7 +40,9 @@ def main() -> None:
     parser.add_argument("--steps", type=count, default=100, help="training steps per part (default: 100)")
     parser.add_argument("--rounds", type=count, default=10, help="parts per contender (default: 10)")
     parser.add_argument("--script", type=Path, help="script to compare with, such as examples/plain_pytorch.py")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2, 4], help="numbers of workers of the script (default: 0 2 4)")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[0, 2, 4], help="workers of the script (default: 0 2 4)"
+    )
     parser.add_argument("--backend", choices=("eager", "cuda-graph"), help="train one part, and print it as JSON")
     args = parser.parse_args()
     if args.backend:
