@@ -19,7 +19,6 @@ from cifarnet.inference import predict_logits
 from cifarnet.models import evaluation_mode
 from cifarnet.randomness import permutation, scope
 from cifarnet.recipes import build_trainer, get_recipe
-from cifarnet.training.cuda_graph import GraphedUpdate
 from runs import assert_equal_runs, fit, metrics_of, read_state
 
 pytestmark = [
@@ -171,18 +170,13 @@ def test_a_cpu_predicts_close_logits_for_a_run_of_a_gpu(
 def replays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that gets an entry per replay of a graph."""
     seen: list[int] = []
-    capture = GraphedUpdate._capture_cuda_graph
+    replay = torch.cuda.CUDAGraph.replay
 
-    def capture_and_count(self: GraphedUpdate, function: Callable[[], None]) -> Callable[[], None]:
-        replay = capture(self, function)
+    def replay_and_count(graph: torch.cuda.CUDAGraph) -> None:
+        seen.append(1)
+        replay(graph)
 
-        def replay_and_count() -> None:
-            seen.append(1)
-            replay()
-
-        return replay_and_count
-
-    monkeypatch.setattr(GraphedUpdate, "_capture_cuda_graph", capture_and_count)
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", replay_and_count)
     return seen
 
 

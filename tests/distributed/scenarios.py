@@ -114,16 +114,6 @@ def float64_unfrozen(directory: Path) -> Result:
     return train(make_trainer(model))
 
 
-EQUAL_TO_ONE = (
-    float32,
-    float64,
-    float64_with_cutmix_and_ema,
-    float64_accumulated,
-    float64_from_data_loader,
-    float64_unfrozen,
-)
-
-
 def other_weights_per_process(directory: Path) -> Result:
     """Each process builds other weights. Those of rank 0 are trained."""
     trainer = make_trainer(make_cnn(seed=ProcessGroup.current().rank), ema_decay=0.9)
@@ -264,8 +254,7 @@ def refused(directory: Path) -> Result:
             result[name] = str(error)
 
     def fit_images(images: Any, batch_size: int = 64, val: Any = None, seed: int = 0) -> None:
-        trainer = make_trainer(seed=seed)
-        trainer.fit(images, val, max_epochs=1, batch_size=batch_size, progress_bar=False)
+        make_trainer(seed=seed).fit(images, val, max_epochs=1, batch_size=batch_size, progress_bar=False)
 
     set_tripwire(STOP_STEP, (lambda loss: loss + float("inf")) if is_last_process() else None)
     refuse("infinity in one", NonFiniteError, fit, make_cnn(), directory / "infinity")
@@ -282,7 +271,12 @@ def refused(directory: Path) -> Result:
 
 
 SCENARIOS: tuple[Callable[[Path], Result], ...] = (
-    *EQUAL_TO_ONE,
+    float32,
+    float64,
+    float64_with_cutmix_and_ema,
+    float64_accumulated,
+    float64_from_data_loader,
+    float64_unfrozen,
     other_weights_per_process,
     dropout,
     early_stopping,

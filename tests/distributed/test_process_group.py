@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from scenarios import make_cnn, make_trainer
+from scenarios import make_cnn
 from torch import nn
 
 from cifarnet.errors import CifarnetError, SettingError
 from cifarnet.inference.loader import Batch
 from cifarnet.training.distributed import ProcessGroup
-from cifarnet.training.preparation import prepare_network
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
@@ -32,16 +31,6 @@ def test_current_reads_the_environment_of_torchrun(monkeypatch: pytest.MonkeyPat
         ProcessGroup.current().join(torch.device("mps"))
     monkeypatch.delenv("WORLD_SIZE")
     assert ProcessGroup.current() == ProcessGroup(rank=0, world_size=1, local_rank=0)
-
-
-def test_a_frozen_batch_norm_stays_frozen_when_synchronized() -> None:
-    """On CUDA, several processes replace each batch norm by a `SyncBatchNorm`."""
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.Flatten())
-    model[1].eval()
-    trainer = make_trainer(model)
-    nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    prepare_network(trainer)
-    assert [module.training for module in model] == [True, False, True, True]
 
 
 @pytest.fixture

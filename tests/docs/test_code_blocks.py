@@ -15,7 +15,7 @@ import pytest
 import torch
 from markdown_blocks import DIRECTIVES, ROOT, Block, matches, pages, read_blocks
 from PIL import Image
-from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.transforms import v2
 
 import cifarnet
 from cifarnet import DatasetSplits, ImageDataset, cli, data, make_synthetic
@@ -34,7 +34,7 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("circle", "ring", "dots"):
             (folder / "photos" / part / name).mkdir(parents=True)
             for i in (drawn.labels == drawn.classes.index(name)).nonzero()[:count, 0].tolist():
-                to_pil_image(drawn.images[i]).save(folder / "photos" / part / name / f"{i}.png")
+                v2.ToPILImage()(drawn.images[i]).save(folder / "photos" / part / name / f"{i}.png")
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()):
         make_everything_small(patch, folder)
         run_line("cifarnet train --recipe reference --epochs 1")
@@ -49,8 +49,9 @@ def make_everything_small(patch: pytest.MonkeyPatch, folder: Path) -> None:
 
     def load_few(*_: object, **__: object) -> DatasetSplits:
         few, classes = draw_few(), data.CIFAR10_CLASSES
-        parts = (ImageDataset(x.images, x.labels, classes, name="CIFAR-10") for x in (few.train, few.test))
-        return DatasetSplits(*parts)
+        return DatasetSplits(
+            *(ImageDataset(x.images, x.labels, classes, name="CIFAR-10") for x in (few.train, few.test))
+        )
 
     for module in (cifarnet, data_source, data):
         patch.setattr(module, "load_cifar10", load_few)

@@ -30,7 +30,7 @@ def test_committed_runs_are_those_of_the_examples(monkeypatch: pytest.MonkeyPatc
     for experiment, changes in (("ablation", variants), ("size", by_size)):
         for report in read_reports(experiment):
             recipe = Recipe.from_dict(report["recipe"])
-            common = {"summary": recipe.summary, "watch_test": False, "max_epochs": recipe.max_epochs}
+            common: dict[str, Any] = {"summary": recipe.summary, "watch_test": False, "max_epochs": recipe.max_epochs}
             assert recipe == replace(get_recipe("reference"), name=recipe.name, **common, **changes[recipe.name])
             assert report["test_watched"] == "never"
             assert report["data"]["val"]["num_images"] == held_out["VAL_FRACTION"] * 50_000

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from scipy import stats
-from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.transforms import v2
 
 from cifarnet import make_synthetic
 from cifarnet.recipes import build_trainer, get_recipe
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i, (image, label) in enumerate(images):
             path = root / part / f"class-{label}" / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            to_pil_image(image).save(path)
+            v2.ToPILImage()(image).save(path)
     return root
 
 
