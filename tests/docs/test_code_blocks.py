@@ -121,7 +121,8 @@ def test_every_block_is_run_or_says_why_not(page: str) -> None:
         if block.language == "{literalinclude}":
             script = (ROOT / page).parent / block.text.splitlines()[0]
             assert script.resolve().parent == ROOT / "examples", f"{block.place}: only examples are run"
-            tests = [(ROOT / f"tests/examples/test_{name}.py").read_text() for name in ("examples", "sweep")]
+            names = ("examples/test_examples", "examples/test_sweep", "docs/test_lessons")
+            tests = [(ROOT / f"tests/{name}.py").read_text() for name in names]
             assert f'"{script.name}"' in "".join(tests), f"{block.place}: not run"
         if block.marker == "run by":
             assert page.rpartition("/")[2] in (ROOT / block.reason).read_text(), f"{block.place}: not in {block.reason}"
