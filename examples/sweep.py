@@ -164,6 +164,8 @@ def summarize(args: argparse.Namespace) -> None:
     study = open_study(args)
     done = sorted(study.get_trials(states=(TrialState.COMPLETE,)), key=lambda trial: -(trial.value or 0))
     pruned = study.get_trials(states=(TrialState.PRUNED,))
+    if not done:
+        sys.exit("No trial completed")
     print(f"{len(done)} trials completed, {len(pruned)} ended early. Best validation accuracies:")
     for trial in done[:5]:
         print(f"{trial.value:.2%} {json.dumps(trial.params)} {run_dir(args, trial)}")

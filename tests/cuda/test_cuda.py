@@ -1,4 +1,4 @@
-"""The same claims on a GPU; skipped where there is none."""
+"""Training and evaluation on a GPU. Without one, the tests are skipped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from cifarnet.inference import predict_logits
 from cifarnet.models._modules import evaluation_mode
 from cifarnet.randomness import permutation, scope
 from cifarnet.recipes import build_trainer, get_recipe
-from cifarnet.training.cuda_graph import GraphedUpdate
 from runs import assert_equal_runs, fit, metrics_of, read_state
 
 pytestmark = [
@@ -30,7 +29,7 @@ CUDA = torch.device("cuda")
 MakeTrainer = Callable[..., Trainer]
 
 
-def test_order_and_augmentation_are_those_of_the_cpu(synthetic: DatasetSplits, small_transforms: Transforms) -> None:
+def test_order_and_augmentation_equal_those_of_the_cpu(synthetic: DatasetSplits, small_transforms: Transforms) -> None:
     train = synthetic.train
     assert torch.equal(permutation(3, 5, train.ids), permutation(3, 5, train.ids.to(CUDA)).cpu())
     with scope(3, 5, train.ids):
@@ -42,16 +41,21 @@ def test_order_and_augmentation_are_those_of_the_cpu(synthetic: DatasetSplits, s
     assert float((difference > 0).float().mean()) < 1e-3
 
 
+@pytest.mark.parametrize("backend", ["eager", "cuda-graph"])
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("stop", [1, 2])
 def test_resume_on_a_gpu_is_bit_identical(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, precision: str
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, backend: str, precision: str, stop: int
 ) -> None:
-    settings: dict[str, Any] = {"device": "cuda", "deterministic": True, "precision": precision}
-    whole = fit(make_trainer(**settings), synthetic.train, None, tmp_path / "whole", max_epochs=3)
-    fit(make_trainer(**settings), synthetic.train, None, tmp_path / "resumed")
+    def train(max_epochs: int, directory: str) -> Trainer:
+        settings: dict[str, Any] = {"device": "cuda", "backend": backend, "precision": precision, "ema_decay": 0.9}
+        trainer = make_trainer(**settings, deterministic=True)
+        return fit(trainer, synthetic.train, None, tmp_path / directory, max_epochs=max_epochs, batch_size=8)
+
+    whole = train(4, "whole")
+    train(stop, "resumed")
     torch.rand(9, device=CUDA)
-    resumed = fit(make_trainer(**settings), synthetic.train, None, tmp_path / "resumed", max_epochs=3)
-    assert metrics_of(resumed) == metrics_of(whole)
+    assert metrics_of(train(4, "resumed")) == metrics_of(whole)
     assert_equal_runs(tmp_path / "whole", tmp_path / "resumed")
 
 
@@ -63,7 +67,7 @@ def test_deterministic_runs_need_the_workspace_of_cublas(
         make_trainer(device="cuda", deterministic=True)
 
 
-def test_the_callers_generator_is_untouched(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+def test_training_leaves_the_callers_generator_unchanged(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
     before = torch.cuda.get_rng_state()
     for _ in make_trainer(device="cuda").epochs(synthetic.train, max_epochs=2):
         assert torch.equal(before, torch.cuda.get_rng_state())
@@ -135,7 +139,7 @@ def test_an_evaluation_that_does_not_fit_gets_advice(make_trainer: MakeTrainer, 
     assert trainer.evaluate(DataLoader(synthetic.train, batch_size=16)).num_images == 300
 
 
-def test_labels_without_a_logit_are_refused_on_the_host(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+def test_the_host_refuses_labels_without_a_logit(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
     """In a kernel, an index out of bounds would make every later call of CUDA fail."""
     trainer = make_trainer(device="cuda")
     images = synthetic.train.images[:8]
@@ -147,61 +151,36 @@ def test_labels_without_a_logit_are_refused_on_the_host(make_trainer: MakeTraine
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-9), ("float32", 1e-2)])  # TF32 has 10 bits
-def test_a_run_of_a_gpu_loads_on_a_cpu_with_close_logits(
+def test_a_cpu_predicts_close_logits_for_a_run_of_a_gpu(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, precision: str, tolerance: float
 ) -> None:
     trainer = make_trainer(device="cuda", precision=precision)
     trainer.fit(synthetic.train, max_epochs=2, checkpointer=Checkpointer(tmp_path), progress_bar=False)
     classifier = Classifier.load(tmp_path, device="cpu")
     logits = []
-    for scorer in (trainer, classifier):
-        assert isinstance(scorer, Trainer | Classifier)
-        preprocess = trainer.transforms.preprocess
-        images = synthetic.test.images.to(scorer.device)
-        with torch.no_grad(), evaluation_mode(scorer.model):
-            logits.append(predict_logits(scorer.model, images, preprocess=preprocess, precision=scorer.precision).cpu())
+    for model, images in ((trainer.model, synthetic.test.images.to(CUDA)), (classifier.model, synthetic.test.images)):
+        with torch.no_grad(), evaluation_mode(model):
+            predicted = predict_logits(model, images, preprocess=classifier.preprocess, precision=classifier.precision)
+        logits.append(predicted.cpu())
     torch.testing.assert_close(*logits, rtol=0, atol=tolerance * float(logits[1].abs().max()))
     assert next(classifier.model.parameters()).device.type == "cpu"
 
 
-GRAPH = {"device": "cuda", "backend": "cuda-graph"}
-
-
 @pytest.fixture
 def replays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """An entry per replay of a graph."""
+    """Return a list that gets an entry per replay of a graph."""
     seen: list[int] = []
-    capture = GraphedUpdate._capture_cuda_graph
+    replay = torch.cuda.CUDAGraph.replay
 
-    def note(self: GraphedUpdate, function: Callable[[], None]) -> Callable[[], None]:
-        replay = capture(self, function)
+    def replay_and_count(graph: torch.cuda.CUDAGraph) -> None:
+        seen.append(1)
+        replay(graph)
 
-        def replay_and_count() -> None:
-            seen.append(1)
-            replay()
-
-        return replay_and_count
-
-    monkeypatch.setattr(GraphedUpdate, "_capture_cuda_graph", note)
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", replay_and_count)
     return seen
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
-@pytest.mark.parametrize("stop", [1, 2])
-def test_resume_of_a_captured_run_is_bit_identical(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, precision: str, stop: int
-) -> None:
-    def train(max_epochs: int, directory: str) -> Trainer:
-        trainer = make_trainer(**GRAPH, deterministic=True, precision=precision, ema_decay=0.9)
-        return fit(trainer, synthetic.train, None, tmp_path / directory, max_epochs=max_epochs, batch_size=8)
-
-    whole = train(4, "whole")
-    train(stop, "resumed")
-    assert metrics_of(train(4, "resumed")) == metrics_of(whole)
-    assert_equal_runs(tmp_path / "whole", tmp_path / "resumed")
-
-
-def test_a_captured_run_computes_what_an_eager_one_does(
+def test_a_captured_run_equals_an_eager_run(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, replays: list[int]
 ) -> None:
     """In float64 and without dropout; batches of 8 are two whole graphs, one of 5 steps, and a tail."""
@@ -217,11 +196,11 @@ def test_a_captured_run_computes_what_an_eager_one_does(
     assert [r.train_loss for r in eager.history] == pytest.approx([r.train_loss for r in captured.history], abs=1e-6)
 
 
-def test_dropout_draws_anew_in_each_step_of_a_graph(
+def test_each_step_of_a_graph_draws_another_dropout_mask(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, replays: list[int]
 ) -> None:
     seen = torch.zeros(5, 8, 32, device=CUDA)
-    trainer = make_trainer(**GRAPH, dropout=0.5)
+    trainer = make_trainer(device="cuda", backend="cuda-graph", dropout=0.5)
     count = torch.zeros((), dtype=torch.int64, device=CUDA)
 
     def note(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
@@ -237,7 +216,7 @@ def test_dropout_draws_anew_in_each_step_of_a_graph(
 
 
 @pytest.mark.parametrize("name", ["reference", "cifarcnn_tuned", "fast94", "resnet18"])
-def test_the_optimizer_of_each_recipe_is_captured(name: str) -> None:
+def test_each_recipe_is_captured_with_its_optimizer(name: str) -> None:
     data = make_synthetic(num_train=512, num_test=64).train
     losses = []
     for cuda_graph in (False, True):
@@ -251,7 +230,7 @@ def test_the_optimizer_of_each_recipe_is_captured(name: str) -> None:
 def test_checkpoints_are_written_while_steps_are_captured(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, replays: list[int]
 ) -> None:
-    trainer = make_trainer(**GRAPH)
+    trainer = make_trainer(device="cuda", backend="cuda-graph")
     fit(trainer, synthetic.train, max_epochs=4, batch_size=8, checkpointer=Checkpointer(tmp_path, save_every_s=0))
     assert len(replays) > 30
     state = read_state(tmp_path)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +28,7 @@ DIRECTIVES = ("{eval-rst}", "{toctree}", "{literalinclude}", "{figure}", "{image
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: where it is, what it is, and the comment above it."""
+    """A fenced block, with the comment above it."""
 
     page: str
     line: int
@@ -44,17 +43,13 @@ class Block:
 
 
 def pages() -> list[str]:
-    """Every page, as paths from the root."""
+    """Return the paths of all pages from the root."""
     return ["README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")))]
 
 
 def read_blocks(page: str) -> list[Block]:
-    return list(parse_blocks(page, (ROOT / page).read_text()))
-
-
-def parse_blocks(page: str, text: str) -> Iterator[Block]:
-    lines = iter(enumerate(text.splitlines(), 1))
-    above = ""
+    lines = iter(enumerate((ROOT / page).read_text().splitlines(), 1))
+    blocks, above = [], ""
     for number, line in lines:
         fence = re.fullmatch(r"(`{3,}|~{3,})\s*(\S*)(.*)", line)
         if fence:
@@ -68,14 +63,15 @@ def parse_blocks(page: str, text: str) -> Iterator[Block]:
             found = MARKER.fullmatch(above)
             marker, reason = (found[1], found[2]) if found else (None, "")
             argument = f"{fence[3].strip()}\n" if fence[2].startswith("{") else ""
-            yield Block(page, number, fence[2], argument + "\n".join(content), marker, reason)
+            blocks.append(Block(page, number, fence[2], argument + "\n".join(content), marker, reason))
         elif line.lstrip().startswith(("```", "~~~")):
             raise AssertionError(f"{page}, line {number}: a fence must begin its line, or its block is not run")
         above = line.strip() if line.strip() or fence else above
+    return blocks
 
 
 def matches(expected: str, printed: str) -> bool:
-    """Whether a line is the one that a page shows, whatever the numbers are."""
+    """Return whether a line is the one that a page shows, except for its numbers."""
 
     def mask(line: str) -> str:
         return re.sub(r"\d[\d.,]*\d|\d", "#", line.strip())
@@ -85,7 +81,7 @@ def matches(expected: str, printed: str) -> bool:
 
 
 def script(page: str) -> str:
-    """What a reader types, for a shell: commands as they are, Python in one process at the end."""
+    """Return what a reader types as a shell script: the commands, and then all Python in one process."""
     blocks = [block for block in read_blocks(page) if block.marker is None]
     commands = [block.text for block in blocks if block.language == "console"]
     python = "\n".join(block.text for block in blocks if block.language == "python")

@@ -1,12 +1,13 @@
-"""Every public name of the package with its signature, read from the package itself.
+"""List of every public name of the package with its signature.
 
-python tests/docs/public_api.py > tests/docs/public_api.txt      # after a change that is meant
+python tests/docs/public_api.py > tests/docs/public_api.txt      # after an intended change
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
@@ -20,7 +21,7 @@ MODULES = ("cifarnet", *(f"cifarnet.{name}" for name in sorted(cifarnet._NAMES))
 
 
 def public_names() -> dict[str, Any]:
-    """Every name of every ``__all__``, by its whole path, shortest paths first."""
+    """Return every name of every ``__all__`` by its whole path, shortest paths first."""
     return {
         f"{module}.{name}": getattr(importlib.import_module(module), name)
         for module in MODULES
@@ -32,22 +33,21 @@ def is_ours(value: object) -> bool:
     return isinstance(value, type) or (inspect.isfunction(value) and value.__module__.startswith("cifarnet"))
 
 
-def members(cls: type) -> Iterator[tuple[str, Any]]:
-    """Public methods, properties and class attributes that a class, or a base of it of ours, defines."""
-    seen = {"__init__"}
-    for base in cls.__mro__:
-        if not base.__module__.startswith("cifarnet"):
-            continue
-        for name, value in vars(base).items():
-            if not name.startswith("_") and name not in seen:
-                seen.add(name)
-                yield name, value
+def members(cls: type) -> dict[str, Any]:
+    """Return public methods, properties and class attributes that a class or a base class of ours defines."""
+    ours = [base for base in reversed(cls.__mro__) if base.__module__.startswith("cifarnet")]
+    return {name: value for base in ours for name, value in vars(base).items() if not name.startswith("_")}
+
+
+def function_of(member: Any) -> Any:
+    """Return the function below a method or a property."""
+    return getattr(member, "__func__", getattr(member, "fget", getattr(member, "func", member)))
 
 
 def callables() -> Iterator[tuple[str, Callable[..., Any], str]]:
-    """Every public function, constructor and method, once: its path, the function, and the docstring with its Args.
+    """Yield every public function, constructor and method once, with its path and the docstring of its arguments.
 
-    Without methods that another library's base class declares, and explains, such as ``v2.Transform.make_params``.
+    Methods that a base class of another library declares, such as ``v2.Transform.make_params``, are left out.
     """
     seen = set()
     for path, value in public_names().items():
@@ -60,15 +60,15 @@ def callables() -> Iterator[tuple[str, Callable[..., Any], str]]:
         constructor = getattr(value, "__init__")  # noqa: B009  # of a type, as mypy warns of instances
         if inspect.isfunction(constructor) and constructor.__module__.startswith("cifarnet"):
             yield path, constructor, inspect.getdoc(value) or ""
-        for name, member in members(value):
-            function = getattr(member, "__func__", getattr(member, "fget", getattr(member, "func", member)))
+        for name, member in members(value).items():
+            function = function_of(member)
             foreign = (base for base in value.__mro__ if not base.__module__.startswith("cifarnet"))
             if inspect.isfunction(function) and not any(name in vars(base) for base in foreign):
                 yield f"{path}.{name}", function, inspect.getdoc(getattr(value, name)) or inspect.getdoc(function) or ""
 
 
 def snapshot() -> str:
-    """A line a name; whoever changes one changes it for users."""
+    """Return one line per name. A changed line is a change for users."""
     lines, first_paths = [], dict[int, str]()
     for path, value in public_names().items():
         first = first_paths.setdefault(id(value), path) if is_ours(value) else path
@@ -92,43 +92,18 @@ def _describe(path: str, value: Any) -> Iterator[str]:
         yield f"{path}{_signature(value)}"
     if is_dataclass(value):
         yield f"{path}: fields {', '.join(field.name for field in fields(value))}"
-    for name, member in sorted(members(value)):
-        kind = type(member).__name__
-        function = getattr(member, "__func__", member)
+    for name, member in sorted(members(value).items()):
+        function, kind = function_of(member), type(member).__name__
         if isinstance(member, property | cached_property):
-            getter = member.fget if isinstance(member, property) else member.func
-            yield f"{path}.{name} -> {_text(inspect.signature(getter).return_annotation)}"  # type: ignore[arg-type]
+            yield f"{path}.{name}{_signature(function).removeprefix('(self)')}"
         elif inspect.isfunction(function):
             yield f"{path}.{name}{_signature(function)}" + ("" if kind == "function" else f"  # {kind}")
 
 
 def _signature(function: Callable[..., Any]) -> str:
-    """As in the source: annotations are strings there, which Python 3.11 to 3.14 give alike."""
-    signature = inspect.signature(function)
-    parts, kinds = [], [parameter.kind for parameter in signature.parameters.values()]
-    for index, parameter in enumerate(signature.parameters.values()):
-        stars = "*" * (parameter.kind is parameter.VAR_POSITIONAL) + "**" * (parameter.kind is parameter.VAR_KEYWORD)
-        if parameter.kind is parameter.KEYWORD_ONLY and (
-            not index or kinds[index - 1] not in (parameter.KEYWORD_ONLY, parameter.VAR_POSITIONAL)
-        ):
-            parts.append("*")
-        text = stars + parameter.name
-        if parameter.annotation is not parameter.empty:
-            text += f": {_text(parameter.annotation)}"
-        if parameter.default is not parameter.empty:
-            plain = isinstance(parameter.default, bool | int | float | str | tuple | None)
-            text += f" = {parameter.default!r}" if plain else " = ..."
-        parts.append(text)
-        last_positional = kinds[index + 1 : index + 2] != [parameter.POSITIONAL_ONLY]
-        if parameter.kind is parameter.POSITIONAL_ONLY and last_positional:
-            parts.append("/")
-    end = "" if signature.return_annotation is signature.empty else f" -> {_text(signature.return_annotation)}"
-    return f"({', '.join(parts)}){end}"
-
-
-def _text(annotation: Any) -> str:
-    annotation = getattr(annotation, "__forward_arg__", annotation)
-    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    """Return the signature as in the source, where annotations have no quotes."""
+    text = re.sub(r"""(: |-> )(['"])(.*?)\2(?=, |\)| = |$)""", r"\1\3", str(inspect.signature(function)))
+    return re.sub(r"= <.*?>", "= ...", text)
 
 
 if __name__ == "__main__":

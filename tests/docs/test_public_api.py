@@ -1,4 +1,4 @@
-"""Every public name is annotated, documented, on a reference page, and as it was when somebody last decided."""
+"""Every public name is documented, on a reference page, and as committed. mypy checks the annotations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DIRECTIVE = re.compile(r"^\.\. (?:auto(?:function|class|data|exception)|py:data)
 
 
 def documented() -> dict[str, str]:
-    """Every name that a reference page documents, and which page."""
+    """Return the page of every name that a reference page documents."""
     pages = sorted((ROOT / "docs" / "reference").glob("*.md"))
     found = [(name, page.name) for page in pages for name in DIRECTIVE.findall(page.read_text())]
     assert len(found) == len(dict(found)), "a name is documented twice"
@@ -28,7 +28,7 @@ def resolve(path: str) -> object:
     return getattr(importlib.import_module(module), name)
 
 
-def test_the_public_api_is_the_committed_one() -> None:
+def test_the_public_api_equals_the_committed_one() -> None:
     committed = (ROOT / "tests" / "docs" / "public_api.txt").read_text().splitlines()
     now = snapshot().splitlines()
     gone = "\n".join(line for line in committed if line not in now)
@@ -53,27 +53,13 @@ def test_every_public_name_is_on_a_reference_page() -> None:
     assert not missing, "add it to the page of its topic in docs/reference"
 
 
-def test_every_name_on_a_reference_page_is_public_or_below_a_public_module() -> None:
+def test_every_name_on_a_reference_page_is_public() -> None:
     for path in documented():
         module, _, name = path.rpartition(".")
         assert name in importlib.import_module(module).__all__ or path in public_names(), path
 
 
-def test_every_public_argument_and_result_is_annotated() -> None:
-    bare, count = [], 0
-    for path, function, _ in callables():
-        signature = inspect.signature(function)
-        for name, parameter in signature.parameters.items():
-            if name not in ("self", "cls"):
-                count += 1
-                bare += [f"{path}({name})"] if parameter.annotation is parameter.empty else []
-        generated = function.__qualname__ == "__create_fn__.<locals>.__init__"  # of a dataclass, before Python 3.13
-        bare += [f"{path} ->"] if signature.return_annotation is signature.empty and not generated else []
-    assert count > 350
-    assert not bare
-
-
-def test_every_public_name_says_what_it_is() -> None:
+def test_every_public_name_has_a_docstring() -> None:
     silent = [path for path, value in public_names().items() if is_ours(value) and not own_doc(value)]
     silent += [path for path, _, doc in callables() if not doc]
     assert not silent
@@ -90,7 +76,7 @@ def test_every_public_argument_is_explained() -> None:
 
 
 def own_doc(value: object) -> str | None:
-    """Not that of a base class, nor the signature that `dataclass` writes."""
+    """Return the docstring, unless it is that of a base class or the signature that `dataclass` writes."""
     doc = vars(value).get("__doc__") if isinstance(value, type) else value.__doc__
     return None if doc is None or doc.startswith(f"{getattr(value, '__name__', '')}(") else doc
 
