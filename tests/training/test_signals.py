@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from cifarnet import Checkpointer, DatasetSplits, Trainer
-from runs import Tripwire, fit, metrics_of, read_state, send
+from runs import Tripwire, assert_equal_runs, fit, metrics_of, read_state, send
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -37,6 +37,48 @@ def test_a_signal_saves_after_the_current_step(
     assert f"Stopped at epoch 1 step 4; saved {tmp_path}/last.safetensors\n" in capsys.readouterr().err
     assert read_state(tmp_path)["position"]["global_step"] == 4
     assert signal.getsignal(signum) == signal.SIG_DFL
+
+
+def stop_in_evaluation(trainer: Trainer, at: int) -> list[int]:
+    """Let Ctrl-C arrive in a batch of 20 images in eval mode, counted from 1, and return the list of these batches."""
+    evaluated: list[int] = []
+
+    def note(model: nn.Module, inputs: tuple[Tensor]) -> None:
+        if not model.training and len(inputs[0]) == 20:
+            evaluated.append(20)
+            if len(evaluated) == at:
+                signal.raise_signal(signal.SIGINT)
+
+    trainer.model.register_forward_pre_hook(note)
+    return evaluated
+
+
+def test_a_signal_ends_an_evaluation_after_its_batch(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    val, settings = DataLoader(synthetic.test, 20), {"max_epochs": 2, "test": synthetic.test}
+    whole, stopped = fit(make_trainer(), synthetic.train, val, tmp_path / "whole", **settings), make_trainer()
+    evaluated = stop_in_evaluation(stopped, 7)  # the second of five batches of the second epoch
+    with pytest.raises(KeyboardInterrupt):
+        fit(stopped, synthetic.train, val, tmp_path / "stopped", **settings)
+    assert len(evaluated) == 7
+    position = read_state(tmp_path / "stopped")["position"]
+    assert (position["epoch"], position["step"]) == (1, 5)
+    resumed = fit(make_trainer(), synthetic.train, val, tmp_path / "stopped", **settings)
+    assert metrics_of(resumed) == metrics_of(whole)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_signal_lets_an_evaluation_end_for_a_dataloader(
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
+) -> None:
+    """A run on a DataLoader resumes at the end of an epoch only. It would have to train the epoch again."""
+    trainer = make_trainer()
+    evaluated = stop_in_evaluation(trainer, 2)
+    with pytest.raises(KeyboardInterrupt):
+        fit(trainer, DataLoader(synthetic.train, 64), DataLoader(synthetic.test, 20), tmp_path, max_epochs=2)
+    assert len(evaluated) == 5
+    assert read_state(tmp_path)["position"]["epoch"] == 1
 
 
 def test_a_second_signal_acts_at_once(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from cifarnet import randomness
 from cifarnet.errors import DeviceMemoryError
 from cifarnet.inference.device import out_of_memory_advice
 from cifarnet.inference.evaluate import evaluate_loss, predict_batches
-from cifarnet.inference.loader import EvaluationLoader
+from cifarnet.inference.loader import Batch
 from cifarnet.training.checkpointing import CheckpointSaver
 from cifarnet.training.cuda_graph import GraphedUpdate, windows
 from cifarnet.training.history import EpochRecord
@@ -42,7 +42,7 @@ def run_epochs(trainer: Trainer, run: RunSettings, bar: Progress) -> Generator[E
             while state.epoch < run.max_epochs and not state.best.is_stale(run.patience):
                 with _training(trainer, run):
                     _train_epoch(trainer, run, saver, shutdown, bar, graph)
-                    record = _finish_epoch(trainer, run)
+                    record = _finish_epoch(trainer, run, shutdown)
                 is_best = run.val is not None and state.best.update(record, state.evaluated_weights)
                 saver.after_epoch(is_best=is_best)
                 is_closed = False
@@ -111,20 +111,19 @@ def _train_epoch(
         graph.drop_outdated(trainer)
     randomness.seed_torch(randomness.step_seed(trainer.seed, state.epoch, -1), trainer.device)  # for a sampler
     batches = run.train.epoch(state.epoch, state.step) if graph is None else windows(trainer, run.train)
-    for batch in batches:
+    for batch in shutdown.checked(batches):
         check_batch(trainer, run, batch)
         multiplier = run.multiplier(state.epoch, state.step)
         train_step(trainer, batch, step=state.step, multiplier=multiplier, update=graph or update)
         state.complete_step(time.perf_counter() - started)
         bar.show_step(state)
         saver.after_step()
-        shutdown.check()
     check_batch(trainer, run, None)
     check_finite(trainer)  # synchronizes with the device
     state.train_s = time.perf_counter() - started
 
 
-def _finish_epoch(trainer: Trainer, run: RunSettings) -> EpochRecord:
+def _finish_epoch(trainer: Trainer, run: RunSettings, shutdown: GracefulShutdown) -> EpochRecord:
     """Evaluate and record the epoch."""
     state, clock = trainer.state, time.perf_counter()
     # On a CPU, each process has the running statistics of its own images.
@@ -135,7 +134,10 @@ def _finish_epoch(trainer: Trainer, run: RunSettings) -> EpochRecord:
         if loader is not None:
             # User-supplied code that draws must draw the same in a resumed run.
             randomness.seed_torch(randomness.step_seed(trainer.seed, state.epoch, stream), trainer.device)
-            values |= _evaluate(trainer, loader, split, run.metrics)
+            batches = loader.in_order()
+            if run.train.starts_anywhere:  # otherwise the whole epoch would be trained again
+                batches = shutdown.checked(batches)
+            values |= _evaluate(trainer, batches, split, run.metrics)
     record = EpochRecord(
         epoch=state.epoch + 1,
         global_step=state.global_step,
@@ -150,12 +152,12 @@ def _finish_epoch(trainer: Trainer, run: RunSettings) -> EpochRecord:
 
 
 def _evaluate(
-    trainer: Trainer, loader: EvaluationLoader, split: str, metrics: Mapping[str, Metric]
+    trainer: Trainer, batches: Iterable[Batch], split: str, metrics: Mapping[str, Metric]
 ) -> dict[str, float]:
     """Return loss, accuracy and the caller's metrics. All processes evaluate everything, and rank 0 decides."""
     model, precision = trainer.model, trainer.precision
     with trainer.state.evaluated():
-        predictions = predict_batches(model, loader, preprocess=trainer.preprocess, precision=precision)
+        predictions = predict_batches(model, batches, preprocess=trainer.preprocess, precision=precision)
         totals = evaluate_loss(model, predictions, loss_fn=trainer.loss_fn, precision=precision)
     values = {f"{split}_loss": totals.mean_loss, f"{split}_accuracy": totals.accuracy}
     for name, metric in metrics.items():

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from cifarnet.training.distributed import ProcessGroup
 
@@ -19,6 +19,8 @@ _SIGNALS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SI
 }
 
 __all__ = ["GracefulShutdown", "StopRequestedError"]
+
+T = TypeVar("T")
 
 
 class StopRequestedError(Exception):
@@ -85,6 +87,16 @@ class GracefulShutdown:
             for signum, handler in self._before.items():
                 signal.signal(signum, handler)
             self._before.clear()
+
+    def checked(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yield batches, and stop after the current one if a signal has arrived. Collective, as `check` is.
+
+        Raises:
+            StopRequestedError: If a signal has arrived.
+        """
+        for batch in batches:
+            yield batch
+            self.check()
 
     @property
     def requested(self) -> StopRequestedError | None:

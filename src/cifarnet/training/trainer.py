@@ -231,7 +231,7 @@ class Trainer:
             batch_size: Images per step, over all processes.
             checkpointer: Checkpointer of the run's directory, or the directory. It saves ``last`` every
                 ``save_every_s`` seconds and at the end, and ``best`` on improvement, in a thread. Ctrl-C and SIGTERM
-                save ``last`` after the current step; a second one acts at once.
+                save ``last`` after the current step or batch of validation; a second one acts at once.
             resume: Whether to resume a run in the directory if there is one. ``False`` refuses a directory with a run.
             init_from: Directory or ``best.safetensors`` of another run, whose best weights a new run starts from.
             monitor: Validation metric that chooses the best epoch: ``"val_accuracy"``, ``"val_loss"`` or ``"val_"`` and
