@@ -171,9 +171,9 @@ def strike(pause_s=0.0):
     for _ in range(times):
         os.kill(os.getpid(), signum)
         time.sleep(pause_s)
-def struck_step(trainer, batch, *, step, **settings):
-    if step == 2: strike()
-    train_step(trainer, batch, step=step, **settings)
+def struck_step(trainer, batch, **settings):
+    if trainer.state.step == 2: strike()
+    train_step(trainer, batch, **settings)
 def struck_save(self, state):
     saves.append(state)
     if len(saves) == 2: strike(0.5)

@@ -18,7 +18,8 @@ from cifarnet._types import Images
 from cifarnet.inference.loader import Batch, Loader, TensorLoader
 from cifarnet.models import is_known
 from cifarnet.optim import Muon
-from cifarnet.training.step import all_draw_per_image, preprocess_images, update
+from cifarnet.training.step import update
+from cifarnet.transforms import draws_per_image
 
 if TYPE_CHECKING:
     from cifarnet.training.trainer import Trainer
@@ -67,7 +68,7 @@ def windows(trainer: Trainer, loader: Loader) -> Iterator[Batch]:
     per batch, and batches of a user-supplied iterable, are yielded as they are.
     """
     state = trainer.state
-    if not isinstance(loader, TensorLoader) or not all_draw_per_image(trainer):
+    if not isinstance(loader, TensorLoader) or not all(map(draws_per_image, trainer.transforms.steps)):
         yield from loader.epoch(state.epoch, state.step)
         return
     size = loader.batch_size
@@ -77,7 +78,7 @@ def windows(trainer: Trainer, loader: Loader) -> Iterator[Batch]:
     for window in torch.split(order, max(1, WINDOW_IMAGES // size) * size):
         batch = loader.select(window)
         with randomness.scope(trainer.seed, state.epoch, batch.ids):
-            images = preprocess_images(trainer, batch.images)
+            images = trainer.transforms.train(batch.images)
         yield from map(Batch, *(torch.split(part, size) for part in (images, batch.labels, batch.ids)))
 
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
 from cifarnet import randomness
-from cifarnet.errors import DeviceMemoryError
-from cifarnet.inference.device import out_of_memory_advice
 from cifarnet.inference.evaluate import evaluate_loss, predict_batches
 from cifarnet.inference.loader import Batch
 from cifarnet.training.checkpointing import CheckpointSaver
 from cifarnet.training.cuda_graph import GraphedUpdate, windows
 from cifarnet.training.history import EpochRecord
-from cifarnet.training.preparation import prepare_network, prepare_optimizer, prepared
+from cifarnet.training.preparation import isolated, prepare_network, prepare_optimizer, prepared
 from cifarnet.training.progress import Progress
 from cifarnet.training.resume import restore_run
 from cifarnet.training.run_settings import Metric, RunSettings, check_batch
@@ -40,7 +37,7 @@ def run_epochs(trainer: Trainer, run: RunSettings, bar: Progress) -> Generator[E
         bar.start(state)
         try:
             while state.epoch < run.max_epochs and not state.best.is_stale(run.patience):
-                with _training(trainer, run):
+                with isolated(trainer, run):
                     _train_epoch(trainer, run, saver, shutdown, bar, graph)
                     record = _finish_epoch(trainer, run, shutdown)
                 is_best = run.val is not None and state.best.update(record, state.evaluated_weights)
@@ -68,30 +65,6 @@ def run_epochs(trainer: Trainer, run: RunSettings, bar: Progress) -> Generator[E
     state.put_best_weights()
 
 
-@contextmanager
-def _training(trainer: Trainer, run: RunSettings) -> Iterator[None]:
-    """Isolate the random state of the caller and explain what runs out or gets lost."""
-
-    def advice() -> str:
-        size = run.batch_size
-        what = "A batch" if size is None else f"batch_size={size}"
-        remedy = "Use smaller batches" if size is None or size < 2 else f"Use {size // 2} or accumulate_grad_batches=2"
-        return f"{what} does not fit into the memory of {trainer.device}. {remedy}"
-
-    try:
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),  # the caller may be in torch.no_grad
-            randomness.isolated(trainer.device, deterministic=trainer.deterministic),
-            trainer.group.explained_loss(),
-            out_of_memory_advice(trainer.device, advice),
-        ):
-            yield
-    except DeviceMemoryError:
-        trainer.optimizer.zero_grad(set_to_none=True)
-        raise
-
-
 def _train_epoch(
     trainer: Trainer,
     run: RunSettings,
@@ -113,8 +86,7 @@ def _train_epoch(
     batches = run.train.epoch(state.epoch, state.step) if graph is None else windows(trainer, run.train)
     for batch in shutdown.checked(batches):
         check_batch(trainer, run, batch)
-        multiplier = run.multiplier(state.epoch, state.step)
-        train_step(trainer, batch, step=state.step, multiplier=multiplier, update=graph or update)
+        train_step(trainer, batch, multiplier=run.multiplier(state.epoch, state.step), update=graph or update)
         state.complete_step(time.perf_counter() - started)
         bar.show_step(state)
         saver.after_step()
