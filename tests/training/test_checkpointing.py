@@ -53,7 +53,7 @@ class KthCallFails:
         return wrapped
 
 
-@pytest.mark.filterwarnings("ignore::cifarnet.errors.UserWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_run_survives_a_failure_of_each_call_to_the_disk(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
 ) -> None:

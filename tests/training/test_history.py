@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cifarnet import EpochRecord, History
+from cifarnet._validation import finite_json
 from cifarnet.errors import DataError, SettingError
-from cifarnet.training.history import finite_json
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 

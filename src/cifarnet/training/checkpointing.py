@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,9 +55,7 @@ class CheckpointSaver:
             self._checkpointer.__enter__()
             self._writer = BackgroundWriter("last", "best")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._checkpointer is None:
             return
         release = partial(self._checkpointer.__exit__, kind, error, trace)

@@ -73,9 +73,7 @@ def windows(trainer: Trainer, loader: Loader) -> Iterator[Batch]:
         return
     size = loader.batch_size
     order = loader.order(state.epoch)[state.step * size :]
-    if not len(order):
-        return
-    for window in torch.split(order, max(1, WINDOW_IMAGES // size) * size):
+    for window in torch.split(order, max(1, WINDOW_IMAGES // size) * size) if len(order) else ():
         batch = loader.select(window)
         with randomness.scope(trainer.seed, state.epoch, batch.ids):
             images = trainer.transforms.train(batch.images)
@@ -116,16 +114,16 @@ class GraphedUpdate:
             trainer.optimizer.zero_grad()  # gradients would keep memory that belongs to the graph
 
         with self._learning_rates_on_device(trainer), self._on_stream(trainer):
-            if captured.replay is None and captured.read_from_host is None:  # the first batch of this shape
+            if captured.replay is not None:
+                captured.replay()
+                return
+            if captured.read_from_host is None:  # the first batch of this shape
                 function()
-                captured.read_from_host = _read_from_host(trainer)
-            elif captured.replay is None:
+            else:
                 with randomness.kept_generators(trainer.device):  # the replay draws
                     captured.replay = self._capture(function)
                 captured.replay()
-                captured.read_from_host = _read_from_host(trainer)
-            else:
-                captured.replay()
+            captured.read_from_host = _read_from_host(trainer)
 
     @contextmanager
     def _on_stream(self, trainer: Trainer) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +17,7 @@ from cifarnet.training.history import EpochRecord
 from cifarnet.training.preparation import isolated, prepare_network, prepare_optimizer, prepared
 from cifarnet.training.progress import Progress
 from cifarnet.training.resume import restore_run
-from cifarnet.training.run_settings import Metric, RunSettings, check_batch
+from cifarnet.training.run_settings import RunSettings, check_batch
 from cifarnet.training.signals import GracefulShutdown, StopRequestedError
 from cifarnet.training.state import check_finite
 from cifarnet.training.step import train_step, update
@@ -34,11 +34,13 @@ def run_epochs(trainer: Trainer, run: RunSettings, bar: Progress) -> Generator[E
     with prepared(trainer), GracefulShutdown(group) as shutdown, CheckpointSaver(trainer, run) as saver:
         restore_run(trainer, run, saver)
         graph = GraphedUpdate(trainer) if trainer.uses_cuda_graph else None
-        bar.start(state)
+        bar.start()
         try:
             while state.epoch < run.max_epochs and not state.best.is_stale(run.patience):
                 with isolated(trainer, run):
-                    _train_epoch(trainer, run, saver, shutdown, bar, graph)
+                    for _ in shutdown.checked(_train_epoch(trainer, run, graph)):
+                        bar.show_step()
+                        saver.after_step()
                     record = _finish_epoch(trainer, run, shutdown)
                 is_best = run.val is not None and state.best.update(record, state.evaluated_weights)
                 saver.after_epoch(is_best=is_best)
@@ -65,15 +67,8 @@ def run_epochs(trainer: Trainer, run: RunSettings, bar: Progress) -> Generator[E
     state.put_best_weights()
 
 
-def _train_epoch(
-    trainer: Trainer,
-    run: RunSettings,
-    saver: CheckpointSaver,
-    shutdown: GracefulShutdown,
-    bar: Progress,
-    graph: GraphedUpdate | None,
-) -> None:
-    """Train from the current step to the end of the epoch."""
+def _train_epoch(trainer: Trainer, run: RunSettings, graph: GraphedUpdate | None) -> Iterator[None]:
+    """Train from the current step to the end of the epoch, and yield after each step."""
     state = trainer.state
     started = time.perf_counter() - state.train_s
     prepare_network(trainer)
@@ -84,12 +79,11 @@ def _train_epoch(
         graph.drop_outdated(trainer)
     randomness.seed_torch(randomness.step_seed(trainer.seed, state.epoch, -1), trainer.device)  # for a sampler
     batches = run.train.epoch(state.epoch, state.step) if graph is None else windows(trainer, run.train)
-    for batch in shutdown.checked(batches):
+    for batch in batches:
         check_batch(trainer, run, batch)
         train_step(trainer, batch, multiplier=run.multiplier(state.epoch, state.step), update=graph or update)
         state.complete_step(time.perf_counter() - started)
-        bar.show_step(state)
-        saver.after_step()
+        yield
     check_batch(trainer, run, None)
     check_finite(trainer)  # synchronizes with the device
     state.train_s = time.perf_counter() - started
@@ -109,7 +103,7 @@ def _finish_epoch(trainer: Trainer, run: RunSettings, shutdown: GracefulShutdown
             batches = loader.in_order()
             if run.train.starts_anywhere:  # otherwise the whole epoch would be trained again
                 batches = shutdown.checked(batches)
-            values |= _evaluate(trainer, batches, split, run.metrics)
+            values |= _evaluate(trainer, run, split, batches)
     record = EpochRecord(
         epoch=state.epoch + 1,
         global_step=state.global_step,
@@ -123,16 +117,14 @@ def _finish_epoch(trainer: Trainer, run: RunSettings, shutdown: GracefulShutdown
     return record
 
 
-def _evaluate(
-    trainer: Trainer, batches: Iterable[Batch], split: str, metrics: Mapping[str, Metric]
-) -> dict[str, float]:
+def _evaluate(trainer: Trainer, run: RunSettings, split: str, batches: Iterable[Batch]) -> dict[str, float]:
     """Return loss, accuracy and the caller's metrics. All processes evaluate everything, and rank 0 decides."""
     model, precision = trainer.model, trainer.precision
     with trainer.state.evaluated():
         predictions = predict_batches(model, batches, preprocess=trainer.preprocess, precision=precision)
         totals = evaluate_loss(model, predictions, loss_fn=trainer.loss_fn, precision=precision)
     values = {f"{split}_loss": totals.mean_loss, f"{split}_accuracy": totals.accuracy}
-    for name, metric in metrics.items():
+    for name, metric in run.metrics.items():
         values[f"{split}_{name}"] = float(metric(torch.cat(predictions.logits), torch.cat(predictions.labels)))
     agreed: dict[str, float] = trainer.group.broadcast_from_first(lambda: values)
     return agreed

@@ -46,7 +46,6 @@ def prepared(trainer: Trainer) -> Iterator[None]:
         follow_weights(trainer.optimizer)  # the constructor moved the weights
     trainer.state.base_lrs = []
     prepare_optimizer(trainer)
-    trainer.num_logits = None
     trainer.group.join(trainer.device)
     if trainer.model.training:
         trainer.frozen = find_frozen(trainer.model)

@@ -119,10 +119,9 @@ class Trainer:
         self.network: nn.Module = self.model  # or DistributedDataParallel around it, while it trains
         self.exchanged: list[int] = []  # parameters whose gradients the network exchanges
         self.frozen = find_frozen(self.model)
-        self.num_logits: int | None = None
         self.has_floating_batches = False
         self._has_own_transforms = transforms is not None
-        self.state = TrainState(self.model, optimizer, self.ema, self.device, self.group)
+        self.state = TrainState(self)
         self.identity = RunIdentity(self)
 
     @property
