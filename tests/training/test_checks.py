@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -43,53 +42,32 @@ def with_augment(augment: v2.Transform) -> dict[str, Any]:
     return {"transforms": Transforms(augment, Preprocess(16))}
 
 
+STEP_LR = torch.optim.lr_scheduler.StepLR(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1), 1)
+
+
 @pytest.mark.parametrize(
-    ("settings", "error", "message"),
+    ("settings", "message"),
     [
-        ({"seed": -1}, SettingError, "seed must be at least 0, got -1"),
-        ({"seed": 0.5}, SettingError, "seed must be a whole number, got 0.5"),
-        ({"max_grad_norm": 0.0}, SettingError, "max_grad_norm must be above 0, got 0.0"),
-        ({"precision": "fp16"}, SettingError, 'precision "fp16" is unknown'),
-        ({"device": "tpu9"}, SettingError, 'device "tpu9" cannot be used'),
-        (
-            {"transforms": v2.Compose([v2.Identity()])},
-            SettingError,
-            "transforms is a Compose. It must be Transforms",
-        ),
-        ({"loss_fn": nn.CrossEntropyLoss}, SettingError, "loss_fn is the class CrossEntropyLoss. It must be a fun"),
-        (
-            {"loss_fn": nn.CrossEntropyLoss(reduction="sum")},
-            SettingError,
-            "it has reduction='sum'. Use reduction='mean'",
-        ),
-        (
-            {
-                "lr_schedule": torch.optim.lr_scheduler.StepLR(
-                    torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1), 1
-                )
-            },
-            SettingError,
-            r"lr_schedule is a StepLR\. .*Use optim\.from_torch",
-        ),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": 0.5}, "seed must be a whole number, got 0.5"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm must be above 0, got 0.0"),
+        ({"transforms": v2.Compose([v2.Identity()])}, "transforms is a Compose. It must be Transforms"),
+        ({"loss_fn": nn.CrossEntropyLoss}, "loss_fn is the class CrossEntropyLoss. It must be a fun"),
+        ({"loss_fn": nn.CrossEntropyLoss(reduction="sum")}, "it has reduction='sum'. Use reduction='mean'"),
+        ({"lr_schedule": STEP_LR}, r"lr_schedule is a StepLR\. .*Use optim\.from_torch"),
     ],
 )
 def test_a_trainer_with_a_wrong_setting_is_refused(
-    make_trainer: MakeTrainer, settings: dict[str, Any], error: type[Exception], message: str
+    make_trainer: MakeTrainer, settings: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(error, match=message):
+    with pytest.raises(SettingError, match=message):
         make_trainer(**settings)
-
-
-class Stepless(torch.optim.SGD):
-    def step(self, closure: Callable[[], float]) -> float:  # type: ignore[override]
-        raise AssertionError
 
 
 def test_an_optimizer_that_cannot_train_the_model_is_refused(synthetic: DatasetSplits) -> None:
     model = small_model()
-    for kind in (torch.optim.LBFGS, functools.partial(Stepless, lr=0.1)):
-        with pytest.raises(SettingError, match=r"(LBFGS|Stepless) needs a closure"):
-            Trainer(model, kind(model.parameters()), device="cpu")
+    with pytest.raises(SettingError, match="LBFGS needs a closure"):
+        Trainer(model, torch.optim.LBFGS(model.parameters()), device="cpu")
     with pytest.raises(SettingError, match=r"model is the class CifarCNN. It must be an nn.Module"):
         Trainer(CifarCNN)  # type: ignore[arg-type]
     with pytest.raises(SettingError, match=r"optimizer is the class Adam. It must be an optimizer"):
@@ -145,34 +123,24 @@ def test_data_that_do_not_fit_the_model_are_refused(make_trainer: MakeTrainer, s
         fit(make_trainer(num_classes=7), synthetic.train)
     with pytest.raises(SettingError, match=r"CifarCNN cannot take the images of .*prepared to 32 pixels"):
         fit(make_trainer(transforms=build_transforms()), synthetic.train)
-    for dtype in (torch.int64, torch.bool):
-        with pytest.raises(DataError, match=f"must have uint8 images or preprocessed floating images, got {dtype}"):
-            fit(make_trainer(), [(synthetic.train.images.to(dtype), synthetic.train.labels)])
     with pytest.raises(SettingError, match="the iterable of batches has no length"):
         fit(make_trainer(lr_schedule=linear()), iter([(test.images, test.labels)]))
-    for trainer in (make_trainer(), make_trainer(lr_schedule=linear())):
-        with pytest.raises(DataError, match=r"got DatasetSplits. Pass its .train or .test"):
-            fit(trainer, synthetic)
+    with pytest.raises(DataError, match=r"got DatasetSplits. Pass its .train or .test"):
+        fit(make_trainer(), synthetic)
 
 
-@pytest.mark.parametrize(
-    ("augment", "message"),
-    [
-        (
-            v2.Compose([RandomFlip(), v2.ToDtype(torch.float32, scale=True)]),
-            r"ToDtype returns torch\.float32. Leave out",
-        ),
-        (v2.Lambda(lambda images: images.tolist()), "Lambda returns list"),
-    ],
-)
-def test_an_augmentation_must_return_uint8(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, augment: v2.Transform, message: str
-) -> None:
-    for data in (synthetic.train, DataLoader(synthetic.train, 50)):
-        trainer = make_trainer(**with_augment(augment))
-        with pytest.raises(SettingError, match=message):
-            fit(trainer, data)
-        assert trainer.global_step == 0
+def test_an_augmentation_must_return_uint8(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    to_float = v2.Compose([RandomFlip(), v2.ToDtype(torch.float32, scale=True)])
+    to_list = v2.Lambda(lambda images: images.tolist())
+    for augment, message in (
+        (to_float, "ToDtype returns torch.float32. Leave out"),
+        (to_list, "Lambda returns list"),
+    ):
+        for data in (synthetic.train, DataLoader(synthetic.train, 50)):
+            trainer = make_trainer(**with_augment(augment))
+            with pytest.raises(SettingError, match=message):
+                fit(trainer, data)
+            assert trainer.global_step == 0
 
 
 @pytest.mark.parametrize("step", [v2.RandomHorizontalFlip(), v2.ColorJitter(0.5), v2.RandomErasing(0.1)])
@@ -188,38 +156,24 @@ def test_a_transform_that_draws_once_per_batch_is_named(
     assert equal(weights_of(trainer.model), before)
 
 
-@pytest.mark.parametrize("step", [v2.Identity(), v2.Grayscale(3), RandomFlip(), v2.RandomInvert(1.0)])
-def test_a_transform_without_shared_draws_is_not_named(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, step: v2.Transform
-) -> None:
-    make_trainer(**with_augment(step)).epochs(synthetic.train, max_epochs=1)
+def test_a_transform_without_shared_draws_is_not_named(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    for step in (v2.Identity(), v2.Grayscale(3), RandomFlip(), v2.RandomInvert(1.0)):
+        make_trainer(**with_augment(step)).epochs(synthetic.train, max_epochs=1)
 
 
-@pytest.mark.parametrize(
-    ("loss_fn", "message"),
-    [
-        (lambda logits, labels: (logits - labels[:, None]).mean(dim=1), r"it returns shape \(64,\)"),
-        (lambda logits, labels: 1.0, "it returns a float"),
-    ],
-)
-def test_a_loss_that_is_no_mean_is_refused(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, loss_fn: Any, message: str
-) -> None:
-    with pytest.raises(SettingError, match=message):
-        fit(make_trainer(loss_fn=loss_fn), synthetic.train)
+def test_a_loss_that_is_no_mean_is_refused(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    with pytest.raises(SettingError, match=r"it returns shape \(64,\)"):
+        fit(make_trainer(loss_fn=lambda logits, labels: (logits - labels[:, None]).mean(dim=1)), synthetic.train)
+    with pytest.raises(SettingError, match="it returns a float"):
+        fit(make_trainer(loss_fn=lambda logits, labels: 1.0), synthetic.train)
 
 
 def test_a_model_that_returns_a_dict_is_refused(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = small_model()
+    class Net(CifarCNN):
+        def forward(self, images: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+            return {"logits": super().forward(images)}
 
-        def forward(self, images: Tensor) -> dict[str, Tensor]:
-            return {"logits": self.inner(images)}
-
-    model = Net()
-    trainer = Trainer(model, transforms=make_trainer().transforms, device="cpu")
+    trainer = Trainer(Net(image_size=16, widths=(8, 16)), transforms=make_trainer().transforms, device="cpu")
     with pytest.raises(SettingError, match=r"The model returns a dict.*output\['logits'\]"):
         fit(trainer, synthetic.train)
 
@@ -230,7 +184,6 @@ def test_a_model_that_returns_a_dict_is_refused(make_trainer: MakeTrainer, synth
         {"weight_decay": np.float32(1e-4)},
         {"betas": (np.float64(0.9), np.float64(0.99))},
         {"max_grad_norm": torch.tensor(1.0), "seed": np.int64(2**40 + 1), "accumulate_grad_batches": np.int32(1)},
-        {"ema_decay": np.float32(0.9)},
         {"mean": np.array([0.5, 0.5, 0.5]), "std": torch.tensor([0.2, 0.2, 0.2])},
     ],
     ids=lambda settings: "-".join(settings),

@@ -29,14 +29,12 @@ def focal(logits: Tensor, labels: Tensor, power: float = 2.0) -> Tensor:
 
 
 class Focal(nn.Module):
-    def __init__(self, power: float, *, smoothing: float = 0.0) -> None:
+    def __init__(self, power: float) -> None:
         super().__init__()
         self.power = power
-        self.loss = nn.CrossEntropyLoss(label_smoothing=smoothing)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        loss: Tensor = self.power * self.loss(logits, labels)
-        return loss
+        return focal(logits, labels, self.power)
 
 
 class Penalised(nn.Module):
@@ -44,16 +42,10 @@ class Penalised(nn.Module):
 
     def __init__(self, model: nn.Module, alpha: float) -> None:
         super().__init__()
-        self.model = model
-        self.weights = [model.get_parameter("fc2.weight")]
-        self.alpha = alpha
+        self.model, self.weights, self.alpha = model, [model.get_parameter("fc2.weight")], alpha
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         return nn.functional.cross_entropy(logits, labels) + self.alpha * self.weights[0].square().sum()
-
-
-def lambda_loss(power: float) -> Any:
-    return lambda logits, labels: nn.functional.cross_entropy(logits, labels) * power
 
 
 def double(images: Tensor) -> Tensor:
@@ -82,37 +74,20 @@ def augmented(augment: v2.Transform) -> dict[str, Any]:
         ({}, {"batch_transform": v2.MixUp(num_classes=10)}, "batch_transform None in the run, .*MixUp.* now"),
         ({}, {"lr_schedule": one_cycle()}, "lr_schedule None in the run, .*WarmupThenDecay now"),
         ({}, {"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.1)}, r"loss_fn.label_smoothing 0\.0 in the run, 0\.1"),
-        (
-            {"loss_fn": nn.CrossEntropyLoss(weight=torch.ones(10))},
-            {"loss_fn": nn.CrossEntropyLoss(weight=torch.arange(10.0))},
-            "loss_fn.weight.tensor",
-        ),
-        (
-            {"loss_fn": functools.partial(focal, power=2.0)},
-            {"loss_fn": functools.partial(focal, power=5.0)},
-            "loss_fn.keywords.power 2.0 in the run, 5.0 now",
-        ),
         ({"loss_fn": Focal(2.0)}, {"loss_fn": Focal(5.0)}, "loss_fn.power 2.0 in the run, 5.0 now"),
-        ({"loss_fn": Focal(2.0)}, {"loss_fn": Focal(2.0, smoothing=0.1)}, "loss_fn.loss.label_smoothing 0.0 in the"),
         ({"loss_fn": focal}, {"loss_fn": Focal(2.0)}, "loss_fn focal in the run, Focal now"),
-        ({"loss_fn": focal}, {"loss_fn": lambda_loss(1.0)}, "loss_fn focal in the run, a lambda now"),
+        ({"loss_fn": focal}, {"loss_fn": lambda logits, labels: 0}, "loss_fn focal in the run, a lambda now"),
         (augmented(v2.Lambda(double)), augmented(v2.Lambda(triple)), "augment.lambd.global double in the run, triple"),
         (augmented(v2.ColorJitter(0.1)), augmented(v2.ColorJitter(0.2)), "augment.brightness"),
     ],
 )
 def test_a_run_with_other_settings_is_refused(
-    make_trainer: MakeTrainer,
-    synthetic: DatasetSplits,
-    tmp_path: Path,
-    saved: dict[str, Any],
-    changes: dict[str, Any],
-    message: str,
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, saved: Any, changes: Any, message: str
 ) -> None:
     few = synthetic.train.subset(range(64))
     fit(make_trainer(**saved), few, None, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    same = fit(make_trainer(**saved), few, None, tmp_path)
-    assert same.resume_differences == []
+    assert fit(make_trainer(**saved), few, None, tmp_path).resume_differences == []
     trainer = make_trainer(**{**saved, **changes})
     weights = weights_of(trainer.model)
     with pytest.raises(CheckpointMismatchError, match=message):
@@ -139,24 +114,15 @@ def test_a_run_with_other_data_is_refused(make_trainer: MakeTrainer, synthetic: 
     assert fit(make_trainer(), renamed, val, tmp_path, max_epochs=2).resume_differences == []
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"batch_size": 50}, "data.batch_size 64 in the run, 50 now"),
-        ({"dataset": "other"}, "data.fingerprint"),
-        ({"drop_last": True}, "data.num_batches 5 in the run, 4 now"),
-    ],
-)
-def test_another_dataloader_is_refused(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
-    def loader(**changes: Any) -> DataLoader[Any]:
-        dataset = {"other": synthetic.test}.get(changes.pop("dataset", ""), synthetic.train)
-        return DataLoader(dataset, shuffle=True, **{"batch_size": 64, **changes})
-
-    fit(make_trainer(), loader(), None, tmp_path)
-    with pytest.raises(CheckpointMismatchError, match=message):
-        fit(make_trainer(), loader(**change), None, tmp_path, max_epochs=2)
+def test_another_dataloader_is_refused(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
+    fit(make_trainer(), DataLoader(synthetic.train, 64, shuffle=True), None, tmp_path)
+    for loader, message in (
+        (DataLoader(synthetic.train, 50), "data.batch_size 64 in the run, 50 now"),
+        (DataLoader(synthetic.test, 64), "data.fingerprint"),
+        (DataLoader(synthetic.train, 64, drop_last=True), "data.num_batches 5 in the run, 4 now"),
+    ):
+        with pytest.raises(CheckpointMismatchError, match=message):
+            fit(make_trainer(), loader, None, tmp_path, max_epochs=2)
 
 
 def test_another_network_or_optimizer_is_not_loaded(
@@ -177,7 +143,7 @@ def test_another_network_or_optimizer_is_not_loaded(
         ({"precision": "bf16"}, "precision float32 in the run, bf16 now"),
         ({"deterministic": True}, "deterministic False in the run, True now"),
         ({"fused": False}, r"optimizer\[0\].fused True in the run, False now"),
-        ({"loss_fn": lambda_loss(2.0)}, "loss_fn is a lambda, which cannot be compared"),
+        ({"loss_fn": lambda logits, labels: focal(logits, labels)}, "loss_fn is a lambda, which cannot be compared"),
         ({"loss_fn": Focal(2.0).forward}, "loss_fn is a method of a Focal, which cannot be compared"),
     ],
 )
@@ -242,7 +208,8 @@ def test_a_loss_that_holds_the_model_resumes(
 @pytest.mark.parametrize(
     ("value", "other"),
     [
-        (torch.ones(2), torch.zeros(2)),
+        (functools.partial(focal, power=2.0), functools.partial(focal, power=5.0)),
+        (nn.CrossEntropyLoss(weight=torch.ones(10)), nn.CrossEntropyLoss(weight=torch.arange(10.0))),
         (np.ones(2), np.ones(3)),
         (np.float32(1), 2.0),
         ({"a": [1, (2,)]}, {"a": [1, (3,)]}),

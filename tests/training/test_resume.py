@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from cifarnet import Checkpointer, CifarCNN, DatasetSplits, Trainer, build_transforms
 from cifarnet.errors import CheckpointError, CheckpointMismatchError, CifarnetError, SettingError
-from cifarnet.optim import one_cycle
 from runs import equal, fit, metrics_of, read_state, second_epoch_is_best, weights_of
 
 MakeTrainer = Callable[..., Trainer]
@@ -127,32 +126,6 @@ def test_a_best_epoch_found_before_a_kill_is_written_first(
             fit(make_trainer(), synthetic.train, synthetic.test, **settings)
         assert (tmp_path / "best.safetensors").exists() == (killed_after == 2)
     assert Checkpointer(tmp_path).read_best()[1]["selected_by"]["epoch"] == 1
-
-
-@pytest.mark.parametrize("tensor_lr", [False, True])
-def test_parameter_groups_resume_with_their_rates(synthetic: DatasetSplits, tmp_path: Path, tensor_lr: bool) -> None:
-    def make() -> Trainer:
-        torch.manual_seed(0)
-        model = CifarCNN(image_size=16, widths=(4, 8), hidden=16)
-        groups = [
-            {
-                "params": [p for p in model.parameters() if (p.ndim > 1) == large],
-                "lr": torch.tensor(lr) if tensor_lr else lr,
-            }
-            for large, lr in ((True, 1e-3), (False, 1e-2))
-        ]
-        optimizer = torch.optim.Adam(groups, fused=True)
-        return Trainer(model, optimizer, transforms=build_transforms(size=16), lr_schedule=one_cycle(), device="cpu")
-
-    whole, stopped, resumed = make(), make(), make()
-    fit(whole, synthetic.train, max_epochs=3)
-    for _ in stopped.epochs(synthetic.train, max_epochs=3):
-        Checkpointer(tmp_path).save(stopped)
-        break
-    fit(resumed, synthetic.train, None, tmp_path, max_epochs=3)
-    assert equal(weights_of(whole.model), weights_of(resumed.model))
-    rates = [[float(group["lr"]) for group in trainer.optimizer.param_groups] for trainer in (whole, resumed)]
-    assert rates[0] == rates[1]
 
 
 class Shampoo(torch.optim.Optimizer):
