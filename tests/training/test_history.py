@@ -138,11 +138,3 @@ def test_a_column_that_this_version_does_not_know_is_kept(tmp_path: Path) -> Non
     history.save_csv(tmp_path / "history.csv")
     assert History.load_csv(tmp_path / "history.csv") == history
     assert history["grad_norm"] == [2.5, None]
-
-
-def test_a_metric_of_the_caller_selects_the_best_epoch() -> None:
-    history = History([record(1, val_top5=0.9), record(2, val_top5=0.95), record(3, val_top5=0.92)])
-    best = history.best("val_top5")
-    assert best is not None
-    assert best.epoch == 2
-    assert "val_top5 0.9500" in str(best)

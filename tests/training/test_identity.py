@@ -37,17 +37,6 @@ class Focal(nn.Module):
         return focal(logits, labels, self.power)
 
 
-class Penalised(nn.Module):
-    """Cross-entropy with a penalty on a weight of the model."""
-
-    def __init__(self, model: nn.Module, alpha: float) -> None:
-        super().__init__()
-        self.model, self.weights, self.alpha = model, [model.get_parameter("fc2.weight")], alpha
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(logits, labels) + self.alpha * self.weights[0].square().sum()
-
-
 def double(images: Tensor) -> Tensor:
     return images * 2
 
@@ -190,21 +179,6 @@ def test_a_newer_torch_warns_and_never_refuses(
     assert sum(issubclass(one.category, UserWarning) for one in caught) == 1
 
 
-def test_a_loss_that_holds_the_model_resumes(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
-) -> None:
-    def penalised(alpha: float) -> Trainer:
-        donor = make_trainer()
-        nn.init.normal_(donor.model.get_parameter("fc2.weight"), std=alpha)  # a resume begins with other weights
-        loss = Penalised(donor.model, alpha)
-        return Trainer(donor.model, donor.optimizer, transforms=donor.transforms, loss_fn=loss, device="cpu")
-
-    fit(penalised(0.1), synthetic.train, None, tmp_path)
-    assert fit(penalised(0.1), synthetic.train, None, tmp_path, max_epochs=2).resume_differences == []
-    with pytest.raises(CheckpointMismatchError, match=r"loss_fn\.alpha 0\.1 in the run, 0\.2 now"):
-        fit(penalised(0.2), synthetic.train, None, tmp_path, max_epochs=3)
-
-
 @pytest.mark.parametrize(
     ("value", "other"),
     [
@@ -224,6 +198,12 @@ def test_a_loss_that_holds_the_model_resumes(
 def test_descriptions_are_equal_if_values_are(value: Any, other: Any) -> None:
     assert describe_value(value) == describe_value(value)
     assert describe_value(value) != describe_value(other)
+
+
+def test_a_setting_is_described_without_the_model_it_holds() -> None:
+    model = nn.Linear(2, 2)
+    described = describe_value({"model": model, "weight": [model.weight], "alpha": 0.1}, model=model)
+    assert described == {"model": {"global": "the model"}, "weight": [{"global": "the model"}], "alpha": 0.1}
 
 
 def test_a_value_that_contains_itself_is_incomparable() -> None:

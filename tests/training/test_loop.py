@@ -33,15 +33,6 @@ from runs import (
 MakeTrainer = Callable[..., Trainer]
 
 
-def test_a_network_overfits_32_images(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
-    few, trainer = synthetic.train.subset(range(32)), make_trainer(lr=1e-2, dropout=0.0)
-    before = dict(trainer.model.named_parameters())
-    start = weights_of(trainer.model)
-    fit(trainer, few, max_epochs=40, batch_size=32)
-    assert trainer.evaluate(few).accuracy == 1.0
-    assert not any(torch.equal(start[name], parameter) for name, parameter in before.items())
-
-
 def test_a_run_is_a_function_of_its_seed(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
     runs = []
     for seed, noise in ((1, 0), (1, 5), (2, 0)):
