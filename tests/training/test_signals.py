@@ -23,11 +23,7 @@ MakeTrainer = Callable[..., Trainer]
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
 def test_a_signal_saves_after_the_current_step(
-    make_trainer: MakeTrainer,
-    synthetic: DatasetSplits,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    name: str,
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, capsys: Any, name: str
 ) -> None:
     signum = getattr(signal, name)
     trainer = make_trainer(loss_fn=Tripwire(4, send(signum)))
@@ -121,24 +117,18 @@ def test_a_signal_outlives_a_step_that_fails(
 def test_handlers_of_the_caller_are_left_alone(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
     received: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
-    try:
-        trainer = fit(make_trainer(loss_fn=Tripwire(2, send(signal.SIGINT))), synthetic.train)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    trainer = fit(make_trainer(loss_fn=Tripwire(2, send(signal.SIGINT))), synthetic.train)
+    signal.signal(signal.SIGINT, before)
     assert received == [signal.SIGINT]
     assert trainer.global_step == 5
 
 
 def test_ctrl_c_acts_at_once_in_the_loop_body(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
-    reached = []
-
-    def train() -> None:
-        for record in make_trainer().epochs(synthetic.train, max_epochs=3):
+    records, reached = make_trainer().epochs(synthetic.train, max_epochs=3), []
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        for record in records:
             signal.raise_signal(signal.SIGINT)
             reached.append(record)
-
-    with pytest.raises(KeyboardInterrupt):
-        train()
     assert not reached
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
