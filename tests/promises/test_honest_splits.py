@@ -27,9 +27,7 @@ def test_no_run_is_selected_by_the_test_set(make_trainer: MakeTrainer, synthetic
     assert inspect.signature(Trainer.fit).parameters["monitor"].default == "val_accuracy"
 
 
-def test_test_images_change_no_weight_and_no_choice(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
-) -> None:
+def test_test_images_change_nothing(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
     train, val = synthetic.train.split(0.3, seed=0)
     runs: list[Trainer] = []
     for test in (None, synthetic.test):
@@ -46,9 +44,7 @@ def test_test_images_change_no_weight_and_no_choice(
     assert chosen[0] == chosen[1] == {"monitor": "val_rank", "epoch": 2, "value": 0.0}
 
 
-def test_without_validation_the_last_epoch_is_the_best(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
-) -> None:
+def test_without_validation_the_last_wins(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
     for number, settings in enumerate(({}, {"ema_decay": 0.9})):
         directory = tmp_path / str(number)
         trainer = fit(make_trainer(**settings), synthetic.train, None, directory, test=synthetic.test, max_epochs=2)
@@ -70,14 +66,15 @@ def test_a_split_keeps_equal_images_on_one_side(synthetic: DatasetSplits) -> Non
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_held_out_images_that_are_trained_on_are_counted(
+def test_shared_images_are_counted_in_a_warning(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, split: str
 ) -> None:
     train, held_out = synthetic.train.split(0.2, seed=0)
-    fit(make_trainer(), train, **{split: held_out})
+    held: dict[str, Any] = {split: held_out}
+    fit(make_trainer(), train, **held)
     message = f"{len(held_out)} of {len(held_out)} {split} images are training images too"
     with pytest.warns(UserWarning, match=message):
-        fit(make_trainer(), synthetic.train, **{split: held_out})
+        fit(make_trainer(), synthetic.train, **held)
     images = torch.cat([held_out.images[:1], synthetic.test.images])
-    few = ImageDataset(images, torch.cat([held_out.labels[:1], synthetic.test.labels]), synthetic.train.classes)
-    fit(make_trainer(), synthetic.train, **{split: few})  # 1 % is tolerated
+    held[split] = ImageDataset(images, torch.cat([held_out.labels[:1], synthetic.test.labels]), synthetic.train.classes)
+    fit(make_trainer(), synthetic.train, **held)  # 1 % is tolerated

@@ -51,9 +51,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return made
 
 
-def test_a_step_is_captured_once_per_shape(
-    captures: list[object], make_trainer: MakeTrainer, synthetic: DatasetSplits
-) -> None:
+def test_a_shape_is_captured_once(captures: list[object], make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
     trainer = make_trainer(backend="cuda-graph")
     list(trainer.epochs(synthetic.train, max_epochs=4))
     assert len(captures) == 2  # whole batches, and the last one of an epoch
@@ -113,11 +111,8 @@ def test_only_known_steps_are_captured(make_trainer: MakeTrainer) -> None:
     trainer.device = torch.device("cuda")
     assert can_be_captured(trainer)
     assert trainer.uses_cuda_graph is False, "the fixture has switched it off"
-    trainer.loss_fn = lambda logits, labels: logits.sum()
-    assert not can_be_captured(trainer)
-    trainer = make_trainer()
-    trainer.device, trainer.optimizer = torch.device("cuda"), torch.optim.LBFGS(trainer.model.parameters())
-    assert not can_be_captured(trainer)
-    trainer = make_trainer()
-    trainer.device, trainer.model = torch.device("cuda"), nn.Linear(2, 2)
-    assert not can_be_captured(trainer)
+    lbfgs = torch.optim.LBFGS(trainer.model.parameters())
+    for name, value in (("loss_fn", lambda logits, labels: 0), ("optimizer", lbfgs), ("model", nn.Linear(2, 2))):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trainer, name, value)
+            assert not can_be_captured(trainer)

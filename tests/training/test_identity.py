@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from cifarnet import Checkpointer, CifarCNN, DatasetSplits, ImageDataset, Trainer, Transforms, build_transforms
-from cifarnet.errors import CheckpointMismatchError, CifarnetError
+from cifarnet import Checkpointer, DatasetSplits, ImageDataset, Trainer, Transforms, build_transforms
+from cifarnet.errors import CheckpointMismatchError
 from cifarnet.optim import one_cycle
 from cifarnet.training.describe import describe_value
 from runs import equal, fit, read_state, weights_of
@@ -35,14 +35,6 @@ class Focal(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         return focal(logits, labels, self.power)
-
-
-def double(images: Tensor) -> Tensor:
-    return images * 2
-
-
-def triple(images: Tensor) -> Tensor:
-    return images * 3
 
 
 def augmented(augment: v2.Transform) -> dict[str, Any]:
@@ -66,7 +58,6 @@ def augmented(augment: v2.Transform) -> dict[str, Any]:
         ({"loss_fn": Focal(2.0)}, {"loss_fn": Focal(5.0)}, "loss_fn.power 2.0 in the run, 5.0 now"),
         ({"loss_fn": focal}, {"loss_fn": Focal(2.0)}, "loss_fn focal in the run, Focal now"),
         ({"loss_fn": focal}, {"loss_fn": lambda logits, labels: 0}, "loss_fn focal in the run, a lambda now"),
-        (augmented(v2.Lambda(double)), augmented(v2.Lambda(triple)), "augment.lambd.global double in the run, triple"),
         (augmented(v2.ColorJitter(0.1)), augmented(v2.ColorJitter(0.2)), "augment.brightness"),
     ],
 )
@@ -114,18 +105,6 @@ def test_another_dataloader_is_refused(make_trainer: MakeTrainer, synthetic: Dat
             fit(make_trainer(), loader, None, tmp_path, max_epochs=2)
 
 
-def test_another_network_or_optimizer_is_not_loaded(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
-) -> None:
-    fit(make_trainer(), synthetic.train, None, tmp_path)
-    model = CifarCNN(image_size=16, widths=(8, 16), hidden=32)
-    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=1e-3), transforms=build_transforms(size=16))
-    with pytest.raises(CifarnetError, match=r"optimizer\.name Adam in the run, SGD now"):
-        Checkpointer(tmp_path).load(trainer)
-    with pytest.raises(CheckpointMismatchError, match=r"model.arguments.num_classes 10 in the run, 11 now"):
-        Checkpointer(tmp_path).load(make_trainer(num_classes=11))
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -145,9 +124,7 @@ def test_a_warning_names_each_loss_of_equality(
         fit(make_trainer(**{**plain, **changes}), synthetic.train, None, tmp_path, max_epochs=2)
 
 
-def test_differences_are_kept_with_their_steps(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
-) -> None:
+def test_differences_keep_their_steps(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
     def differences(max_epochs: int) -> list[str]:
         trainer = make_trainer(lr_schedule=one_cycle())
         return fit(trainer, synthetic.train, None, tmp_path, max_epochs=max_epochs).resume_differences

@@ -66,9 +66,7 @@ def test_training_alone_sees_small_images(synthetic: DatasetSplits) -> None:
 
 
 @pytest.mark.parametrize("stop", [14, 15, 18])
-def test_resume_around_a_change_of_size_is_bit_identical(
-    backend: str, synthetic: DatasetSplits, tmp_path: Path, stop: int
-) -> None:
+def test_resume_around_a_resize_is_exact(backend: str, synthetic: DatasetSplits, tmp_path: Path, stop: int) -> None:
     """An epoch has five steps: the size changes after 15."""
     whole, stopped, resumed = (make(backend, precision="float32") for _ in range(3))
     fit(whole, synthetic.train, None, tmp_path / "whole", max_epochs=4)

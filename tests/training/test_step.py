@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from cifarnet import CifarCNN, DatasetSplits, Trainer, Transforms, build_transforms, make_synthetic
 from cifarnet.errors import SettingError
@@ -121,20 +120,6 @@ def test_a_mixed_step_is_the_textbook_step(small_transforms: Transforms) -> None
         torch.testing.assert_close(one, other, rtol=0, atol=1e-7)  # mix gave float32 shares
     assert record.train_loss == pytest.approx(loss.item(), rel=1e-6)
     assert record.train_accuracy == float((logits.argmax(dim=1) == labels).double().mean())  # 0.7 is the larger share
-
-
-@pytest.mark.parametrize("mix", [v2.MixUp(num_classes=10), v2.CutMix(num_classes=10)], ids=["mixup", "cutmix"])
-def test_mixing_of_torchvision_is_drawn_from_the_seed(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, mix: v2.Transform
-) -> None:
-    def losses(mix: v2.Transform | None, noise: int, seed: int = 0) -> list[float]:
-        torch.manual_seed(noise)
-        trainer = make_trainer(batch_transform=mix, seed=seed, dropout=0.0)
-        return [record.train_loss for record in trainer.epochs(synthetic.train, max_epochs=2)]
-
-    assert losses(mix, noise=1) == losses(mix, noise=2)
-    assert losses(mix, noise=1) != losses(None, noise=1)
-    assert losses(mix, noise=1) != losses(mix, noise=1, seed=1)
 
 
 def test_mixed_labels_that_are_not_soft_are_refused(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
