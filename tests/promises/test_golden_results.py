@@ -190,4 +190,3 @@ def record() -> None:
 
 if __name__ == "__main__":
     record()
-    sys.exit()

@@ -85,13 +85,11 @@ def test_an_optimizer_that_cannot_train_the_model_is_refused(synthetic: DatasetS
     [
         ({"max_epochs": 0}, "max_epochs must be at least 1, got 0"),
         ({"max_epochs": 2.0}, "max_epochs must be a whole number"),
-        ({"max_epochs": True}, "max_epochs must be a whole number"),
         ({"batch_size": -5}, "batch_size must be at least 1, got -5"),
         ({"patience": 0}, "patience must be at least 1, got 0"),
         ({"patience": 1}, "patience and metrics need validation images"),
         ({"metrics": {"top5": max}}, "patience and metrics need validation images"),
         ({"metrics": {"loss": max}}, 'metrics must not be named "accuracy" or "loss"'),
-        ({"monitor": "val_top5"}, 'monitor "val_top5" is unknown'),
         ({"monitor": "val_acuracy"}, 'monitor "val_acuracy" is unknown; did you mean "val_acc'),
     ],
 )

@@ -57,9 +57,7 @@ def test_a_shape_is_captured_once(captures: list[object], make_trainer: MakeTrai
     assert len(captures) == 2  # whole batches, and the last one of an epoch
 
 
-def test_graphs_follow_changes_of_the_loop_body(
-    captures: list[object], make_trainer: MakeTrainer, synthetic: DatasetSplits
-) -> None:
+def test_graphs_follow_the_body(captures: list[object], make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
     """Each shape is captured in its second batch. The small last batch of an epoch is trained eagerly once."""
 
     def train(backend: str) -> list[float]:
@@ -87,9 +85,7 @@ def test_graphs_follow_changes_of_the_loop_body(
     assert len(captures) > 2
 
 
-def test_graphs_follow_a_state_loaded_in_the_body(
-    captures: list[object], make_trainer: MakeTrainer, synthetic: DatasetSplits
-) -> None:
+def test_graphs_follow_a_new_state(captures: list[object], make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
     def train(backend: str) -> list[float]:
         trainer = make_trainer(backend=backend, precision="float64", dropout=0.0)
         losses, saved = [], None

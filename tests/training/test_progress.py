@@ -72,9 +72,7 @@ def test_the_bar_reads_the_device_at_most_five_times_a_second(
     assert in_fit == len(reads)
 
 
-def test_a_file_gets_a_plain_line_per_epoch(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_gets_a_plain_line_per_epoch(make_trainer: MakeTrainer, synthetic: DatasetSplits, capsys: Any) -> None:
     fit(make_trainer(), synthetic)
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -137,7 +137,8 @@ def test_an_optimizer_with_states_of_any_shape_resumes(synthetic: DatasetSplits,
     def make() -> Trainer:
         torch.manual_seed(0)
         model = CifarCNN(image_size=16, widths=(4, 8), hidden=16)
-        return Trainer(model, Shampoo(model.parameters(), {"lr": 0.01}), transforms=build_transforms(size=16), device="cpu")
+        optimizer = Shampoo(model.parameters(), {"lr": 0.01})
+        return Trainer(model, optimizer, transforms=build_transforms(size=16), device="cpu")
 
     whole = fit(make(), synthetic.train, max_epochs=3)
     fit(make(), synthetic.train, None, tmp_path, max_epochs=2)

@@ -127,9 +127,7 @@ def test_ctrl_c_acts_at_once_in_the_loop_body(make_trainer: MakeTrainer, synthet
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_stopped_run_continues_in_memory(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_stopped_run_continues_in_memory(make_trainer: MakeTrainer, synthetic: DatasetSplits, capsys: Any) -> None:
     whole = fit(make_trainer(loss_fn=Tripwire(0)), synthetic.train, max_epochs=3)
     trainer = make_trainer(loss_fn=Tripwire(7, send(signal.SIGINT)))
     with pytest.raises(KeyboardInterrupt):
