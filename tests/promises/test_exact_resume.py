@@ -109,9 +109,7 @@ def test_resume_of_a_killed_process_is_bit_identical(tmp_path: Path) -> None:
     assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_resume_of_early_stopping_ends_at_the_same_epoch(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
-) -> None:
+def test_resume_of_early_stopping_is_exact(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
     train, val = synthetic.train.split(0.2, seed=0)
     whole = fit(make_trainer(lr=0.05), train, val, tmp_path / "whole", max_epochs=40, patience=2)
     for max_epochs in (*range(1, len(whole.history)), 40, 40):
@@ -137,9 +135,7 @@ def test_resume_of_a_dataloader_starts_at_an_epochs_end(
     assert_equal_runs(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_a_fall_back_to_the_previous_file_is_bit_identical(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
-) -> None:
+def test_a_fall_back_is_bit_identical(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
     """The previous file is of the middle of an epoch, and the best weights on the disk are of a later one."""
     train, val = synthetic.train.split(0.2, seed=0)
     settings: dict[str, Any] = {"max_epochs": 40, "patience": 3}
@@ -160,48 +156,30 @@ def test_a_fall_back_to_the_previous_file_is_bit_identical(
 
 
 CHILD = """
-import os, signal, sys, time
-from cifarnet import Checkpointer, cli, make_synthetic
+import os, sys
+from cifarnet import cli, make_synthetic
 from cifarnet.cli import data_source as data
 from cifarnet.training import loop
 data.make_synthetic = lambda size: make_synthetic(num_train=200, num_test=60, seed=0)
-where, signum, times = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-train_step, save, saves = loop.train_step, Checkpointer.save_state, []
-def strike(pause_s=0.0):
-    for _ in range(times):
-        os.kill(os.getpid(), signum)
-        time.sleep(pause_s)
-def struck_step(trainer, batch, *, step, **settings):
-    if step == 2: strike()
-    train_step(trainer, batch, step=step, **settings)
-def struck_save(self, state):
-    saves.append(state)
-    if len(saves) == 2: strike(0.5)
-    return save(self, state)
-if where == "training": loop.train_step = struck_step
-else: Checkpointer.save_state = struck_save
-sys.exit(cli.main(["train", "--data", "synthetic", "--epochs", "2", "--out", sys.argv[4], "--save-every", "0"]))
+train_step = loop.train_step
+def struck_step(trainer, batch, **settings):
+    for _ in range(int(sys.argv[2]) if trainer.state.step == 2 else 0): os.kill(os.getpid(), int(sys.argv[1]))
+    train_step(trainer, batch, **settings)
+loop.train_step = struck_step
+sys.exit(cli.main(["train", "--data", "synthetic", "--epochs", "2", "--out", "run", "--save-every", "0"]))
 """
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize(
-    ("where", "signum", "times", "code"),
-    [
-        ("training", signal.SIGTERM, 1, 143),
-        ("training", signal.SIGTERM, 2, -signal.SIGTERM),
-        ("training", signal.SIGINT, 1, 130),
-        ("saving", signal.SIGINT, 2, 130),
-    ],
+    ("signum", "times", "code"),
+    [(signal.SIGTERM, 1, 143), (signal.SIGTERM, 2, -signal.SIGTERM), (signal.SIGINT, 1, 130), (signal.SIGINT, 2, 130)],
 )
-def test_the_command_line_saves_and_returns_the_shells_code(
-    tmp_path: Path, where: str, signum: int, times: int, code: int
-) -> None:
-    command = [sys.executable, "-c", CHILD, where, str(int(signum)), str(times), "run"]
+def test_the_cli_saves_and_returns_shell_codes(tmp_path: Path, signum: int, times: int, code: int) -> None:
+    command = [sys.executable, "-c", CHILD, str(int(signum)), str(times)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == code, done.stderr
     if times == 1:
         assert re.search(r"Stopped at epoch 1 step \d; saved run/last.safetensors", done.stderr)
-    if times == 1 or where == "saving":
         assert read_state(tmp_path / "run")
     assert "Traceback" not in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -13,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from cifarnet import Checkpointer, DatasetSplits, Trainer
 from cifarnet.errors import CheckpointError, NonFiniteError
@@ -64,7 +64,7 @@ def test_a_run_survives_a_failure_of_each_call_to_the_disk(
 
     train("whole")
     messages: list[str] = []
-    for k in range(1, 400, 2):
+    for k in range(1, 400, 5):
         with KthCallFails(k) as faults:
             try:
                 train(str(k))
@@ -96,28 +96,20 @@ def test_a_run_saves_by_time_in_mid_epoch(make_trainer: MakeTrainer, synthetic: 
     assert saved == [(6, 0)]
 
 
+class Failing(Checkpointer):
+    def save_state(self, state: Mapping[str, Any]) -> Path:
+        time.sleep(0.05)
+        raise CheckpointError("no space")
+
+
 def test_a_failed_save_ends_the_run(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
-    class Failing(Checkpointer):
-        def save_state(self, state: Mapping[str, Any]) -> Path:
-            if state["position"]["epoch"] >= 1:
-                raise CheckpointError("needs 77 MB, 12 MB free")
-            return super().save_state(state)
-
-    trainer = make_trainer()
-    with pytest.raises(CheckpointError, match="12 MB free"):
-        fit(trainer, synthetic.train, max_epochs=50, checkpointer=Failing(tmp_path, save_every_s=0))
+    trainer, checkpointer = make_trainer(), Failing(tmp_path, save_every_s=0)
+    with pytest.raises(CheckpointError, match="no space"):
+        fit(trainer, synthetic.train, max_epochs=50, checkpointer=checkpointer)
     assert len(trainer.history) < 50
-    assert read_state(tmp_path)
 
 
-def test_a_failed_save_is_a_note_of_an_earlier_error(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
-) -> None:
-    class Failing(Checkpointer):
-        def save_state(self, state: Mapping[str, Any]) -> Path:
-            time.sleep(0.05)
-            raise CheckpointError("no space")
-
+def test_an_error_notes_a_failed_save(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
     def fail() -> None:
         raise ZeroDivisionError
 
@@ -126,17 +118,15 @@ def test_a_failed_save_is_a_note_of_an_earlier_error(
     assert caught.value.__notes__ == ["A save failed too: no space"]
 
 
-def test_a_directory_in_use_is_refused(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
-    trainer = make_trainer()
-    with Checkpointer(tmp_path), pytest.raises(CheckpointError, match="in use by process"):
-        fit(trainer, synthetic.train, None, tmp_path)
-    assert trainer.global_step == 0
+def test_closing_raises_a_failed_save(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
+    records = make_trainer().epochs(synthetic.train, max_epochs=9, checkpointer=Failing(tmp_path, save_every_s=1e9))
+    next(records)
+    with pytest.raises(CheckpointError, match="no space"), contextlib.closing(records):
+        pass
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-def test_a_second_ctrl_c_does_not_wait_for_a_slow_disk(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
-) -> None:
+def test_a_second_ctrl_c_waits_for_no_disk(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
     """The directory stays locked until the write has ended."""
     disk = threading.Event()
 
@@ -161,9 +151,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_slow_disk(
     assert read_state(tmp_path)["position"]["global_step"] == 1
 
 
-def test_a_loss_that_is_not_finite_leaves_the_files_alone(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
-) -> None:
+def test_a_nan_loss_leaves_the_files_alone(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
     def explode() -> None:
         with torch.no_grad():
             trainer.model.get_parameter("fc2.bias").fill_(float("nan"))
@@ -171,35 +159,21 @@ def test_a_loss_that_is_not_finite_leaves_the_files_alone(
     fit(make_trainer(loss_fn=Tripwire(0)), synthetic.train, None, tmp_path)
     before = (tmp_path / "last.safetensors").read_bytes()
     trainer = make_trainer(loss_fn=Tripwire(3, explode))
-    message = (
-        rf"since step 4 of epoch 2 .*learning rate 0.001.*Try a tenth .*Last good checkpoint: {tmp_path}/last\.saf"
-    )
+    message = rf"since step 4 of epoch 2 .*learning rate 0.001.*Try a tenth .*checkpoint: {tmp_path}/last\.safetensors"
     with pytest.raises(NonFiniteError, match=message):
         fit(trainer, synthetic.train, None, tmp_path, max_epochs=50)
     assert (tmp_path / "last.safetensors").read_bytes() == before
     assert len(trainer.history) == 1
 
 
-def test_statistics_that_are_not_finite_are_not_saved(
-    synthetic: DatasetSplits, make_trainer: MakeTrainer, tmp_path: Path
-) -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm = nn.BatchNorm2d(3)
-            self.register_buffer("mask", torch.full((2,), -torch.inf))  # which is as it should be
-            self.fc = nn.Linear(3, 10)
+def test_nan_statistics_are_not_saved(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
+    def explode(*_: object) -> None:
+        if trainer.global_step == 6:
+            trainer.model.get_buffer("bn1.running_mean").fill_(torch.nan)
 
-        def forward(self, images: Tensor) -> Tensor:
-            if self.training and self.norm.num_batches_tracked == 7:
-                assert self.norm.running_mean is not None
-                self.norm.running_mean.fill_(torch.nan)
-            logits: Tensor = self.fc(self.norm(images).mean(dim=(2, 3)))
-            return logits
-
-    model = Net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    trainer = Trainer(model, optimizer, transforms=make_trainer().transforms, device="cpu", precision="float32")
+    trainer = make_trainer(precision="float32")
+    trainer.optimizer.register_step_post_hook(explode)
+    trainer.model.register_buffer("mask", torch.full((2,), -torch.inf))  # other buffers may be infinite
     with pytest.raises(NonFiniteError, match=r"A weight is not finite after step \d of epoch 2 .*norm=1\.0"):
         fit(trainer, synthetic.train, max_epochs=3, checkpointer=Checkpointer(tmp_path, save_every_s=0))
-    assert read_state(tmp_path)["model"]["norm.running_mean"].isfinite().all()
+    assert read_state(tmp_path)["model"]["bn1.running_mean"].isfinite().all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -43,57 +42,30 @@ def with_augment(augment: v2.Transform) -> dict[str, Any]:
     return {"transforms": Transforms(augment, Preprocess(16))}
 
 
+STEP_LR = torch.optim.lr_scheduler.StepLR(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1), 1)
+
+
 @pytest.mark.parametrize(
-    ("settings", "error", "message"),
+    ("settings", "message"),
     [
-        ({"seed": -1}, SettingError, "seed must be at least 0, got -1"),
-        ({"seed": 0.5}, SettingError, "seed must be a whole number, got 0.5"),
-        ({"max_grad_norm": 0.0}, SettingError, "max_grad_norm must be above 0, got 0.0"),
-        ({"precision": "fp16"}, SettingError, 'precision "fp16" is unknown'),
-        ({"device": "tpu9"}, SettingError, 'device "tpu9" cannot be used'),
-        (
-            {"transforms": v2.Compose([v2.Identity()])},
-            SettingError,
-            "transforms is a Compose. It must be Transforms",
-        ),
-        ({"loss_fn": nn.CrossEntropyLoss}, SettingError, "loss_fn is the class CrossEntropyLoss. It must be a fun"),
-        (
-            {"loss_fn": nn.CrossEntropyLoss(reduction="sum")},
-            SettingError,
-            "it has reduction='sum'. Use reduction='mean'",
-        ),
-        (
-            {
-                "lr_schedule": torch.optim.lr_scheduler.StepLR(
-                    torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1), 1
-                )
-            },
-            SettingError,
-            r"lr_schedule is a StepLR\. .*Use optim\.from_torch",
-        ),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": 0.5}, "seed must be a whole number, got 0.5"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm must be above 0, got 0.0"),
+        ({"transforms": v2.Compose([v2.Identity()])}, "transforms is a Compose. It must be Transforms"),
+        ({"loss_fn": nn.CrossEntropyLoss}, "loss_fn is the class CrossEntropyLoss. It must be a fun"),
+        ({"loss_fn": nn.CrossEntropyLoss(reduction="sum")}, "it has reduction='sum'. Use reduction='mean'"),
+        ({"lr_schedule": STEP_LR}, r"lr_schedule is a StepLR\. .*Use optim\.from_torch"),
     ],
 )
-def test_a_trainer_with_a_wrong_setting_is_refused(
-    make_trainer: MakeTrainer, settings: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
+def test_wrong_trainer_settings_are_refused(make_trainer: MakeTrainer, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
         make_trainer(**settings)
-
-
-class Stepless(torch.optim.SGD):
-    def step(self, closure: Callable[[], float]) -> float:  # type: ignore[override]
-        raise AssertionError
 
 
 def test_an_optimizer_that_cannot_train_the_model_is_refused(synthetic: DatasetSplits) -> None:
     model = small_model()
-    for kind in (torch.optim.LBFGS, functools.partial(Stepless, lr=0.1)):
-        with pytest.raises(SettingError, match=r"(LBFGS|Stepless) needs a closure"):
-            Trainer(model, kind(model.parameters()), device="cpu")
-    with pytest.raises(SettingError, match=r"model is the class CifarCNN. It must be an nn.Module"):
-        Trainer(CifarCNN)  # type: ignore[arg-type]
-    with pytest.raises(SettingError, match=r"optimizer is the class Adam. It must be an optimizer"):
-        Trainer(model, torch.optim.Adam)  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="LBFGS needs a closure"):
+        Trainer(model, torch.optim.LBFGS(model.parameters()), device="cpu")
     with pytest.raises(SettingError, match="parameters that are not the model's"):
         Trainer(model, torch.optim.SGD(small_model().parameters(), lr=0.1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -113,13 +85,11 @@ def test_an_optimizer_that_cannot_train_the_model_is_refused(synthetic: DatasetS
     [
         ({"max_epochs": 0}, "max_epochs must be at least 1, got 0"),
         ({"max_epochs": 2.0}, "max_epochs must be a whole number"),
-        ({"max_epochs": True}, "max_epochs must be a whole number"),
         ({"batch_size": -5}, "batch_size must be at least 1, got -5"),
         ({"patience": 0}, "patience must be at least 1, got 0"),
         ({"patience": 1}, "patience and metrics need validation images"),
         ({"metrics": {"top5": max}}, "patience and metrics need validation images"),
         ({"metrics": {"loss": max}}, 'metrics must not be named "accuracy" or "loss"'),
-        ({"monitor": "val_top5"}, 'monitor "val_top5" is unknown'),
         ({"monitor": "val_acuracy"}, 'monitor "val_acuracy" is unknown; did you mean "val_acc'),
     ],
 )
@@ -145,38 +115,28 @@ def test_data_that_do_not_fit_the_model_are_refused(make_trainer: MakeTrainer, s
         fit(make_trainer(num_classes=7), synthetic.train)
     with pytest.raises(SettingError, match=r"CifarCNN cannot take the images of .*prepared to 32 pixels"):
         fit(make_trainer(transforms=build_transforms()), synthetic.train)
-    for dtype in (torch.int64, torch.bool):
-        with pytest.raises(DataError, match=f"must have uint8 images or preprocessed floating images, got {dtype}"):
-            fit(make_trainer(), [(synthetic.train.images.to(dtype), synthetic.train.labels)])
     with pytest.raises(SettingError, match="the iterable of batches has no length"):
         fit(make_trainer(lr_schedule=linear()), iter([(test.images, test.labels)]))
-    for trainer in (make_trainer(), make_trainer(lr_schedule=linear())):
-        with pytest.raises(DataError, match=r"got DatasetSplits. Pass its .train or .test"):
-            fit(trainer, synthetic)
+    with pytest.raises(DataError, match=r"got DatasetSplits. Pass its .train or .test"):
+        fit(make_trainer(), synthetic)
 
 
-@pytest.mark.parametrize(
-    ("augment", "message"),
-    [
-        (
-            v2.Compose([RandomFlip(), v2.ToDtype(torch.float32, scale=True)]),
-            r"ToDtype returns torch\.float32. Leave out",
-        ),
-        (v2.Lambda(lambda images: images.tolist()), "Lambda returns list"),
-    ],
-)
-def test_an_augmentation_must_return_uint8(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, augment: v2.Transform, message: str
-) -> None:
-    for data in (synthetic.train, DataLoader(synthetic.train, 50)):
-        trainer = make_trainer(**with_augment(augment))
-        with pytest.raises(SettingError, match=message):
-            fit(trainer, data)
-        assert trainer.global_step == 0
+def test_an_augmentation_must_return_uint8(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    to_float = v2.Compose([RandomFlip(), v2.ToDtype(torch.float32, scale=True)])
+    to_list = v2.Lambda(lambda images: images.tolist())
+    for augment, message in (
+        (to_float, "ToDtype returns torch.float32. Leave out"),
+        (to_list, "Lambda returns list"),
+    ):
+        for data in (synthetic.train, DataLoader(synthetic.train, 50)):
+            trainer = make_trainer(**with_augment(augment))
+            with pytest.raises(SettingError, match=message):
+                fit(trainer, data)
+            assert trainer.global_step == 0
 
 
 @pytest.mark.parametrize("step", [v2.RandomHorizontalFlip(), v2.ColorJitter(0.5), v2.RandomErasing(0.1)])
-def test_a_transform_that_draws_once_per_batch_is_named(
+def test_draws_once_per_batch_are_named(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, step: v2.Transform
 ) -> None:
     trainer = make_trainer(**with_augment(v2.Compose([RandomFlip(), step])))
@@ -188,62 +148,37 @@ def test_a_transform_that_draws_once_per_batch_is_named(
     assert equal(weights_of(trainer.model), before)
 
 
-@pytest.mark.parametrize("step", [v2.Identity(), v2.Grayscale(3), RandomFlip(), v2.RandomInvert(1.0)])
-def test_a_transform_without_shared_draws_is_not_named(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, step: v2.Transform
-) -> None:
-    make_trainer(**with_augment(step)).epochs(synthetic.train, max_epochs=1)
+def test_a_transform_without_shared_draws_is_not_named(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    for step in (v2.Identity(), v2.Grayscale(3), RandomFlip(), v2.RandomInvert(1.0)):
+        make_trainer(**with_augment(step)).epochs(synthetic.train, max_epochs=1)
 
 
-@pytest.mark.parametrize(
-    ("loss_fn", "message"),
-    [
-        (lambda logits, labels: (logits - labels[:, None]).mean(dim=1), r"it returns shape \(64,\)"),
-        (lambda logits, labels: 1.0, "it returns a float"),
-    ],
-)
-def test_a_loss_that_is_no_mean_is_refused(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, loss_fn: Any, message: str
-) -> None:
-    with pytest.raises(SettingError, match=message):
-        fit(make_trainer(loss_fn=loss_fn), synthetic.train)
+def test_a_loss_that_is_no_mean_is_refused(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
+    with pytest.raises(SettingError, match=r"it returns shape \(64,\)"):
+        fit(make_trainer(loss_fn=lambda logits, labels: (logits - labels[:, None]).mean(dim=1)), synthetic.train)
+    with pytest.raises(SettingError, match="it returns a float"):
+        fit(make_trainer(loss_fn=lambda logits, labels: 1.0), synthetic.train)
 
 
 def test_a_model_that_returns_a_dict_is_refused(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = small_model()
+    class Net(CifarCNN):
+        def forward(self, images: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+            return {"logits": super().forward(images)}
 
-        def forward(self, images: Tensor) -> dict[str, Tensor]:
-            return {"logits": self.inner(images)}
-
-    model = Net()
-    trainer = Trainer(model, transforms=make_trainer().transforms, device="cpu")
+    trainer = Trainer(Net(image_size=16, widths=(8, 16)), transforms=make_trainer().transforms, device="cpu")
     with pytest.raises(SettingError, match=r"The model returns a dict.*output\['logits'\]"):
         fit(trainer, synthetic.train)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"weight_decay": np.float32(1e-4)},
-        {"betas": (np.float64(0.9), np.float64(0.99))},
-        {"max_grad_norm": torch.tensor(1.0), "seed": np.int64(2**40 + 1), "accumulate_grad_batches": np.int32(1)},
-        {"ema_decay": np.float32(0.9)},
-        {"mean": np.array([0.5, 0.5, 0.5]), "std": torch.tensor([0.2, 0.2, 0.2])},
-    ],
-    ids=lambda settings: "-".join(settings),
-)
-def test_settings_of_numpy_are_saved_and_resume(
-    synthetic: DatasetSplits, tmp_path: Path, settings: dict[str, Any]
-) -> None:
+def test_settings_of_numpy_are_saved_and_resume(synthetic: DatasetSplits, tmp_path: Path) -> None:
     def build() -> Trainer:
-        given, model = dict(settings), small_model()
-        of_adam = {key: given.pop(key) for key in ("weight_decay", "betas") if key in given}
-        of_images = {key: given.pop(key) for key in ("mean", "std") if key in given}
-        optimizer = torch.optim.Adam(model.parameters(), **of_adam)
-        return Trainer(model, optimizer, transforms=build_transforms(size=16, **of_images), device="cpu", **given)
+        model, betas = small_model(), (np.float64(0.9), np.float64(0.99))
+        optimizer = torch.optim.Adam(model.parameters(), betas=betas, weight_decay=np.float32(1e-4))  # type: ignore[arg-type]
+        mean, std = np.array([0.5, 0.5, 0.5]), torch.tensor([0.2, 0.2, 0.2])
+        transforms = build_transforms(size=16, mean=mean, std=std)  # type: ignore[arg-type]
+        settings: dict[str, Any] = {"max_grad_norm": torch.tensor(1.0), "seed": np.int64(2**40 + 1)}
+        settings |= {"ema_decay": np.float32(0.9), "accumulate_grad_batches": np.int32(1)}
+        return Trainer(model, optimizer, transforms=transforms, device="cpu", **settings)
 
     counts: dict[str, Any] = {"max_epochs": np.int64(2), "batch_size": np.uint8(50)}
     fit(build(), synthetic.train, None, tmp_path, **{**counts, "max_epochs": 1})
@@ -294,22 +229,19 @@ def test_unknown_preprocessing_is_not_made_up(tmp_path: Path) -> None:
     classifier = Classifier.load(tmp_path, device="cpu")
     expected = trainer.evaluate(normalised(synthetic.test)).accuracy
     assert classifier.evaluate(normalised(synthetic.test)).accuracy == expected
-    refused: list[Callable[[], object]] = [
-        lambda: classifier.evaluate(synthetic.test),
-        lambda: classifier.predict(np.zeros((16, 16, 3), np.uint8)),
-        lambda: trainer.evaluate(synthetic.test),
-        lambda: fit(make(), normalised(synthetic.train), synthetic.test),
-    ]
-    for function in refused:
-        with pytest.raises(DataError, match=r"their preprocessing is unknown\. Pass it"):
-            function()
+    message = r"their preprocessing is unknown\. Pass it"
+    for owner in (classifier, trainer):
+        with pytest.raises(DataError, match=message):
+            owner.evaluate(synthetic.test)
+    with pytest.raises(DataError, match=message):
+        classifier.predict(np.zeros((16, 16, 3), np.uint8))
+    with pytest.raises(DataError, match=message):
+        fit(make(), normalised(synthetic.train), synthetic.test)
     given = Classifier.load(tmp_path, preprocess=Preprocess(32, (0.5,) * 3, (0.5,) * 3), device="cpu")
     assert given.evaluate(synthetic.test).accuracy == expected
 
 
-def test_preprocessing_that_is_passed_is_saved(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
-) -> None:
+def test_passed_preprocessing_is_saved(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
     trainer = make_trainer(transforms=build_transforms(size=16, mean=(0.5,) * 3, std=(0.5,) * 3))
     fit(trainer, normalised(synthetic.train), synthetic.test, tmp_path)
     expected = trainer.evaluate(normalised(synthetic.test)).accuracy

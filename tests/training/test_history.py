@@ -9,12 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cifarnet import EpochRecord, History
+from cifarnet._validation import finite_json
 from cifarnet.errors import DataError, SettingError
-from cifarnet.training.history import finite_json
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
-
-
 FIELDS = ("learning_rate", "train_s", "eval_s", "images_per_s")
 
 
@@ -76,17 +74,12 @@ def test_a_history_is_a_sequence_with_named_columns() -> None:
     assert history[:2] == History([history[0], history[1]])
     assert history["train_loss"] == [2.0, 1.0, 0.5]
     assert [r.epoch for r in history] == [1, 2, 3]
-    assert repr(history) == "<History of 3 epochs>"
-    assert history != [*history]
 
 
 def test_the_best_epoch_is_the_earliest_of_equals_and_never_nan() -> None:
     accuracies = [0.5, math.nan, 0.7, 0.7, 0.6]
     history = History(record(i, val_accuracy=a, val_loss=1 - a) for i, a in enumerate(accuracies, 1))
-    for monitor in ("val_accuracy", "val_loss"):
-        best = history.best(monitor)
-        assert best is not None
-        assert best.epoch == 3
+    assert history.best("val_accuracy") is history.best("val_loss") is history[2]
     assert History([record(val_accuracy=None)]).best() is None
 
 
@@ -138,11 +131,3 @@ def test_a_column_that_this_version_does_not_know_is_kept(tmp_path: Path) -> Non
     history.save_csv(tmp_path / "history.csv")
     assert History.load_csv(tmp_path / "history.csv") == history
     assert history["grad_norm"] == [2.5, None]
-
-
-def test_a_metric_of_the_caller_selects_the_best_epoch() -> None:
-    history = History([record(1, val_top5=0.9), record(2, val_top5=0.95), record(3, val_top5=0.92)])
-    best = history.best("val_top5")
-    assert best is not None
-    assert best.epoch == 2
-    assert "val_top5 0.9500" in str(best)

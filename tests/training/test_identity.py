@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from cifarnet import Checkpointer, CifarCNN, DatasetSplits, ImageDataset, Trainer, Transforms, build_transforms
-from cifarnet.errors import CheckpointMismatchError, CifarnetError
+from cifarnet import Checkpointer, DatasetSplits, ImageDataset, Trainer, Transforms, build_transforms
+from cifarnet.errors import CheckpointMismatchError
 from cifarnet.optim import one_cycle
 from cifarnet.training.describe import describe_value
 from runs import equal, fit, read_state, weights_of
@@ -29,39 +29,12 @@ def focal(logits: Tensor, labels: Tensor, power: float = 2.0) -> Tensor:
 
 
 class Focal(nn.Module):
-    def __init__(self, power: float, *, smoothing: float = 0.0) -> None:
+    def __init__(self, power: float) -> None:
         super().__init__()
         self.power = power
-        self.loss = nn.CrossEntropyLoss(label_smoothing=smoothing)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        loss: Tensor = self.power * self.loss(logits, labels)
-        return loss
-
-
-class Penalised(nn.Module):
-    """Cross-entropy with a penalty on a weight of the model."""
-
-    def __init__(self, model: nn.Module, alpha: float) -> None:
-        super().__init__()
-        self.model = model
-        self.weights = [model.get_parameter("fc2.weight")]
-        self.alpha = alpha
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(logits, labels) + self.alpha * self.weights[0].square().sum()
-
-
-def lambda_loss(power: float) -> Any:
-    return lambda logits, labels: nn.functional.cross_entropy(logits, labels) * power
-
-
-def double(images: Tensor) -> Tensor:
-    return images * 2
-
-
-def triple(images: Tensor) -> Tensor:
-    return images * 3
+        return focal(logits, labels, self.power)
 
 
 def augmented(augment: v2.Transform) -> dict[str, Any]:
@@ -82,37 +55,19 @@ def augmented(augment: v2.Transform) -> dict[str, Any]:
         ({}, {"batch_transform": v2.MixUp(num_classes=10)}, "batch_transform None in the run, .*MixUp.* now"),
         ({}, {"lr_schedule": one_cycle()}, "lr_schedule None in the run, .*WarmupThenDecay now"),
         ({}, {"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.1)}, r"loss_fn.label_smoothing 0\.0 in the run, 0\.1"),
-        (
-            {"loss_fn": nn.CrossEntropyLoss(weight=torch.ones(10))},
-            {"loss_fn": nn.CrossEntropyLoss(weight=torch.arange(10.0))},
-            "loss_fn.weight.tensor",
-        ),
-        (
-            {"loss_fn": functools.partial(focal, power=2.0)},
-            {"loss_fn": functools.partial(focal, power=5.0)},
-            "loss_fn.keywords.power 2.0 in the run, 5.0 now",
-        ),
         ({"loss_fn": Focal(2.0)}, {"loss_fn": Focal(5.0)}, "loss_fn.power 2.0 in the run, 5.0 now"),
-        ({"loss_fn": Focal(2.0)}, {"loss_fn": Focal(2.0, smoothing=0.1)}, "loss_fn.loss.label_smoothing 0.0 in the"),
         ({"loss_fn": focal}, {"loss_fn": Focal(2.0)}, "loss_fn focal in the run, Focal now"),
-        ({"loss_fn": focal}, {"loss_fn": lambda_loss(1.0)}, "loss_fn focal in the run, a lambda now"),
-        (augmented(v2.Lambda(double)), augmented(v2.Lambda(triple)), "augment.lambd.global double in the run, triple"),
+        ({"loss_fn": focal}, {"loss_fn": lambda logits, labels: 0}, "loss_fn focal in the run, a lambda now"),
         (augmented(v2.ColorJitter(0.1)), augmented(v2.ColorJitter(0.2)), "augment.brightness"),
     ],
 )
 def test_a_run_with_other_settings_is_refused(
-    make_trainer: MakeTrainer,
-    synthetic: DatasetSplits,
-    tmp_path: Path,
-    saved: dict[str, Any],
-    changes: dict[str, Any],
-    message: str,
+    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, saved: Any, changes: Any, message: str
 ) -> None:
     few = synthetic.train.subset(range(64))
     fit(make_trainer(**saved), few, None, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    same = fit(make_trainer(**saved), few, None, tmp_path)
-    assert same.resume_differences == []
+    assert fit(make_trainer(**saved), few, None, tmp_path).resume_differences == []
     trainer = make_trainer(**{**saved, **changes})
     weights = weights_of(trainer.model)
     with pytest.raises(CheckpointMismatchError, match=message):
@@ -139,36 +94,15 @@ def test_a_run_with_other_data_is_refused(make_trainer: MakeTrainer, synthetic: 
     assert fit(make_trainer(), renamed, val, tmp_path, max_epochs=2).resume_differences == []
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"batch_size": 50}, "data.batch_size 64 in the run, 50 now"),
-        ({"dataset": "other"}, "data.fingerprint"),
-        ({"drop_last": True}, "data.num_batches 5 in the run, 4 now"),
-    ],
-)
-def test_another_dataloader_is_refused(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
-    def loader(**changes: Any) -> DataLoader[Any]:
-        dataset = {"other": synthetic.test}.get(changes.pop("dataset", ""), synthetic.train)
-        return DataLoader(dataset, shuffle=True, **{"batch_size": 64, **changes})
-
-    fit(make_trainer(), loader(), None, tmp_path)
-    with pytest.raises(CheckpointMismatchError, match=message):
-        fit(make_trainer(), loader(**change), None, tmp_path, max_epochs=2)
-
-
-def test_another_network_or_optimizer_is_not_loaded(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
-) -> None:
-    fit(make_trainer(), synthetic.train, None, tmp_path)
-    model = CifarCNN(image_size=16, widths=(8, 16), hidden=32)
-    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=1e-3), transforms=build_transforms(size=16))
-    with pytest.raises(CifarnetError, match=r"optimizer\.name Adam in the run, SGD now"):
-        Checkpointer(tmp_path).load(trainer)
-    with pytest.raises(CheckpointMismatchError, match=r"model.arguments.num_classes 10 in the run, 11 now"):
-        Checkpointer(tmp_path).load(make_trainer(num_classes=11))
+def test_another_dataloader_is_refused(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
+    fit(make_trainer(), DataLoader(synthetic.train, 64, shuffle=True), None, tmp_path)
+    for loader, message in (
+        (DataLoader(synthetic.train, 50), "data.batch_size 64 in the run, 50 now"),
+        (DataLoader(synthetic.test, 64), "data.fingerprint"),
+        (DataLoader(synthetic.train, 64, drop_last=True), "data.num_batches 5 in the run, 4 now"),
+    ):
+        with pytest.raises(CheckpointMismatchError, match=message):
+            fit(make_trainer(), loader, None, tmp_path, max_epochs=2)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +111,7 @@ def test_another_network_or_optimizer_is_not_loaded(
         ({"precision": "bf16"}, "precision float32 in the run, bf16 now"),
         ({"deterministic": True}, "deterministic False in the run, True now"),
         ({"fused": False}, r"optimizer\[0\].fused True in the run, False now"),
-        ({"loss_fn": lambda_loss(2.0)}, "loss_fn is a lambda, which cannot be compared"),
+        ({"loss_fn": lambda logits, labels: focal(logits, labels)}, "loss_fn is a lambda, which cannot be compared"),
         ({"loss_fn": Focal(2.0).forward}, "loss_fn is a method of a Focal, which cannot be compared"),
     ],
 )
@@ -190,9 +124,7 @@ def test_a_warning_names_each_loss_of_equality(
         fit(make_trainer(**{**plain, **changes}), synthetic.train, None, tmp_path, max_epochs=2)
 
 
-def test_differences_are_kept_with_their_steps(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
-) -> None:
+def test_differences_keep_their_steps(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
     def differences(max_epochs: int) -> list[str]:
         trainer = make_trainer(lr_schedule=one_cycle())
         return fit(trainer, synthetic.train, None, tmp_path, max_epochs=max_epochs).resume_differences
@@ -224,25 +156,11 @@ def test_a_newer_torch_warns_and_never_refuses(
     assert sum(issubclass(one.category, UserWarning) for one in caught) == 1
 
 
-def test_a_loss_that_holds_the_model_resumes(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
-) -> None:
-    def penalised(alpha: float) -> Trainer:
-        donor = make_trainer()
-        nn.init.normal_(donor.model.get_parameter("fc2.weight"), std=alpha)  # a resume begins with other weights
-        loss = Penalised(donor.model, alpha)
-        return Trainer(donor.model, donor.optimizer, transforms=donor.transforms, loss_fn=loss, device="cpu")
-
-    fit(penalised(0.1), synthetic.train, None, tmp_path)
-    assert fit(penalised(0.1), synthetic.train, None, tmp_path, max_epochs=2).resume_differences == []
-    with pytest.raises(CheckpointMismatchError, match=r"loss_fn\.alpha 0\.1 in the run, 0\.2 now"):
-        fit(penalised(0.2), synthetic.train, None, tmp_path, max_epochs=3)
-
-
 @pytest.mark.parametrize(
     ("value", "other"),
     [
-        (torch.ones(2), torch.zeros(2)),
+        (functools.partial(focal, power=2.0), functools.partial(focal, power=5.0)),
+        (nn.CrossEntropyLoss(weight=torch.ones(10)), nn.CrossEntropyLoss(weight=torch.arange(10.0))),
         (np.ones(2), np.ones(3)),
         (np.float32(1), 2.0),
         ({"a": [1, (2,)]}, {"a": [1, (3,)]}),
@@ -257,6 +175,12 @@ def test_a_loss_that_holds_the_model_resumes(
 def test_descriptions_are_equal_if_values_are(value: Any, other: Any) -> None:
     assert describe_value(value) == describe_value(value)
     assert describe_value(value) != describe_value(other)
+
+
+def test_a_setting_is_described_without_the_model_it_holds() -> None:
+    model = nn.Linear(2, 2)
+    described = describe_value({"model": model, "weight": [model.weight], "alpha": 0.1}, model=model)
+    assert described == {"model": {"global": "the model"}, "weight": [{"global": "the model"}], "alpha": 0.1}
 
 
 def test_a_value_that_contains_itself_is_incomparable() -> None:

@@ -12,16 +12,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from cifarnet import Checkpointer, CifarCNN, Classifier, DatasetSplits, Trainer
 from cifarnet.checkpoint import read_checkpoint
-from cifarnet.errors import CheckpointError, DeviceMemoryError
+from cifarnet.errors import DeviceMemoryError
 from cifarnet.inference import top_k_accuracy
 from cifarnet.optim import ExponentialMovingAverage, cosine, linear
 from runs import (
-    WIRES,
     Tripwire,
     assert_equal_runs,
     equal,
@@ -33,15 +31,6 @@ from runs import (
 )
 
 MakeTrainer = Callable[..., Trainer]
-
-
-def test_a_network_overfits_32_images(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
-    few, trainer = synthetic.train.subset(range(32)), make_trainer(lr=1e-2, dropout=0.0)
-    before = dict(trainer.model.named_parameters())
-    start = weights_of(trainer.model)
-    fit(trainer, few, max_epochs=40, batch_size=32)
-    assert trainer.evaluate(few).accuracy == 1.0
-    assert not any(torch.equal(start[name], parameter) for name, parameter in before.items())
 
 
 def test_a_run_is_a_function_of_its_seed(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
@@ -68,14 +57,6 @@ def test_the_callers_random_state_is_untouched_in_the_body(make_trainer: MakeTra
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_no_grad_around_fit_changes_nothing(make_trainer: MakeTrainer, synthetic: DatasetSplits, context: Any) -> None:
-    plain, inside = fit(make_trainer(), synthetic.train), make_trainer()
-    with context():
-        fit(inside, synthetic.train)
-    assert metrics_of(inside) == metrics_of(plain)
-
-
 def test_a_record_holds_what_was_measured(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
     train, val = synthetic.train.split(0.2, seed=0)
     trainer = make_trainer()
@@ -88,9 +69,7 @@ def test_a_record_holds_what_was_measured(make_trainer: MakeTrainer, synthetic: 
     assert 0 < record.train_accuracy < 1
 
 
-def test_fit_leaves_the_best_weights_and_continues_from_the_last(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits
-) -> None:
+def test_fit_leaves_the_best_and_continues_from_the_last(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
     train, val = synthetic.train.split(0.3, seed=0)
     plain, trainer, selection = make_trainer(lr=0.03), make_trainer(lr=0.03), second_epoch_is_best()
     by_epoch = [weights_of(plain.model) for _ in plain.epochs(train, val, max_epochs=6)]
@@ -105,7 +84,7 @@ def test_fit_leaves_the_best_weights_and_continues_from_the_last(
 
 
 @pytest.mark.parametrize("last", [2, 4])
-def test_weights_that_the_caller_replaces_are_trained(
+def test_weights_the_caller_replaces_are_trained(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, last: int
 ) -> None:
     """Neither the best epoch nor the average of the replaced weights comes back."""
@@ -121,10 +100,7 @@ def test_weights_that_the_caller_replaces_are_trained(
     assert not any(parameter.any() for parameter in trainer.model.parameters())
 
 
-def test_the_average_is_evaluated_selected_and_kept(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
-) -> None:
-    """Beside a run without average, whose weights it must not touch, and an average taken by hand."""
+def test_the_average_is_evaluated_and_kept(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
     train, val = synthetic.train.split(0.3, seed=0)
     plain = make_trainer(lr=0.01)
     by_hand = ExponentialMovingAverage(plain.model, decay=0.9)
@@ -141,8 +117,6 @@ def test_the_average_is_evaluated_selected_and_kept(
     assert equal(weights_of(trainer.model), averages[1])
     assert equal({**read_checkpoint(tmp_path / "best.safetensors").tensors}, averages[1])
     assert equal(trainer.state_dict()["model"], own_weights[-1])
-    assert trainer.ema is not None
-    assert equal({**trainer.ema.weights}, averages[-1])
 
 
 @pytest.mark.parametrize("monitor", ["val_accuracy", "val_loss"])
@@ -187,27 +161,9 @@ def test_a_body_that_ends_the_loop_saves_the_run(
         assert best is not None
         assert trainer.evaluate(synthetic.test).accuracy == best.val_accuracy
         assert equal(weights_of(trainer.model), checkpointer.read_best()[0])
-    straight = fit(make_trainer(lr=0.05), synthetic.train, synthetic.test, max_epochs=4)
-    resumed = fit(make_trainer(lr=0.05), synthetic.train, synthetic.test, tmp_path, max_epochs=4)
-    assert metrics_of(resumed) == metrics_of(straight)
 
 
-def test_a_closed_loop_raises_the_error_of_its_save(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
-) -> None:
-    class Failing(Checkpointer):
-        def save_state(self, state: Any) -> Path:
-            raise CheckpointError("No space left")
-
-    records = make_trainer().epochs(synthetic.train, max_epochs=9, checkpointer=Failing(tmp_path, save_every_s=1e9))
-    next(records)
-    with pytest.raises(CheckpointError, match="No space left"), contextlib.closing(records):
-        pass
-
-
-def test_metrics_of_the_caller_are_recorded_and_select(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
-) -> None:
+def test_metrics_of_the_caller_select(make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path) -> None:
     trainer = make_trainer(lr=0.01, precision="float32")
     settings: dict[str, Any] = {
         "test": synthetic.test.subset(range(50)),
@@ -225,12 +181,6 @@ def test_metrics_of_the_caller_are_recorded_and_select(
     assert best is not None
     assert trainer.best.epoch == best.epoch
     assert Classifier.load(tmp_path, device="cpu").selected_by["monitor"] == "val_top5"
-    state = read_state(tmp_path)
-    state["history"][0]["grad_norm"] = 2.5  # a column that this version does not know
-    Checkpointer(tmp_path).save_state(state)
-    resumed = make_trainer(lr=0.01, precision="float32")
-    fit(resumed, synthetic.train, synthetic.test, max_epochs=4, resume=True, **settings)
-    assert resumed.history["grad_norm"] == [2.5, None, None, None]
 
 
 def test_a_schedule_sets_the_rate_of_every_step(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
@@ -243,7 +193,7 @@ def test_a_schedule_sets_the_rate_of_every_step(make_trainer: MakeTrainer, synth
     assert "initial_lr" not in donor.optimizer.param_groups[0]
 
 
-def test_settings_that_the_body_changes_stay_on_resume(
+def test_changes_in_the_body_stay_on_resume(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path
 ) -> None:
     for max_epochs in (2, 3, 4):
@@ -253,31 +203,16 @@ def test_settings_that_the_body_changes_stay_on_resume(
             trainer.optimizer.param_groups[0]["weight_decay"] = 0.01 * max_epochs
         assert trainer.resume_differences == []
     assert trainer.history["learning_rate"] == [1e-3, 1e-4, 1e-4, 1e-4]
-    for _ in trainer.epochs(synthetic.train, max_epochs=5, checkpointer=tmp_path, resume=True):
-        pass  # the trainer that lowered the rate resumes its own run
-    assert trainer.history["learning_rate"][4] == 1e-4
 
 
-def test_a_scheduler_of_torch_works_in_the_body(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
-    trainer = make_trainer(lr=0.5)
-    # No loss falls by 1e9, so that each epoch after the first is a plateau.
-    settings: dict[str, Any] = {"patience": 0, "factor": 0.1, "threshold": 1e9, "threshold_mode": "abs"}
-    scheduler = ReduceLROnPlateau(trainer.optimizer, min_lr=0.005, **settings)
-    for record in trainer.epochs(synthetic.train, synthetic.test, max_epochs=5):
-        assert record.val_loss is not None
-        scheduler.step(record.val_loss)
-    assert list(trainer.history["learning_rate"]) == pytest.approx([0.5, 0.5, 0.05, 0.005, 0.005])
-
-
-@pytest.mark.parametrize("schedule", [None, cosine()])
-@pytest.mark.parametrize("stop", [1, 2])  # right after the group was added, and an epoch later
+@pytest.mark.parametrize(("schedule", "stop"), [(None, 1), (cosine(), 2)])
 def test_a_run_with_an_added_group_resumes(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, tmp_path: Path, schedule: Any, stop: int
 ) -> None:
     def make(*, has_both: bool) -> Trainer:
         donor = make_trainer()
         head, body = (donor.model.get_parameter(name) for name in ("fc2.weight", "conv1.weight"))
-        optimizer = torch.optim.Adam([head], lr=0.01)
+        optimizer = torch.optim.Adam([head], lr=torch.tensor(0.01))
         if has_both:
             optimizer.add_param_group({"params": [body], "lr": 0.001})
         settings: dict[str, Any] = {"lr_schedule": schedule, "device": "cpu", "ema_decay": 0.9}
@@ -285,10 +220,8 @@ def test_a_run_with_an_added_group_resumes(
 
     def train(trainer: Trainer, directory: str, last: int) -> None:
         body = trainer.model.get_parameter("conv1.weight")
-        start = body.detach().clone()
         for record in trainer.epochs(synthetic.train, max_epochs=3, checkpointer=tmp_path / directory, resume=True):
             if record.epoch == 1:
-                assert torch.equal(body, start)
                 trainer.optimizer.add_param_group({"params": [body], "lr": 0.001})
             if record.epoch == last:
                 break
@@ -297,7 +230,6 @@ def test_a_run_with_an_added_group_resumes(
     train(make(has_both=False), "stopped", stop)
     resumed = make(has_both=True)
     train(resumed, "stopped", 3)
-    assert all(group["fused"] for group in resumed.optimizer.param_groups)
     assert resumed.resume_differences == []
     assert_equal_runs(tmp_path / "whole", tmp_path / "stopped")
 
@@ -329,48 +261,3 @@ def test_a_batch_that_does_not_fit_gets_advice(make_trainer: MakeTrainer, synthe
         fit(trainer, synthetic.train, batch_size=128)
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
     assert len(fit(trainer, synthetic.train, batch_size=64).history) == 1  # as the message advises
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
-        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",  # as cuDNN 9 calls it
-        "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9",
-        "MPS backend out of memory (MPS allocated: 9 GB)",
-    ],
-)
-def test_errors_of_libraries_about_memory_get_advice(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, text: str
-) -> None:
-    def fail() -> None:
-        raise RuntimeError(text)
-
-    batches = DataLoader(synthetic.train, 64)
-    with pytest.raises(DeviceMemoryError, match=r"A batch does not fit .* Use smaller batches") as caught:
-        fit(make_trainer(loss_fn=Tripwire(2, fail)), batches)
-    assert text.splitlines()[0] in str(caught.value)
-
-
-def test_an_evaluation_that_does_not_fit_gets_advice(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
-    wire = Tripwire(6, lambda: torch.empty(2**58))  # five steps, then the evaluation
-    trainer = make_trainer(loss_fn=wire)
-    remedy = r"Evaluate DataLoader\(images, batch_size=50\), because"
-    with pytest.raises(
-        DeviceMemoryError, match=rf"^A batch of 100 images does not fit .* during evaluation\. {remedy}"
-    ):
-        fit(trainer, synthetic.train, synthetic.test)
-    assert len(fit(trainer, synthetic.train, synthetic.test).history) == 1
-    assert trainer.global_step == 5
-    WIRES[id(wire)][:2] = 0, 1
-    with pytest.raises(DeviceMemoryError, match=r"^A batch of 100 images does not fit"):
-        trainer.evaluate(synthetic.test)
-    assert trainer.evaluate(DataLoader(synthetic.test, batch_size=50)).num_images == 100
-
-
-def test_an_exhausted_generator_is_refused(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
-    once = ((synthetic.train.images[i : i + 50], synthetic.train.labels[i : i + 50]) for i in (0, 50))
-    trainer = make_trainer()
-    with pytest.raises(ValueError, match="it is empty after one epoch"):
-        fit(trainer, once, max_epochs=2)
-    assert len(trainer.history) == 1

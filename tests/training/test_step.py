@@ -9,24 +9,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from cifarnet import CifarCNN, DatasetSplits, Trainer, Transforms, build_transforms, make_synthetic
-from cifarnet._types import Images, Logits
 from cifarnet.errors import SettingError
 from cifarnet.optim import ExponentialMovingAverage, one_cycle
 from cifarnet.optim.schedules import tabulate
 from cifarnet.randomness import permutation, scope
-from cifarnet.training import cuda_graph
 from runs import fit, weights_of
 
 MakeTrainer = Callable[..., Trainer]
 
 
-def network(precision: torch.dtype = torch.float64) -> CifarCNN:
+def network(precision: torch.dtype = torch.float64, **settings: Any) -> CifarCNN:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = CifarCNN(image_size=16, widths=(8, 16), hidden=32, dropout=0.0)
+        model = CifarCNN(image_size=16, widths=(8, 16), hidden=32, dropout=0.0, **settings)
     return model.to(precision)
 
 
@@ -69,16 +66,9 @@ def test_weights_equal_those_of_a_textbook_loop(
 ) -> None:
     expected, average = textbook(synthetic, small_transforms, make)
     model = network()
-    trainer = Trainer(
-        model,
-        make(model),
-        transforms=small_transforms,
-        lr_schedule=one_cycle(),
-        max_grad_norm=0.5,
-        ema_decay=0.9,
-        device="cpu",
-        precision="float64",
-    )
+    settings: dict[str, Any] = {"lr_schedule": one_cycle(), "max_grad_norm": 0.5, "ema_decay": 0.9}
+    settings |= {"device": "cpu", "precision": "float64"}
+    trainer = Trainer(model, make(model), transforms=small_transforms, **settings)
     trainer.cuda_graph = backend == "cuda-graph"
     list(trainer.epochs(synthetic.train, max_epochs=4))
     assert trainer.uses_cuda_graph == (backend == "cuda-graph")
@@ -95,17 +85,10 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(backend: str, synthe
     """Parts of 22, 21 and 21 images; a network without batch norm, which would normalise each part."""
     weights, totals = [], []
     for parts in (1, 3, 64):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = CifarCNN(image_size=16, widths=(8, 16), hidden=32, dropout=0.0, batch_norm=False)
-        trainer = Trainer(
-            model,
-            torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
-            transforms=build_transforms(size=16),
-            accumulate_grad_batches=parts,
-            device="cpu",
-            precision="float64",
-        )
+        model = network(batch_norm=False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        settings: dict[str, Any] = {"device": "cpu", "precision": "float64", "accumulate_grad_batches": parts}
+        trainer = Trainer(model, optimizer, transforms=build_transforms(size=16), **settings)
         trainer.cuda_graph = backend == "cuda-graph"
         [record, _] = trainer.epochs(synthetic.train, max_epochs=2)
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
@@ -116,63 +99,18 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(backend: str, synthe
     assert totals[2] == pytest.approx(totals[0], abs=1e-9)
 
 
-class Recorder(nn.Module):
-    """A small network that keeps the images it is trained on, by operations that can be captured."""
-
-    def __init__(self, num_images: int) -> None:
-        super().__init__()
-        self.register_buffer("seen", torch.zeros(num_images, 3, 16, 16))
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
-        self.fc = nn.Linear(3, 10)
-
-    def forward(self, images: Images) -> Logits:
-        if self.training:
-            self.get_buffer("seen").index_copy_(0, self.get_buffer("count") + torch.arange(len(images)), images)
-            self.get_buffer("count").add_(len(images))
-        logits: Logits = self.fc(images.mean(dim=(2, 3)))
-        return logits
-
-
-def test_a_network_sees_the_same_images_on_every_backend(
-    backend: str, synthetic: DatasetSplits, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two epochs cropped, flipped and cut out; a graph gets them in windows of two batches."""
-    monkeypatch.setattr(cuda_graph, "WINDOW_IMAGES", 128)
-    transforms, data = build_transforms(crop_padding=2, cutout=4, size=16), synthetic.train
-    model = Recorder(2 * len(data))
-    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), transforms=transforms, device="cpu", seed=7)
-    trainer.cuda_graph = backend == "cuda-graph"
-    list(trainer.epochs(data, max_epochs=2))
-    assert int(model.get_buffer("count")) == 600
-    expected = []
-    for epoch in range(2):
-        order = permutation(7, epoch, data.ids)
-        with scope(7, epoch, data.ids[order]):
-            expected.append(transforms.train(data.images[order]))
-    assert torch.equal(model.get_buffer("seen"), torch.cat(expected))
-    first, second = (images[permutation(7, epoch, data.ids).argsort()] for epoch, images in enumerate(expected))
-    changed = (first != second).flatten(1).any(dim=1)
-    assert changed.float().mean() > 0.9, "each epoch draws anew"
-
-
 def test_a_mixed_step_is_the_textbook_step(small_transforms: Transforms) -> None:
     """Half of each image and half of its neighbour, in float64: the gradient of the mean of both losses."""
-    torch.manual_seed(0)
-    ours = CifarCNN(image_size=8, widths=(2, 4), hidden=8, dropout=0.0).double()
-    plain = CifarCNN(image_size=8, widths=(2, 4), hidden=8, dropout=0.0).double()
-    plain.load_state_dict(ours.state_dict())
-    images, labels = torch.randn(6, 3, 8, 8, dtype=torch.float64), torch.randint(10, (6,))
+    ours, plain = network(), network()
+    images, labels = torch.randn(6, 3, 16, 16, dtype=torch.float64), torch.randint(10, (6,))
 
     def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         shares = nn.functional.one_hot(labels, 10).float()
         return (images + images.roll(1, 0)) / 2, 0.7 * shares + 0.3 * shares.roll(1, 0)
 
-    optimizer = torch.optim.SGD(ours.parameters(), lr=0.1)
-    trainer = Trainer(
-        ours, optimizer, transforms=small_transforms, batch_transform=mix, device="cpu", precision="float64"
-    )
+    optimizer, settings = torch.optim.SGD(ours.parameters(), lr=0.1), {"device": "cpu", "precision": "float64"}
+    trainer = Trainer(ours, optimizer, transforms=small_transforms, batch_transform=mix, **settings)  # type: ignore[arg-type]
     [record] = trainer.epochs([(images, labels)], max_epochs=1)
-
     textbook = torch.optim.SGD(plain.parameters(), lr=0.1)
     logits = plain((images + images.roll(1, 0)) / 2)
     cross_entropy = nn.functional.cross_entropy
@@ -185,29 +123,10 @@ def test_a_mixed_step_is_the_textbook_step(small_transforms: Transforms) -> None
     assert record.train_accuracy == float((logits.argmax(dim=1) == labels).double().mean())  # 0.7 is the larger share
 
 
-@pytest.mark.parametrize("mix", [v2.MixUp(num_classes=10), v2.CutMix(num_classes=10)], ids=["mixup", "cutmix"])
-def test_mixing_of_torchvision_is_drawn_from_the_seed(
-    make_trainer: MakeTrainer, synthetic: DatasetSplits, mix: v2.Transform
-) -> None:
-    def losses(mix: v2.Transform | None, noise: int, seed: int = 0) -> list[float]:
-        torch.manual_seed(noise)
-        trainer = make_trainer(batch_transform=mix, seed=seed, dropout=0.0)
-        return [record.train_loss for record in trainer.epochs(synthetic.train, max_epochs=2)]
-
-    assert losses(mix, noise=1) == losses(mix, noise=2)
-    assert losses(mix, noise=1) != losses(None, noise=1)
-    assert losses(mix, noise=1) != losses(mix, noise=1, seed=1)
-
-
 def test_mixed_labels_that_are_not_soft_are_refused(make_trainer: MakeTrainer, synthetic: DatasetSplits) -> None:
     trainer = make_trainer(batch_transform=lambda images, labels: (images, labels))
     with pytest.raises(SettingError, match=r"returned labels of shape \(64,\).*It must return soft labels"):
         fit(trainer, synthetic.train)
-
-
-#: Shares of a gradient's norm. In float32, sums are ordered differently, and a pixel that a pooling chooses differently
-#: is 0.001; bf16 has 8 bits: 0.07 to float64 was measured.
-RTOL = {"float32": 5e-3, "bf16": 0.1}
 
 
 def gradient(precision: str, *, wrong_label: bool = False) -> Tensor:
@@ -216,23 +135,18 @@ def gradient(precision: str, *, wrong_label: bool = False) -> Tensor:
     labels = torch.arange(64) % 10
     labels[0] += int(wrong_label)
     model = network(torch.float32)
-    trainer = Trainer(
-        model,
-        torch.optim.SGD(model.parameters(), lr=0.0),
-        transforms=build_transforms(crop_padding=0, flip="none", size=16),
-        device="cpu",
-        precision=precision,
-    )
-    trainer.fit([(images, labels)], max_epochs=1, progress_bar=False)
+    optimizer, transforms = torch.optim.SGD(model.parameters(), lr=0.0), build_transforms(flip="none", size=16)
+    fit(Trainer(model, optimizer, transforms=transforms, device="cpu", precision=precision), [(images, labels)])
     return torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("precision", RTOL)
-def test_the_gradient_of_one_step_is_that_of_float64(precision: str) -> None:
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 5e-3), ("bf16", 0.1)])
+def test_the_gradient_of_one_step_is_that_of_float64(precision: str, tolerance: float) -> None:
+    """Relative to its norm. A pixel that a pooling chooses differently is 0.001; 0.07 was measured in bf16."""
     exact = gradient("float64")
-    assert float((gradient(precision) - exact).norm() / exact.norm()) < RTOL[precision]
+    assert float((gradient(precision) - exact).norm() / exact.norm()) < tolerance
     wrong = gradient(precision, wrong_label=True)
-    assert float((wrong - exact).norm() / exact.norm()) > RTOL[precision], "one wrong label of 64 is seen"
+    assert float((wrong - exact).norm() / exact.norm()) > tolerance, "one wrong label of 64 is seen"
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.float32), ("float64", torch.float64)])
@@ -264,8 +178,6 @@ def test_an_evaluation_has_the_loss_of_all_images(make_trainer: MakeTrainer, syn
     expected = nn.functional.cross_entropy(logits, data.labels, weight=weight).item()
     assert trainer.evaluate(data).loss == pytest.approx(expected, rel=1e-5)
     assert record.val_loss == pytest.approx(expected, rel=1e-5)
-    ready = [(trainer.transforms.preprocess(data.images), data.labels)]  # floating batches are not transformed
-    assert trainer.evaluate(ready).accuracy == trainer.evaluate(data).accuracy
 
 
 @pytest.mark.parametrize(

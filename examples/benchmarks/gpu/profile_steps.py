@@ -30,7 +30,7 @@ from cifarnet.inference.loader import TensorLoader
 from cifarnet.recipes import build_trainer, get_recipe
 from cifarnet.training import loop
 from cifarnet.training.cuda_graph import WINDOW_IMAGES, GraphedUpdate, prepare_optimizer
-from cifarnet.training.step import forward, preprocess_images
+from cifarnet.training.step import forward
 
 Run = Callable[[], object]
 
@@ -318,7 +318,7 @@ class Steps:
             for first in range(0, len(order), chunk):
                 batch = batches.select(order[first : first + chunk])
                 with randomness.scope(0, 1, batch.ids):
-                    trainer.precision.prepare(preprocess_images(trainer, batch.images))
+                    trainer.precision.prepare(trainer.transforms.train(batch.images))
 
         prepare()
         synchronize(self.device)

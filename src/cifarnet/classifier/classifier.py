@@ -280,9 +280,9 @@ class Classifier:
         check_tta(tta)
         if isinstance(val, ImageDataset):
             self.check_classes(val)
-        loader = open_evaluation_loader(val, self.device)
+        batches = open_evaluation_loader(val, self.device).in_order()
         predictions = predict_batches(
-            self.model, loader, preprocess=self._preprocess, precision=self.precision, tta=tta
+            self.model, batches, preprocess=self._preprocess, precision=self.precision, tta=tta
         )
         self.temperature = fit_temperature(torch.cat(predictions.logits), torch.cat(predictions.labels))
         return self.temperature

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -13,7 +13,7 @@ from cifarnet._types import Images, Logits
 from cifarnet.errors import DataError, SettingError
 from cifarnet.inference.device import Precision, out_of_memory_advice
 from cifarnet.inference.evaluation import Evaluation
-from cifarnet.inference.loader import EvaluationLoader, check_labels
+from cifarnet.inference.loader import Batch, EvaluationLoader, check_labels
 from cifarnet.inference.metrics import MetricTotals, RunningMetrics
 from cifarnet.inference.summarize import Predictions, summarize_predictions
 from cifarnet.models._modules import evaluation_mode, unwrapped
@@ -155,7 +155,7 @@ def check_model_fits(
 @torch.no_grad()
 def predict_batches(
     model: nn.Module,
-    batches: EvaluationLoader,
+    batches: Iterable[Batch],
     *,
     preprocess: Preprocess | None,
     precision: Precision,
@@ -165,7 +165,7 @@ def predict_batches(
 
     Args:
         model: Network on the device and in the dtype of ``precision``.
-        batches: Loader of every image once. uint8 images are preprocessed, floating images are used unchanged.
+        batches: Batches on the device. uint8 images are preprocessed, floating images are used unchanged.
         preprocess: Preprocessing of the network; ``None`` if it is unknown.
         precision: Number format and device.
         tta: Test-time augmentation; ``None`` predicts each image once.
@@ -190,7 +190,7 @@ def predict_batches(
         )
 
     with out_of_memory_advice(precision.device, explain), _evaluation(model, precision):
-        for step, batch in enumerate(batches.in_order()):
+        for step, batch in enumerate(batches):
             size = len(batch.labels)
             logits = predict_logits(model, batch.images, preprocess=preprocess, precision=precision, tta=tta)
             check_labels(batch, logits.shape[-1], step)
@@ -274,6 +274,6 @@ def evaluate(
         SettingError: If ``tta`` is unknown, the model returns no tensor, or ``temperature`` is outside its range.
     """
     check_tta(tta)
-    predictions = predict_batches(model, batches, preprocess=preprocess, precision=precision, tta=tta)
+    predictions = predict_batches(model, batches.in_order(), preprocess=preprocess, precision=precision, tta=tta)
     totals = evaluate_loss(model, predictions, loss_fn=loss_fn, precision=precision)
     return summarize_predictions(predictions, loss=totals.mean_loss, classes=classes, temperature=temperature, tta=tta)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,9 +62,7 @@ class CheckpointSaver:
             self._checkpointer.__enter__()
             self._writer = BackgroundWriter("last", "best")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._checkpointer is None:
             return
         release = partial(self._checkpointer.__exit__, kind, error, trace)

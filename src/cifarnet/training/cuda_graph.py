@@ -18,7 +18,8 @@ from cifarnet._types import Images
 from cifarnet.inference.loader import Batch, Loader, TensorLoader
 from cifarnet.models.registry import is_known
 from cifarnet.optim import Muon
-from cifarnet.training.step import all_draw_per_image, preprocess_images, update
+from cifarnet.training.step import update
+from cifarnet.transforms.augment import draws_per_image
 
 if TYPE_CHECKING:
     from cifarnet.training.trainer import Trainer
@@ -67,17 +68,15 @@ def windows(trainer: Trainer, loader: Loader) -> Iterator[Batch]:
     per batch, and batches of a user-supplied iterable, are yielded as they are.
     """
     state = trainer.state
-    if not isinstance(loader, TensorLoader) or not all_draw_per_image(trainer):
+    if not isinstance(loader, TensorLoader) or not all(map(draws_per_image, trainer.transforms.steps)):
         yield from loader.epoch(state.epoch, state.step)
         return
     size = loader.batch_size
     order = loader.order(state.epoch)[state.step * size :]
-    if not len(order):
-        return
-    for window in torch.split(order, max(1, WINDOW_IMAGES // size) * size):
+    for window in torch.split(order, max(1, WINDOW_IMAGES // size) * size) if len(order) else ():
         batch = loader.select(window)
         with randomness.scope(trainer.seed, state.epoch, batch.ids):
-            images = preprocess_images(trainer, batch.images)
+            images = trainer.transforms.train(batch.images)
         yield from map(Batch, *(torch.split(part, size) for part in (images, batch.labels, batch.ids)))
 
 
@@ -115,16 +114,16 @@ class GraphedUpdate:
             trainer.optimizer.zero_grad()  # gradients would keep memory that belongs to the graph
 
         with self._learning_rates_on_device(trainer), self._on_stream(trainer):
-            if captured.replay is None and captured.read_from_host is None:  # the first batch of this shape
+            if captured.replay is not None:
+                captured.replay()
+                return
+            if captured.read_from_host is None:  # the first batch of this shape
                 function()
-                captured.read_from_host = _read_from_host(trainer)
-            elif captured.replay is None:
+            else:
                 with randomness.kept_generators(trainer.device):  # the replay draws
                     captured.replay = self._capture(function)
                 captured.replay()
-                captured.read_from_host = _read_from_host(trainer)
-            else:
-                captured.replay()
+            captured.read_from_host = _read_from_host(trainer)
 
     @contextmanager
     def _on_stream(self, trainer: Trainer) -> Iterator[None]:

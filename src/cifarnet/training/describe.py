@@ -78,8 +78,7 @@ def describe_value(value: Any, *, model: nn.Module | None = None, depth: int = 0
 
 
 def _is_part_of(model: nn.Module, value: nn.Module | Tensor) -> bool:
-    parts = model.modules() if isinstance(value, nn.Module) else (*model.parameters(), *model.buffers())
-    return any(part is value for part in parts)
+    return any(part is value for part in (*model.modules(), *model.parameters(), *model.buffers()))
 
 
 def _fields(value: Any) -> dict[str, Any]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
 from cifarnet._files import to_path, write_atomic
 from cifarnet._types import Json
-from cifarnet._validation import did_you_mean, finite_json, from_json
+from cifarnet._validation import did_you_mean, from_json
 from cifarnet.errors import DataError, SettingError
 
-__all__ = ["EpochRecord", "History", "check_monitor", "finite_json", "is_better"]
+__all__ = ["EpochRecord", "History", "check_monitor", "is_better"]
 
 #: Standard columns of the metrics, in the order in which they are written.
 _STANDARD = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy")
@@ -124,14 +124,11 @@ class History(Sequence[EpochRecord]):
         Raises:
             SettingError: If no epoch has a column of that name.
         """
-        if isinstance(index, str):
-            return self._column(index)
-        return History(self._records[index]) if isinstance(index, slice) else self._records[index]
-
-    def _column(self, name: str) -> list[float | None]:
-        if name not in self._columns:
-            raise SettingError(f'The history has no column "{name}"; {did_you_mean(name, self._columns)}')
-        return [record.to_dict().get(name) for record in self._records]
+        if not isinstance(index, str):
+            return History(self._records[index]) if isinstance(index, slice) else self._records[index]
+        if index not in self._columns:
+            raise SettingError(f'The history has no column "{index}"; {did_you_mean(index, self._columns)}')
+        return [record.to_dict().get(index) for record in self._records]
 
     @property
     def _columns(self) -> list[str]:
@@ -139,9 +136,6 @@ class History(Sequence[EpochRecord]):
 
     def __len__(self) -> int:
         return len(self._records)
-
-    def __iter__(self) -> Iterator[EpochRecord]:
-        return iter(self._records)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, History) and self._records == other._records
@@ -236,8 +230,7 @@ class History(Sequence[EpochRecord]):
         if ";" in text.partition("\n")[0]:  # as spreadsheets write it where the decimal sign is a comma
             text = text.replace(",", ".").replace(";", ",")
         rows = [row for row in csv.DictReader(io.StringIO(text)) if any(row.values())]
-        places = [f"{path}, line {number}" for number in range(2, len(rows) + 2)]
-        return cls(_record(_numbers(row, place), place) for row, place in zip(rows, places, strict=True))
+        return cls(_record(_numbers(row, f"{path}, line {n}"), f"{path}, line {n}") for n, row in enumerate(rows, 2))
 
 
 def check_monitor(monitor: str) -> None:

@@ -75,8 +75,7 @@ class RunIdentity:
         Raises:
             SettingError: In every process.
         """
-        common = {"precision": self._trainer.precision.name, **run.options()}
-        self._trainer.group.check_equal({**_settings(self._trainer, run), **common})
+        self._trainer.group.check_equal({**_settings(self._trainer, run), **run.options()})
 
     def check(self, state: Mapping[str, Any], run: RunSettings | None) -> None:
         """Refuse the state of another run before anything is loaded.
@@ -188,8 +187,7 @@ def _describe_images(data: Any) -> dict[str, Any] | None:
         facts["num_batches"] = len(data)
     if isinstance(data, torch.utils.data.DataLoader):
         dataset = data.dataset
-        facts["batch_size"] = data.batch_size
-        facts["dataset"] = type(dataset).__name__
+        facts |= {"batch_size": data.batch_size, "dataset": type(dataset).__name__}
         facts["num_images"] = len(dataset) if hasattr(dataset, "__len__") else None
         facts["fingerprint"] = getattr(dataset, "fingerprint", None)
     return facts

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
 
 from cifarnet import randomness
-from cifarnet.errors import DeviceMemoryError
-from cifarnet.inference.device import out_of_memory_advice
 from cifarnet.inference.evaluate import evaluate_loss, predict_batches
-from cifarnet.inference.loader import EvaluationLoader
+from cifarnet.inference.loader import Batch
 from cifarnet.training.checkpointing import CheckpointSaver
 from cifarnet.training.cuda_graph import GraphedUpdate, windows
 from cifarnet.training.history import EpochRecord
-from cifarnet.training.preparation import prepare_network, prepare_optimizer, prepared
+from cifarnet.training.preparation import isolated, prepare_network, prepare_optimizer, prepared
 from cifarnet.training.progress import Progress
 from cifarnet.training.resume import restore_run
-from cifarnet.training.run_settings import Metric, RunSettings, check_batch
+from cifarnet.training.run_settings import RunSettings, check_batch
 from cifarnet.training.signals import GracefulShutdown, StopRequestedError
 from cifarnet.training.state import check_finite
 from cifarnet.training.step import train_step, update
@@ -37,12 +34,14 @@ def run_epochs(trainer: Trainer, run: RunSettings, bar: Progress) -> Generator[E
     with prepared(trainer), GracefulShutdown(group) as shutdown, CheckpointSaver(trainer, run) as saver:
         restore_run(trainer, run, saver)
         graph = GraphedUpdate(trainer) if trainer.uses_cuda_graph else None
-        bar.start(state)
+        bar.start()
         try:
             while state.epoch < run.max_epochs and not state.best.is_stale(run.patience):
-                with _training(trainer, run):
-                    _train_epoch(trainer, run, saver, shutdown, bar, graph)
-                    record = _finish_epoch(trainer, run)
+                with isolated(trainer, run):
+                    for _ in shutdown.checked(_train_epoch(trainer, run, graph)):
+                        bar.show_step()
+                        saver.after_step()
+                    record = _finish_epoch(trainer, run, shutdown)
                 is_best = run.val is not None and state.best.update(record, state.evaluated_weights)
                 saver.after_epoch(is_best=is_best)
                 is_closed = False
@@ -68,39 +67,8 @@ def run_epochs(trainer: Trainer, run: RunSettings, bar: Progress) -> Generator[E
     state.put_best_weights()
 
 
-@contextmanager
-def _training(trainer: Trainer, run: RunSettings) -> Iterator[None]:
-    """Isolate the random state of the caller and explain what runs out or gets lost."""
-
-    def advice() -> str:
-        size = run.batch_size
-        what = "A batch" if size is None else f"batch_size={size}"
-        remedy = "Use smaller batches" if size is None or size < 2 else f"Use {size // 2} or accumulate_grad_batches=2"
-        return f"{what} does not fit into the memory of {trainer.device}. {remedy}"
-
-    try:
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),  # the caller may be in torch.no_grad
-            randomness.isolated(trainer.device, deterministic=trainer.deterministic),
-            trainer.group.explained_loss(),
-            out_of_memory_advice(trainer.device, advice),
-        ):
-            yield
-    except DeviceMemoryError:
-        trainer.optimizer.zero_grad(set_to_none=True)
-        raise
-
-
-def _train_epoch(
-    trainer: Trainer,
-    run: RunSettings,
-    saver: CheckpointSaver,
-    shutdown: GracefulShutdown,
-    bar: Progress,
-    graph: GraphedUpdate | None,
-) -> None:
-    """Train from the current step to the end of the epoch."""
+def _train_epoch(trainer: Trainer, run: RunSettings, graph: GraphedUpdate | None) -> Iterator[None]:
+    """Train from the current step to the end of the epoch, and yield after each step."""
     state = trainer.state
     started = time.perf_counter() - state.train_s
     prepare_network(trainer)
@@ -113,18 +81,15 @@ def _train_epoch(
     batches = run.train.epoch(state.epoch, state.step) if graph is None else windows(trainer, run.train)
     for batch in batches:
         check_batch(trainer, run, batch)
-        multiplier = run.multiplier(state.epoch, state.step)
-        train_step(trainer, batch, step=state.step, multiplier=multiplier, update=graph or update)
+        train_step(trainer, batch, multiplier=run.multiplier(state.epoch, state.step), update=graph or update)
         state.complete_step(time.perf_counter() - started)
-        bar.show_step(state)
-        saver.after_step()
-        shutdown.check()
+        yield
     check_batch(trainer, run, None)
     check_finite(trainer)  # synchronizes with the device
     state.train_s = time.perf_counter() - started
 
 
-def _finish_epoch(trainer: Trainer, run: RunSettings) -> EpochRecord:
+def _finish_epoch(trainer: Trainer, run: RunSettings, shutdown: GracefulShutdown) -> EpochRecord:
     """Evaluate and record the epoch."""
     state, clock = trainer.state, time.perf_counter()
     # On a CPU, each process has the running statistics of its own images.
@@ -135,7 +100,10 @@ def _finish_epoch(trainer: Trainer, run: RunSettings) -> EpochRecord:
         if loader is not None:
             # User-supplied code that draws must draw the same in a resumed run.
             randomness.seed_torch(randomness.step_seed(trainer.seed, state.epoch, stream), trainer.device)
-            values |= _evaluate(trainer, loader, split, run.metrics)
+            batches = loader.in_order()
+            if run.train.starts_anywhere:  # otherwise the whole epoch would be trained again
+                batches = shutdown.checked(batches)
+            values |= _evaluate(trainer, run, split, batches)
     record = EpochRecord(
         epoch=state.epoch + 1,
         global_step=state.global_step,
@@ -149,16 +117,14 @@ def _finish_epoch(trainer: Trainer, run: RunSettings) -> EpochRecord:
     return record
 
 
-def _evaluate(
-    trainer: Trainer, loader: EvaluationLoader, split: str, metrics: Mapping[str, Metric]
-) -> dict[str, float]:
+def _evaluate(trainer: Trainer, run: RunSettings, split: str, batches: Iterable[Batch]) -> dict[str, float]:
     """Return loss, accuracy and the caller's metrics. All processes evaluate everything, and rank 0 decides."""
     model, precision = trainer.model, trainer.precision
     with trainer.state.evaluated():
-        predictions = predict_batches(model, loader, preprocess=trainer.preprocess, precision=precision)
+        predictions = predict_batches(model, batches, preprocess=trainer.preprocess, precision=precision)
         totals = evaluate_loss(model, predictions, loss_fn=trainer.loss_fn, precision=precision)
     values = {f"{split}_loss": totals.mean_loss, f"{split}_accuracy": totals.accuracy}
-    for name, metric in metrics.items():
+    for name, metric in run.metrics.items():
         values[f"{split}_{name}"] = float(metric(torch.cat(predictions.logits), torch.cat(predictions.labels)))
     agreed: dict[str, float] = trainer.group.broadcast_from_first(lambda: values)
     return agreed

@@ -8,18 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
+from cifarnet import randomness
 from cifarnet.checkpoint.state_dict import follow_weights
-from cifarnet.errors import SettingError
+from cifarnet.errors import DeviceMemoryError, SettingError
+from cifarnet.inference.device import out_of_memory_advice
 from cifarnet.optim import use_fused
 from cifarnet.training import cuda_graph
 from cifarnet.training.step import set_learning_rates
 
 if TYPE_CHECKING:
+    from cifarnet.training.run_settings import RunSettings
     from cifarnet.training.trainer import Trainer
 
-__all__ = ["find_frozen", "prepare_network", "prepare_optimizer", "prepared"]
+__all__ = ["find_frozen", "isolated", "prepare_network", "prepare_optimizer", "prepared"]
 
 #: Number of runs that each thread is in the middle of.
 _training_threads: Counter[int] = Counter()
@@ -42,7 +46,6 @@ def prepared(trainer: Trainer) -> Iterator[None]:
         follow_weights(trainer.optimizer)  # the constructor moved the weights
     trainer.state.base_lrs = []
     prepare_optimizer(trainer)
-    trainer.num_logits = None
     trainer.group.join(trainer.device)
     if trainer.model.training:
         trainer.frozen = find_frozen(trainer.model)
@@ -54,6 +57,30 @@ def prepared(trainer: Trainer) -> Iterator[None]:
         trainer.network = trainer.model
         if trainer.lr_schedule is not None:
             set_learning_rates(trainer.optimizer, trainer.state.base_lrs)
+
+
+@contextmanager
+def isolated(trainer: Trainer, run: RunSettings) -> Iterator[None]:
+    """Isolate the random state of the caller and explain what runs out or gets lost."""
+
+    def advice() -> str:
+        size = run.batch_size
+        what = "A batch" if size is None else f"batch_size={size}"
+        remedy = "Use smaller batches" if size is None or size < 2 else f"Use {size // 2} or accumulate_grad_batches=2"
+        return f"{what} does not fit into the memory of {trainer.device}. {remedy}"
+
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),  # the caller may be in torch.no_grad
+            randomness.isolated(trainer.device, deterministic=trainer.deterministic),
+            trainer.group.explained_loss(),
+            out_of_memory_advice(trainer.device, advice),
+        ):
+            yield
+    except DeviceMemoryError:
+        trainer.optimizer.zero_grad(set_to_none=True)
+        raise
 
 
 def prepare_optimizer(trainer: Trainer) -> None:

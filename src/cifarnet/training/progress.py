@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from tqdm.auto import tqdm
@@ -17,7 +16,6 @@ from cifarnet.training.history import EpochRecord
 
 if TYPE_CHECKING:
     from cifarnet.training.run_settings import RunSettings
-    from cifarnet.training.state import TrainState
     from cifarnet.training.trainer import Trainer
 
 __all__ = ["Progress"]
@@ -36,20 +34,15 @@ class Progress:
     """
 
     def __init__(self, trainer: Trainer, run: RunSettings, *, enabled: bool) -> None:
-        self._trainer = trainer
+        self._trainer, self._run = trainer, run
         self._enabled = enabled and trainer.group.rank == 0
-        self._max_epochs = run.max_epochs
-        self._patience = run.patience
-        self._num_steps = run.train.num_steps
         self._shown_at = time.perf_counter()
         self._bar: tqdm[NoReturn] | None = None
 
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         with self._safely():
             if self._bar is not None:
                 self._bar.close()
@@ -62,34 +55,37 @@ class Progress:
         except Exception:
             self._bar, self._enabled = None, False
 
-    def start(self, state: TrainState) -> None:
+    def start(self) -> None:
         """Open the bar, and show a line about the run."""
+        trainer, run, best = self._trainer, self._run, self._trainer.best
         with self._safely():
             if self._enabled and (sys.stderr.isatty() or "ipykernel" in sys.modules):
-                num_steps = self._num_steps
                 self._bar = tqdm(
-                    total=None if num_steps is None else self._max_epochs * num_steps,
-                    initial=0 if num_steps is None else state.epoch * num_steps + state.step,
+                    total=None if run.train.num_steps is None else run.max_epochs * run.train.num_steps,
+                    initial=self._position,
                     unit="step",
                     dynamic_ncols=True,
                     bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
                 )
-        trainer, done = self._trainer, f"({state.epoch}/{self._max_epochs})"
-        if state.epoch >= self._max_epochs:
+        done = f"({trainer.state.epoch}/{run.max_epochs})"
+        if trainer.state.epoch >= run.max_epochs:
             line = f"Run already finished {done}"
-        elif state.best.is_stale(self._patience):
-            line = (
-                f"Run already finished: the best {state.best.monitor} was {state.best.epochs_since} epochs ago {done}"
-            )
+        elif best.is_stale(run.patience):
+            line = f"Run already finished: the best {best.monitor} was {best.epochs_since} epochs ago {done}"
         else:
             graph = ", CUDA graph" if trainer.uses_cuda_graph else ""
             processes = f", {trainer.group.world_size} processes" if trainer.group.world_size > 1 else ""
             line = f"Training on {describe_device(trainer.device)}, {trainer.precision.name}{graph}{processes}"
         self.show_line(line)
 
-    def show_step(self, state: TrainState) -> None:
+    @property
+    def _position(self) -> int:
+        state, num_steps = self._trainer.state, self._run.train.num_steps
+        return state.step if num_steps is None else state.epoch * num_steps + state.step
+
+    def show_step(self) -> None:
         """Move the bar, at most five times a second."""
-        now = time.perf_counter()
+        now, state = time.perf_counter(), self._trainer.state
         if self._bar is None or now - self._shown_at < _MIN_INTERVAL_S:
             return
         self._shown_at = now
@@ -97,18 +93,18 @@ class Progress:
         num_images = totals.num_images * self._trainer.group.world_size
         rate = num_images / state.train_s if state.train_s > 0 else 0.0
         with self._safely():
-            self._bar.set_description_str(f"epoch {state.epoch + 1}/{self._max_epochs}", refresh=False)
+            self._bar.set_description_str(f"epoch {state.epoch + 1}/{self._run.max_epochs}", refresh=False)
             self._bar.set_postfix_str(
                 f"{rate:,.0f} images/s, loss {totals.mean_loss:.4f}, accuracy {totals.accuracy:.2%}", refresh=False
             )
-            self._bar.n = state.step if self._num_steps is None else state.epoch * self._num_steps + state.step
+            self._bar.n = self._position
             self._bar.refresh()
 
     def show_epoch(self, record: EpochRecord) -> None:
         """Leave a line about a completed epoch."""
-        if self._bar is not None and self._num_steps is not None:
-            self._bar.n = record.epoch * self._num_steps
-        self.show_line(f"{record} ({record.epoch}/{self._max_epochs})")
+        if self._bar is not None and self._run.train.num_steps is not None:
+            self._bar.n = self._position
+        self.show_line(f"{record} ({record.epoch}/{self._run.max_epochs})")
 
     def show_line(self, line: str) -> None:
         """Leave a line."""

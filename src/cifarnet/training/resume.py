@@ -42,22 +42,18 @@ def restore_run(trainer: Trainer, run: RunSettings, saver: CheckpointSaver) -> N
         path: Any = run.init_from
         weights, _ = trainer.group.broadcast_from_first(lambda: load_best(path))
         load_weights(trainer.model, weights, source=str(path))
-    _check_epochs(trainer, run)
-    trainer.identity.start(run, is_resumed=saved is not None)
-    _restore_best(trainer, run)
-    trainer.state.put_last_weights()
-    if trainer.ema is not None:
-        trainer.ema.begin()
-    saver.start()
-
-
-def _check_epochs(trainer: Trainer, run: RunSettings) -> None:
     epoch = trainer.state.epoch
     if epoch > run.max_epochs:
         raise CheckpointMismatchError(
             f"The run has {epoch} epochs, and max_epochs is {run.max_epochs}. Use max_epochs={epoch} or more, or start "
             "a new run in another directory"
         )
+    trainer.identity.start(run, is_resumed=saved is not None)
+    _restore_best(trainer, run)
+    trainer.state.put_last_weights()
+    if trainer.ema is not None:
+        trainer.ema.begin()
+    saver.start()
 
 
 def _restore_best(trainer: Trainer, run: RunSettings) -> None:
@@ -106,30 +102,29 @@ def upgrade_from_format_1(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     if "sums" not in state or "run" not in state:
         return state
-    settings = {key: value for key, value in state["run"].items() if key not in _TEXT_IN_FORMAT_1}
+    settings = _without(state["run"], *_TEXT_IN_FORMAT_1)
     for name in ("data", "val_data"):
-        if settings.get(name) is None:
-            settings.pop(name, None)  # user-supplied iterables were not described
-        else:
-            settings[name] = {key: value for key, value in settings[name].items() if key != "name"}
-    groups = [dict(group) for group in settings["optimizer"]["groups"]]
-    for group in groups:
-        if "initial_lr" in group:
-            group["lr"] = group.pop("initial_lr")
-    settings["optimizer"] = {**settings["optimizer"], "groups": groups}
-    environment = dict(state["environment"])
+        images = settings.pop(name, None)
+        if images is not None:  # user-supplied iterables were not described
+            settings[name] = _without(images, "name")
+    groups = [
+        _without(group, "initial_lr") | ({"lr": group["initial_lr"]} if "initial_lr" in group else {})
+        for group in settings["optimizer"]["groups"]
+    ]
+    environment = state["environment"]
     known = ("deterministic", "device", "optimizer", "precision", "threads", "torch", "world_size")
+    groups_of_state = [_without(group, "initial_lr") for group in state["optimizer"]["param_groups"]]
     new = {
-        "settings": settings,
+        "settings": {**settings, "optimizer": {**settings["optimizer"], "groups": groups}},
         "environment": {key: environment[key] for key in known if key in environment}
         | {"differences": list(environment.get("changes", []))},
-        "optimizer": {**state["optimizer"], "param_groups": []},
+        "optimizer": {**state["optimizer"], "param_groups": groups_of_state},
         "running_metrics": state["sums"],
         "best": state["selection"],
         **{key: state[key] for key in ("model", "position", "history")},
     }
-    for group in state["optimizer"]["param_groups"]:
-        new["optimizer"]["param_groups"].append({key: group[key] for key in group if key != "initial_lr"})
-    if "average" in state:
-        new["ema"] = state["average"]
-    return new
+    return new | {"ema": state["average"]} if "average" in state else new
+
+
+def _without(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in keys}

@@ -53,6 +53,7 @@ class RunSettings:
         val: Validation batches; ``None`` without them.
         test: Test batches; ``None`` without them.
         multipliers: Factor of the base learning rates for each step of the run; ``None`` without a schedule.
+        num_logits: Number of logits, once a batch of a user-supplied iterable was checked.
 
     Raises:
         SettingError: If a value is outside its range, or the model does not fit the data.
@@ -74,12 +75,14 @@ class RunSettings:
     val: Loader | None = field(init=False)
     test: Loader | None = field(init=False)
     multipliers: list[float] | None = None
+    num_logits: int | None = None
 
     def __post_init__(self) -> None:
         trainer, self.metrics = self.trainer, self.metrics or {}
         check_count("max_epochs", self.max_epochs, "The reference run has 10")
         check_count("batch_size", self.batch_size, "The reference run has 64")
-        self.max_epochs, batch_size = int(self.max_epochs), int(self.batch_size or 0)  # numpy's may overflow
+        self.max_epochs = int(self.max_epochs)  # numpy's may overflow
+        self.batch_size = batch_size = int(self.batch_size or 0)
         self._check_selection()
         check_optimizer(trainer.optimizer, trainer.model)
         if isinstance(self.checkpointer, str | Path):
@@ -94,7 +97,7 @@ class RunSettings:
                 check_images(trainer, data, images.classes if isinstance(images, ImageDataset) else None)
                 if isinstance(images, ImageDataset) and split != "train":
                     warn_of_shared_images(images, data, split)
-        self.train, self.batch_size = self._open_training_images(images, batch_size)
+        self._open_training_images(images, batch_size)
         self.val, self.test = (
             None if data is None else open_evaluation_loader(data, trainer.device)
             for data in (self.val_data, self.test_data)
@@ -119,16 +122,17 @@ class RunSettings:
         if self.val_data is None and (self.patience is not None or (self.metrics and self.test_data is None)):
             raise SettingError("patience and metrics need validation images. Use train.split(0.1, seed=0)")
 
-    def _open_training_images(self, images: ImageDataset | Iterable[Any], batch_size: int) -> tuple[Loader, int | None]:
-        trainer = self.trainer
-        if not isinstance(images, ImageDataset):
+    def _open_training_images(self, images: ImageDataset | Iterable[Any], batch_size: int) -> None:
+        trainer, device = self.trainer, self.trainer.device
+        if isinstance(images, ImageDataset):
+            check_augmentation(trainer, images.images)
+            check_sizes(trainer, images.images[:1], images.name)
+            trainer.group.check_batches(len(images), batch_size)
+            parts = (images.images, images.labels, images.ids)
+            self.train = TensorLoader(*parts, batch_size=batch_size, device=device, seed=trainer.seed)
+        else:
             trainer.group.check_iterable(images)
-            return IterableLoader(images, device=trainer.device), None
-        check_augmentation(trainer, images.images)
-        check_sizes(trainer, images.images[:1], images.name)
-        trainer.group.check_batches(len(images), batch_size)
-        parts = (images.images, images.labels, images.ids)
-        return TensorLoader(*parts, batch_size=batch_size, device=trainer.device, seed=trainer.seed), batch_size
+            self.train, self.batch_size = IterableLoader(images, device=device), None
 
     def multiplier(self, epoch: int, step: int) -> float | None:
         """Return the factor of the base learning rates at a step; ``None`` leaves the learning rates alone."""
@@ -143,15 +147,13 @@ class RunSettings:
 
     def options(self) -> dict[str, Any]:
         """Return the options that all processes of a run must have in common."""
-        return {
-            "max_epochs": self.max_epochs,
-            "number of validation batches": None if self.val is None else self.val.num_steps,
-            "number of test batches": None if self.test is None else self.test.num_steps,
+        loaders = {"number of validation batches": self.val, "number of test batches": self.test}
+        counts = {name: None if loader is None else loader.num_steps for name, loader in loaders.items()}
+        return counts | {
+            **{name: getattr(self, name) for name in ("max_epochs", "resume", "monitor", "patience")},
             "checkpointer": self.checkpointer is not None,
-            "resume": self.resume,
-            "monitor": self.monitor,
-            "patience": self.patience,
             "metrics": sorted(self.metrics),
+            "precision": self.trainer.precision.name,
         }
 
 
@@ -196,15 +198,14 @@ def check_batch(trainer: Trainer, run: RunSettings, batch: Batch | None) -> None
     trainer.group.check_batch(batch)
     if batch is None:
         return
-    if trainer.num_logits is None:
+    if run.num_logits is None:
         trainer.has_floating_batches = batch.images.is_floating_point()
         if isinstance(run.val, TensorLoader) or isinstance(run.test, TensorLoader):
             check_preprocess(trainer.preprocess)
         image, preprocess, precision = batch.images[:1], trainer.transforms.preprocess, trainer.precision
         model, name = trainer.model, "the batches"
-        num_logits = check_model_fits(model, image, None, name, preprocess=preprocess, precision=precision)
+        run.num_logits = check_model_fits(model, image, None, name, preprocess=preprocess, precision=precision)
         check_sizes(trainer, image, name)
         if not batch.images.is_floating_point():
             check_augmentation(trainer, batch.images)
-        trainer.num_logits = num_logits
-    check_labels(batch, trainer.num_logits, trainer.state.step)
+    check_labels(batch, run.num_logits, trainer.state.step)

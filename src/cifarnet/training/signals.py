@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
 
 from cifarnet.training.distributed import ProcessGroup
 
@@ -20,12 +20,15 @@ _SIGNALS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SI
 
 __all__ = ["GracefulShutdown", "StopRequestedError"]
 
+T = TypeVar("T")
+
 
 class StopRequestedError(Exception):
     """A signal that asked for the end of the run. It does not leave `cifarnet.training.loop`."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
+        self.signum = signum
         #: Exception that training ends with: that of the signal, or the exit code that shells give it.
         self.outcome: BaseException = KeyboardInterrupt() if signum == signal.SIGINT else SystemExit(128 + signum)
 
@@ -42,7 +45,8 @@ class GracefulShutdown:
 
     def __init__(self, group: ProcessGroup) -> None:
         self._group = group
-        self._requested: int | None = None
+        #: Exception that `check` raises, once a signal has arrived.
+        self.requested: StopRequestedError | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> GracefulShutdown:
@@ -50,13 +54,11 @@ class GracefulShutdown:
         self._install()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._restore()
-        if self._requested is not None and (error is None or isinstance(error, Exception)):
+        if self.requested is not None and (error is None or isinstance(error, Exception)):
             # The signal arrived after the last check, or the step failed. Raise it now so that it is not lost.
-            raise StopRequestedError(self._requested).outcome from error
+            raise self.requested.outcome from error
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
@@ -75,10 +77,10 @@ class GracefulShutdown:
 
     def _request(self, signum: int, frame: FrameType | None) -> None:
         is_forked = os.getpid() != self._pid  # a DataLoader worker inherits the handlers and has no step to end
-        if is_forked or self._requested is not None:
+        if is_forked or self.requested is not None:
             self._restore()
             signal.raise_signal(signum)
-        self._requested = signum
+        self.requested = StopRequestedError(signum)
 
     def _restore(self) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -86,10 +88,15 @@ class GracefulShutdown:
                 signal.signal(signum, handler)
             self._before.clear()
 
-    @property
-    def requested(self) -> StopRequestedError | None:
-        """Exception that `check` would raise, or ``None``."""
-        return None if self._requested is None else StopRequestedError(self._requested)
+    def checked(self, steps: Iterable[T]) -> Iterator[T]:
+        """Yield steps or batches, and stop after the current one if a signal has arrived. Collective, as `check` is.
+
+        Raises:
+            StopRequestedError: If a signal has arrived.
+        """
+        for step in steps:
+            yield step
+            self.check()
 
     def check(self) -> None:
         """Stop here if a signal has arrived in any process. All processes call this at the same place.
@@ -97,6 +104,6 @@ class GracefulShutdown:
         Raises:
             StopRequestedError: If a signal has arrived.
         """
-        [signum] = self._group.all_reduce_max(self._requested or 0)
+        [signum] = self._group.all_reduce_max(0 if self.requested is None else self.requested.signum)
         if signum:
             raise StopRequestedError(signum)

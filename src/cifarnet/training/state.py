@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cifarnet._validation import from_json
 from cifarnet.checkpoint.state_dict import check_weights, load_optimizer, load_weights, unwrapped_state_dict
 from cifarnet.errors import CheckpointMismatchError, NonFiniteError
 from cifarnet.inference.metrics import MetricTotals, RunningMetrics
-from cifarnet.optim import ExponentialMovingAverage
-from cifarnet.training.distributed import ProcessGroup
 from cifarnet.training.history import EpochRecord, History, check_monitor, is_better
 
 if TYPE_CHECKING:
@@ -105,11 +103,7 @@ class TrainState:
     continues.
 
     Args:
-        model: Network, changed in place by training and loading.
-        optimizer: Optimizer of its parameters.
-        ema: Moving average of its weights, which is evaluated in their place; or ``None``.
-        device: Device of all of them.
-        group: Processes that train together.
+        trainer: Model, optimizer and moving average, changed in place by training and loading.
 
     Attributes:
         epoch: Number of completed epochs.
@@ -122,21 +116,11 @@ class TrainState:
         base_lrs: Learning rate of each group at the start of the run, which a schedule multiplies.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        ema: ExponentialMovingAverage | None,
-        device: torch.device,
-        group: ProcessGroup,
-    ) -> None:
-        self.model = model
-        self.optimizer = optimizer
-        self._ema = ema
-        self._group = group
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
         self.epoch = self.step = self.global_step = 0
         self.train_s = 0.0
-        self.metrics = RunningMetrics(device)
+        self.metrics = RunningMetrics(trainer.device)
         self.history = History()
         self.best = BestEpoch()
         self.base_lrs: list[float] = []
@@ -157,74 +141,69 @@ class TrainState:
 
     def metric_totals(self) -> MetricTotals:
         """Return the running metrics of all processes; synchronizes with the device."""
-        totals = self.metrics.read()
-        if not self._group.is_open:
+        totals, group = self.metrics.read(), self._trainer.group
+        if not group.is_open:
             return totals
-        [bad_step] = self._group.all_reduce_max(totals.first_bad_step)
+        [bad_step] = group.all_reduce_max(totals.first_bad_step)
         sums = torch.tensor([totals.loss, totals.num_correct, totals.num_images], dtype=torch.float64, device="cpu")
-        loss, num_correct, num_images = self._group.all_reduce_sum(sums).tolist()
+        loss, num_correct, num_images = group.all_reduce_sum(sums).tolist()
         return MetricTotals(loss, int(num_correct), int(num_images), bad_step)
 
     @property
     def evaluated_weights(self) -> dict[str, Tensor]:
         """Weights that an epoch is evaluated with: the moving average, if there is one. They are not copies."""
-        return unwrapped_state_dict(self.model if self._ema is None else self._ema.weights)
+        return unwrapped_state_dict(self._trainer.model if self._trainer.ema is None else self._trainer.ema.weights)
 
     @contextmanager
     def evaluated(self) -> Iterator[None]:
         """Put the evaluated weights into the model for the block."""
-        if self._ema is None or self._last_weights is not None:
+        if self._trainer.ema is None or self._last_weights is not None:
             yield
         else:
-            with self._ema.applied():
+            with self._trainer.ema.applied():
                 yield
 
     def put_best_weights(self) -> None:
         """Load the best weights into the model, and keep the last ones aside."""
-        last = {name: tensor.clone() for name, tensor in unwrapped_state_dict(self.model).items()}
+        last = {name: tensor.clone() for name, tensor in unwrapped_state_dict(self._trainer.model).items()}
         best = self.best.weights
         if best is None or self.best.epoch == self.epoch:
-            best = last if self._ema is None else self.evaluated_weights
+            best = last if self._trainer.ema is None else self.evaluated_weights
         self._last_weights, self._best_in_model = last, best
-        load_weights(self.model, best, source="the best epoch")
+        load_weights(self._trainer.model, best, source="the best epoch")
 
     def put_last_weights(self) -> None:
         """Load the weights that training reached, unless the caller has changed the model since."""
         if self._last_weights is None:
             return
         if not self._is_changed():
-            load_weights(self.model, self._last_weights, source="the last epoch")
+            load_weights(self._trainer.model, self._last_weights, source="the last epoch")
         else:  # average and selection restart, because they belong to the replaced weights
             self.best = BestEpoch(self.best.monitor)
-            if self._ema is not None:
-                self._ema.num_updates = 0
+            if self._trainer.ema is not None:
+                self._trainer.ema.num_updates = 0
         self._last_weights = None
 
     def _is_changed(self) -> bool:
-        weights = unwrapped_state_dict(self.model)
+        weights = unwrapped_state_dict(self._trainer.model)
         return weights.keys() != self._best_in_model.keys() or not all(
             torch.equal(tensor, self._best_in_model[name]) for name, tensor in weights.items()
         )
 
-    @property
-    def _trained_weights(self) -> dict[str, Tensor]:
-        if self._last_weights is None or self._is_changed():
-            return unwrapped_state_dict(self.model)
-        return self._last_weights
-
     def state_dict(self) -> dict[str, Any]:
         """Return nested dictionaries of tensors and plain values. The tensors are not copies."""
+        weights = self._last_weights
         state = {
-            "model": self._trained_weights,
-            "optimizer": self.optimizer.state_dict(),
+            "model": unwrapped_state_dict(self._trainer.model) if weights is None or self._is_changed() else weights,
+            "optimizer": self._trainer.optimizer.state_dict(),
             "position": {name: getattr(self, name) for name in ("epoch", "step", "global_step", "train_s")},
             "running_metrics": self.metric_totals()._asdict(),
             "history": self.history.to_list(),
             "best": self.best.state_dict(),
         }
-        if self._ema is not None:
-            weights = unwrapped_state_dict(self._ema.weights)
-            state["ema"] = {"num_updates": self._ema.num_updates, "weights": weights}
+        ema = self._trainer.ema
+        if ema is not None:
+            state["ema"] = {"num_updates": ema.num_updates, "weights": unwrapped_state_dict(ema.weights)}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -233,6 +212,7 @@ class TrainState:
         Raises:
             CheckpointMismatchError: If a part is missing or does not fit.
         """
+        model, ema = self._trainer.model, self._trainer.ema
         try:
             position = {name: int(state["position"][name]) for name in ("epoch", "step", "global_step")}
             train_s = float(state["position"]["train_s"])
@@ -240,11 +220,11 @@ class TrainState:
             history, best = History.from_list(state["history"]), from_json(BestEpoch, state["best"], "best")
             if len(history) != position["epoch"] or min(position.values()) < 0:
                 raise ValueError(f"{position['epoch']} epochs are done and {len(history)} are recorded")
-            check_weights(self.model, state["model"], source="the checkpoint")
-            if self._ema is not None:
+            check_weights(model, state["model"], source="the checkpoint")
+            if ema is not None:
                 num_updates = int(state["ema"]["num_updates"])
-                check_weights(self.model, state["ema"]["weights"], source="the moving average of the checkpoint")
-            load_optimizer(self.optimizer, state["optimizer"])
+                check_weights(model, state["ema"]["weights"], source="the moving average of the checkpoint")
+            load_optimizer(self._trainer.optimizer, state["optimizer"])
         except CheckpointMismatchError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -252,15 +232,15 @@ class TrainState:
                 f"This is not the state of a Trainer ({type(error).__name__}: {error}). Pass what Trainer.state_dict "
                 "returned or fit saved; load other weights with init_from="
             ) from error
-        load_weights(self.model, state["model"], source="the checkpoint")
-        if self._ema is not None:
-            self._ema.num_updates = num_updates
-            for name, tensor in unwrapped_state_dict(self._ema.weights).items():
+        load_weights(model, state["model"], source="the checkpoint")
+        if ema is not None:
+            ema.num_updates = num_updates
+            for name, tensor in unwrapped_state_dict(ema.weights).items():
                 tensor.copy_(state["ema"]["weights"][name])  # keeps the memory format
         self.epoch, self.step, self.global_step = position.values()
         self.train_s, self.history, self.best = train_s, history, best
         self.metrics.load_state_dict(state["running_metrics"])
-        if self._group.rank:  # rank 0 holds the metrics of the steps before
+        if self._trainer.group.rank:  # rank 0 holds the metrics of the steps before
             self.metrics.reset()
         self._last_weights = None
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,17 +19,7 @@ from cifarnet.transforms.augment import draws_per_image
 if TYPE_CHECKING:
     from cifarnet.training.trainer import Trainer
 
-__all__ = [
-    "BatchTransform",
-    "Update",
-    "all_draw_per_image",
-    "forward",
-    "preprocess_batch",
-    "preprocess_images",
-    "set_learning_rates",
-    "train_step",
-    "update",
-]
+__all__ = ["BatchTransform", "Update", "forward", "set_learning_rates", "train_step", "update"]
 
 #: ``(images, labels) -> (mixed images, soft labels)``, such as `torchvision.transforms.v2.MixUp`.
 BatchTransform = Callable[[Images, Labels], tuple[Images, Tensor]]
@@ -38,58 +28,46 @@ BatchTransform = Callable[[Images, Labels], tuple[Images, Tensor]]
 Update = Callable[["Trainer", Images, Tensor, int, int], None]
 
 
-def train_step(trainer: Trainer, batch: Batch, *, step: int, multiplier: float | None, update: Update) -> None:
-    """Train on one batch.
+def train_step(trainer: Trainer, batch: Batch, *, multiplier: float | None, update: Update) -> None:
+    """Train on one batch, at the step of the trainer's state.
 
     Args:
-        trainer: Model, optimizer and settings; its state is at this step.
+        trainer: Model, optimizer and settings.
         batch: Images of the whole batch, on the device. Every process passes the same one.
-        step: Index of the step in the epoch, from 0.
         multiplier: Factor of the base learning rates; ``None`` leaves the learning rates alone.
         update: `update`, or a CUDA graph of it.
     """
     state, group, device = trainer.state, trainer.group, trainer.device
-    randomness.seed_torch(randomness.step_seed(trainer.seed, state.epoch, step), device)
+    randomness.seed_torch(randomness.step_seed(trainer.seed, state.epoch, state.step), device)
     if multiplier is not None:
         set_learning_rates(trainer.optimizer, [base * multiplier for base in state.base_lrs])
-    images, labels = preprocess_batch(trainer, batch, state.epoch)
+    images, labels = _prepare(trainer, batch)
     if group.world_size > 1:  # each process draws its own dropout masks
-        randomness.seed_torch(randomness.step_seed(trainer.seed, state.epoch, step, 1 + group.rank), device)
-    update(trainer, images, labels, step, len(batch.labels))
+        randomness.seed_torch(randomness.step_seed(trainer.seed, state.epoch, state.step, 1 + group.rank), device)
+    update(trainer, images, labels, state.step, len(batch.labels))
     if trainer.ema is not None:
         trainer.ema.update()
 
 
-def preprocess_batch(trainer: Trainer, batch: Batch, epoch: int) -> tuple[Images, Tensor]:
-    """Augment, normalise and mix a batch, and keep the part of this process.
-
-    Floating images are not augmented or normalised.
-
-    Returns:
-        Images, shape ``(n, C, H, W)``, and labels ``(n,)`` or soft labels ``(n, K)``.
-
-    Raises:
-        SettingError: If ``batch_transform`` returns anything but images and soft labels.
-    """
-    part = trainer.group.local_slice(len(batch.labels))
+def _prepare(trainer: Trainer, batch: Batch) -> tuple[Images, Tensor]:
+    """Augment, normalise and mix a batch, and return the part of this process. Floating images are only mixed."""
+    part, mix = trainer.group.local_slice(len(batch.labels)), trainer.batch_transform
     # A transform that draws once per batch must see the whole batch, so that it draws as in one process.
-    first, then = (
-        (part, slice(None)) if all_draw_per_image(trainer) and trainer.batch_transform is None else (slice(None), part)
-    )
+    is_split_first = mix is None and all(map(draws_per_image, trainer.transforms.steps))
+    first, then = (part, slice(None)) if is_split_first else (slice(None), part)
     images, labels, ids = batch.images[first], batch.labels[first], batch.ids[first]
-    with randomness.scope(trainer.seed, epoch, ids):
-        images, labels = _mix(trainer, preprocess_images(trainer, images), labels)
+    with randomness.scope(trainer.seed, trainer.state.epoch, ids):
+        if not images.is_floating_point():
+            images = trainer.transforms.train(images)
+        if mix is not None:
+            images, labels = mix(images, labels)
+            if labels.ndim != 2 or not labels.is_floating_point():
+                raise SettingError(
+                    f"batch_transform returned labels of shape {tuple(labels.shape)} and {labels.dtype}. It must "
+                    "return soft labels (N, K). Use torchvision.transforms.v2.MixUp(num_classes=K), for example"
+                )
+            labels = labels.to(trainer.precision.weights)
     return images[then], labels[then]
-
-
-def all_draw_per_image(trainer: Trainer) -> bool:
-    """Return whether all transforms draw for each image separately, so that a batch can be split before them."""
-    return all(draws_per_image(step) for step in trainer.transforms.steps)
-
-
-def preprocess_images(trainer: Trainer, images: Images) -> Images:
-    """Augment and normalise uint8 images; return floating ones unchanged."""
-    return images if images.is_floating_point() else trainer.transforms.train(images)
 
 
 def update(trainer: Trainer, images: Images, labels: Tensor, step: int | Tensor, num_images: int) -> None:
@@ -105,8 +83,10 @@ def update(trainer: Trainer, images: Images, labels: Tensor, step: int | Tensor,
     trainer.optimizer.zero_grad()
     # Equal in all processes, whose batch norms exchange statistics in each part.
     num_parts = min(trainer.accumulate_grad_batches, num_images // trainer.group.world_size)
-    for index, (some, their_labels) in enumerate(_split(images, labels, num_parts), 1):
-        with _no_gradient_exchange(trainer.network) if index < num_parts else nullcontext():
+    parts = zip(images.tensor_split(num_parts), labels.tensor_split(num_parts), strict=True)
+    no_sync = getattr(trainer.network, "no_sync", nullcontext)  # of DistributedDataParallel
+    for index, (some, their_labels) in enumerate(parts, 1):
+        with no_sync() if index < num_parts else nullcontext():
             loss, logits = forward(trainer, some, their_labels)
             # DistributedDataParallel averages over processes, whose parts may differ by one image.
             share = trainer.group.world_size * len(their_labels) / num_images
@@ -140,27 +120,3 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, rates: list[float]) -> 
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
-
-
-def _mix(trainer: Trainer, images: Images, labels: Labels) -> tuple[Images, Tensor]:
-    if trainer.batch_transform is None:
-        return images, labels
-    images, soft_labels = trainer.batch_transform(images, labels)
-    if soft_labels.ndim != 2 or not soft_labels.is_floating_point():
-        raise SettingError(
-            f"batch_transform returned labels of shape {tuple(soft_labels.shape)} and {soft_labels.dtype}. It must "
-            "return soft labels (N, K). Use torchvision.transforms.v2.MixUp(num_classes=K), for example"
-        )
-    return images, soft_labels.to(trainer.precision.weights)
-
-
-def _split(images: Images, labels: Tensor, num_parts: int) -> Iterator[tuple[Images, Tensor]]:
-    if num_parts == 1:
-        yield images, labels
-    else:
-        yield from zip(images.tensor_split(num_parts), labels.tensor_split(num_parts), strict=True)
-
-
-def _no_gradient_exchange(network: nn.Module) -> AbstractContextManager[object]:
-    no_sync: Callable[[], AbstractContextManager[object]] = getattr(network, "no_sync", nullcontext)
-    return no_sync()

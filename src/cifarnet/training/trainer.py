@@ -119,10 +119,9 @@ class Trainer:
         self.network: nn.Module = self.model  # or DistributedDataParallel around it, while it trains
         self.exchanged: list[int] = []  # parameters whose gradients the network exchanges
         self.frozen = find_frozen(self.model)
-        self.num_logits: int | None = None
         self.has_floating_batches = False
         self._has_own_transforms = transforms is not None
-        self.state = TrainState(self.model, optimizer, self.ema, self.device, self.group)
+        self.state = TrainState(self)
         self.identity = RunIdentity(self)
 
     @property
@@ -231,7 +230,7 @@ class Trainer:
             batch_size: Images per step, over all processes.
             checkpointer: Checkpointer of the run's directory, or the directory. It saves ``last`` every
                 ``save_every_s`` seconds and at the end, and ``best`` on improvement, in a thread. Ctrl-C and SIGTERM
-                save ``last`` after the current step; a second one acts at once.
+                save ``last`` after the current step or batch of validation; a second one acts at once.
             resume: Whether to resume a run in the directory if there is one. ``False`` refuses a directory with a run.
             init_from: Directory or ``best.safetensors`` of another run, whose best weights a new run starts from.
             monitor: Validation metric that chooses the best epoch: ``"val_accuracy"``, ``"val_loss"`` or ``"val_"`` and
