@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from cifarnet import History, load_cifar10
 from cifarnet.recipes import get_recipe
 from cifarnet.visualize import plot_runs
-from held_out import train_variants
+from train_variants import train_variants
 
 #: Changes of each variant to the reference recipe.
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -17,7 +17,7 @@ from typing import Any
 
 from cifarnet import load_cifar10
 from cifarnet.recipes import Recipe, get_recipe
-from held_out import train_variants
+from train_variants import train_variants
 
 #: Start of the search for `cifarcnn_tuned`: settings of an earlier trial with twice its batch size.
 START = Recipe(

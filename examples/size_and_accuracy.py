@@ -17,7 +17,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFo
 
 from cifarnet import load_cifar10
 from cifarnet.recipes import get_recipe
-from held_out import train_variants
+from train_variants import train_variants
 
 #: Channels of the two convolutions and hidden units: halved, doubled, and with few hidden units.
 SIZES = ("8-16-128", "16-32-256", "32-64-64", "32-64-512", "64-128-1024")

@@ -35,7 +35,7 @@ def check_target(path: str | Path, suffix: str, *, name: str = "model") -> Path:
     """Refuse a place where a file cannot go, before anything is computed.
 
     Args:
-        path: Where it shall go.
+        path: Path of the file.
         suffix: How its name must end.
         name: What messages call it.
 

@@ -25,7 +25,7 @@ def test_committed_runs_are_those_of_the_examples(monkeypatch: pytest.MonkeyPatc
     variants = runpy.run_path(str(ROOT / "examples" / "ablation.py"))["VARIANTS"]
     sizes = runpy.run_path(str(ROOT / "examples" / "size_and_accuracy.py"))
     assert runpy.run_path(str(ROOT / "docs" / "make_tables.py"))["ABLATION"] == tuple(variants)
-    held_out = runpy.run_path(str(ROOT / "examples" / "held_out.py"))
+    train_variants = runpy.run_path(str(ROOT / "examples" / "train_variants.py"))
     by_size = {size: sizes["settings_of"](size) for size in sizes["SIZES"]}
     for experiment, changes in (("ablation", variants), ("size", by_size)):
         for report in read_reports(experiment):
@@ -33,7 +33,7 @@ def test_committed_runs_are_those_of_the_examples(monkeypatch: pytest.MonkeyPatc
             common: dict[str, Any] = {"summary": recipe.summary, "watch_test": False, "max_epochs": recipe.max_epochs}
             assert recipe == replace(get_recipe("reference"), name=recipe.name, **common, **changes[recipe.name])
             assert report["test_watched"] == "never"
-            assert report["data"]["val"]["num_images"] == held_out["VAL_FRACTION"] * 50_000
+            assert report["data"]["val"]["num_images"] == train_variants["VAL_FRACTION"] * 50_000
             assert len(report["history"]) == recipe.max_epochs
 
 

@@ -66,7 +66,7 @@ RIGHT = torch.eye(3)[torch.tensor([0, 1, 2, 0])]
     ("logits", "labels", "error", "message"),
     [
         (RIGHT, [0, 1, 2, 0], DataError, r"these 4 images, because all or nearly all .*correctly\. Pass more"),
-        (RIGHT, [1, 2, 0, 1], DataError, r"these 4 images, because .* no better than guessing\. Train it first"),
+        (RIGHT, [1, 2, 0, 1], DataError, r"these 4 images, because .* level of guessing\. Train the network first"),
         (torch.ones(4, 3), [0, 1, 2, 0], DataError, "because the logits of each image are equal"),
         (RIGHT * math.nan, [0, 1, 2, 1], NonFiniteError, "NaN or infinity, so no temperature fits them"),
         (RIGHT, [0, 1, 2, 3], DataError, r"labels must be in \[0, 3\), got 0 to 3"),

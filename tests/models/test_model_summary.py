@@ -16,7 +16,7 @@ from cifarnet.models.summary import Layer
 
 
 class OwnParameters(nn.Module):
-    """A scale of its own, a shared layer and functional calls."""
+    """Network with an own scale, a shared layer and functional calls."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A resumed run is bit-identical to an uninterrupted one, from any step, whatever stopped it."""
+"""A resumed run is bit-identical to an uninterrupted one, from any step, after any kind of stop."""
 
 from __future__ import annotations
 

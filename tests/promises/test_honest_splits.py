@@ -69,12 +69,14 @@ def test_a_split_keeps_equal_images_on_one_side(synthetic: DatasetSplits) -> Non
 def test_shared_images_are_counted_in_a_warning(
     make_trainer: MakeTrainer, synthetic: DatasetSplits, split: str
 ) -> None:
-    train, held_out = synthetic.train.split(0.2, seed=0)
-    held: dict[str, Any] = {split: held_out}
+    train, val_images = synthetic.train.split(0.2, seed=0)
+    held: dict[str, Any] = {split: val_images}
     fit(make_trainer(), train, **held)
-    message = f"{len(held_out)} of {len(held_out)} {split} images are training images too"
+    message = f"{len(val_images)} of {len(val_images)} {split} images are training images too"
     with pytest.warns(UserWarning, match=message):
         fit(make_trainer(), synthetic.train, **held)
-    images = torch.cat([held_out.images[:1], synthetic.test.images])
-    held[split] = ImageDataset(images, torch.cat([held_out.labels[:1], synthetic.test.labels]), synthetic.train.classes)
+    images = torch.cat([val_images.images[:1], synthetic.test.images])
+    held[split] = ImageDataset(
+        images, torch.cat([val_images.labels[:1], synthetic.test.labels]), synthetic.train.classes
+    )
     fit(make_trainer(), synthetic.train, **held)  # 1 % is tolerated

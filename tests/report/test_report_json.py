@@ -1,4 +1,4 @@
-"""``report.json`` is complete, stays readable, and a run is read from whatever files it has."""
+"""``report.json`` is complete, stays readable, and a run is read from the files that it has."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ CALLS = ("mkdir", "open", "write", "fsync", "link", "replace")
 
 
 class KthCallFails:
-    """Within the block, the k-th call of this process to the disk fails, in whatever thread it is made."""
+    """Let the k-th call to the disk fail within the block, in any thread."""
 
     def __init__(self, k: int) -> None:
         self.k, self.calls = k, 0

@@ -52,7 +52,7 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
     Raises:
         NonFiniteError: If a logit is NaN or infinite.
         DataError: If there are no images, a label is outside ``[0, K)``, or ``[0.001, 1000]`` has no minimum because
-            all images are classified correctly, the network is no better than guessing, or its logits are equal.
+            all images are classified correctly, the accuracy is at the level of guessing, or its logits are equal.
 
     Example:
         >>> logits = 3 * torch.tensor([0.8, 0.2]).log().repeat(5, 1)  # 4 of 5 images correct, and overconfident
@@ -84,7 +84,7 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
     elif not slope(high)[0] > 0:
         reason = "all or nearly all of them are classified correctly. Pass more images, none of them from training"
     elif not slope(low)[0] < 0:
-        reason = "the network is no better than guessing. Train it first, or pass images of its own classes"
+        reason = "the accuracy is at the level of guessing. Train the network first, or pass images of its classes"
     if reason is not None:
         raise DataError(f"No temperature fits these {len(labels):,} images, because {reason}")
     inverse = 1.0

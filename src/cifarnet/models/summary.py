@@ -75,7 +75,7 @@ class ModelSummary:
 def summarize_model(model: nn.Module, image_shape: tuple[int, int, int] | None = None) -> ModelSummary:
     """Run a network once on an image of zeros and list its layers.
 
-    A layer is a module that has parameters of its own or no parts. Functional calls, such as ``F.relu``, are no rows.
+    A layer is a module with own parameters, or without submodules. Functional calls, such as ``F.relu``, are no rows.
     The network runs in evaluation mode, on its device and in its dtype. Modes, hooks and random state are restored.
 
     Args:

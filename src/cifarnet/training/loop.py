@@ -92,7 +92,7 @@ def _train_epoch(trainer: Trainer, run: RunSettings, graph: GraphedUpdate | None
 def _finish_epoch(trainer: Trainer, run: RunSettings, shutdown: GracefulShutdown) -> EpochRecord:
     """Evaluate and record the epoch."""
     state, clock = trainer.state, time.perf_counter()
-    # On a CPU, each process has the running statistics of its own images.
+    # On a CPU, the running statistics of each process are those of its images.
     trainer.group.broadcast([*trainer.model.buffers(), *(trainer.ema.weights.values() if trainer.ema else ())])
     totals = state.metric_totals()
     values = {"train_loss": totals.mean_loss, "train_accuracy": totals.accuracy}

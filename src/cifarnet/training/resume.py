@@ -1,4 +1,4 @@
-"""Start of a run: from a checkpoint, from the weights of another run, or anew."""
+"""Start of a run: from a checkpoint, from the weights of another run, or from the beginning."""
 
 from __future__ import annotations
 

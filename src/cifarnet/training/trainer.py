@@ -151,7 +151,7 @@ class Trainer:
 
     @property
     def uses_cuda_graph(self) -> bool:
-        """Whether steps are trained by a CUDA graph."""
+        """`True` if a CUDA graph trains the steps."""
         return self.cuda_graph and can_be_captured(self)
 
     def fit(
