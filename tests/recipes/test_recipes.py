@@ -167,12 +167,13 @@ def test_metadata_that_cannot_be_saved_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_learns_from_real_images(name: str, cifar10: DatasetSplits) -> None:
     recipe = get_recipe(name)
-    is_large = name in ("resnet18", "fast96")
-    few = cifar10.train.subset(torch.arange(250 if is_large else 2_000))
+    if name in ("resnet18", "fast96"):  # four times faster
+        recipe = replace(recipe, sizes=(16,))
+    few = cifar10.train.subset(torch.arange(2_000))
     trainer = build_trainer(recipe, few, device="cpu")
-    records = trainer.epochs(few, max_epochs=recipe.max_epochs, batch_size=25 if is_large else 100)
+    records = trainer.epochs(few, max_epochs=recipe.max_epochs, batch_size=100)
     first, second = next(records), next(records)
-    assert is_large or second.train_accuracy > 0.15  # chance is 0.1
+    assert second.train_accuracy > 0.15  # chance is 0.1
     assert second.train_loss < first.train_loss
     # The running statistics of batch norm need more steps than these, so the accuracy is not compared.
     assert math.isfinite(trainer.evaluate(cifar10.test.subset(torch.arange(100))).loss)
