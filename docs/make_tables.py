@@ -20,6 +20,7 @@ import torch
 
 import cifarnet
 from cifarnet import recipes
+from cifarnet.inference import wilson_interval
 from cifarnet.models import build_model, count_flops
 from cifarnet.recipes import RECIPES, get_recipe
 from cifarnet.report import comparison_table, read_reports, summarize_seeds
@@ -38,6 +39,7 @@ PAGES = (
     "docs/tutorials/reproduction.md",
     "docs/gallery/train_cifar10.md",
     "docs/explanation/architecture.md",
+    "docs/explanation/numbers.md",
     "docs/explanation/resume.md",
     "docs/explanation/speed.md",
     "docs/understanding/ablation.md",
@@ -86,6 +88,31 @@ def headline(folder: Path) -> str:
         f"*`cifarnet train --recipe {own['recipe']}` reaches {accuracy} test accuracy over {own['n']} seeds. The "
         "published run reached 77.63 %. [All results](results/comparison.md)*"
     )
+
+
+def effects_table() -> str:
+    """Format the effects of sampling, seeds, selection and test-time augmentation on an accuracy."""
+    runs = read_reports(RESULTS / "cpu" / "reference")
+    accuracies = [float(run["metrics"]["test_accuracy"]) for run in runs]
+    mean, last = statistics.fmean(accuracies), [run["history"] for run in runs]
+    best_epoch = [max(float(epoch["test_accuracy"]) for epoch in history) for history in last]
+    rows = []
+    for num_images in (10_000, 1_000):
+        low, high = wilson_interval(round(mean * num_images), num_images)
+        effect = f"± {50 * (high - low):.1f} points, 95 % interval"
+        rows.append((f"sample of {num_images:,} test images", f"`reference`, {mean:.1%}", effect))
+    spread = f"± {100 * statistics.stdev(accuracies):.1f} points, standard deviation"
+    rows.append(("seed", f"`reference`, {len(runs)} seeds", spread))
+    gain = 100 * (max(accuracies) - mean)
+    rows.append(("best seed in place of the mean", f"`reference`, {len(runs)} seeds", f"{gain:+.1f} points"))
+    gain = 100 * (statistics.fmean(best_epoch) - mean)
+    rows.append(("best epoch by the test set", f"`reference`, {len(runs)} seeds", f"{gain:+.1f} points"))
+    for name in ("cifarcnn_tuned", "fast94"):
+        own = summarize_seeds(read_reports(RESULTS / "cpu" / name))
+        gain = 100 * (own["test_accuracy_tta"]["mean"] - own["test_accuracy"]["mean"])
+        rows.append((f"test-time augmentation, {own['tta']}", f"`{name}`, n = {own['n']}", f"{gain:+.1f} points"))
+    lines = ["| choice | measured on | effect |", "| --- | --- | --- |"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def candidates_table(path: Path, what: str) -> str:
@@ -275,6 +302,7 @@ def tables() -> dict[str, str]:
     """Return every generated table by the name in its markers."""
     return {
         "comparison": comparison_table({heading: results(machine) for machine, heading in MACHINES.items()}),
+        "effects": effects_table(),
         "headline": headline(RESULTS / "cpu" / "reference"),
         "reference": reference_table(RESULTS / "cpu" / "reference"),
         "reference-epyc": reference_table(RESULTS / "cpu_epyc" / "reference"),
