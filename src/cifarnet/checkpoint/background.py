@@ -58,7 +58,7 @@ class BackgroundWriter:
 
     @property
     def busy(self) -> bool:
-        """`True` if a job runs or waits."""
+        """``True`` if a job runs or waits."""
         with self._changed:
             return self._running or bool(self._waiting)
 

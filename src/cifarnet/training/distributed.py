@@ -70,7 +70,7 @@ class ProcessGroup:
 
     @property
     def is_open(self) -> bool:
-        """`True` if there are other processes and `join` has been called."""
+        """``True`` if there are other processes and `join` has been called."""
         return self.world_size > 1 and dist.is_initialized()
 
     def join(self, device: torch.device) -> None:

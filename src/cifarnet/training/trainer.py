@@ -151,7 +151,7 @@ class Trainer:
 
     @property
     def uses_cuda_graph(self) -> bool:
-        """`True` if a CUDA graph trains the steps."""
+        """``True`` if a CUDA graph trains the steps."""
         return self.cuda_graph and can_be_captured(self)
 
     def fit(
