@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -113,6 +114,8 @@ class BackgroundWriter:
             self._at_end = then
             self._waiting.clear()
             self._end()
+        # Python aborts if it ends while a daemon thread is in C++ code. A write takes well under a second.
+        atexit.register(self._thread.join, 2.0)
 
     def _end(self) -> None:
         with self._changed:
