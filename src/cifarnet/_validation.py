@@ -75,7 +75,7 @@ def check_counts(key: str, values: object, length: int, remedy: str) -> None:
         remedy: What to do instead.
 
     Raises:
-        SettingError: If it is not a list or tuple of so many whole numbers of at least 1.
+        SettingError: If it is not a list or tuple of ``length`` whole numbers, each at least 1.
     """
     if not isinstance(values, Sequence) or isinstance(values, str):
         raise SettingError(f"{key} must be {length} whole numbers, got {values!r}; {remedy}")

@@ -135,7 +135,7 @@ def _export(
     if images.dtype != torch.uint8 or images.shape[1:] != shape or not len(images):
         raise DataError(
             f"expected uint8 images of shape (N, {', '.join(map(str, shape))}), got {images.dtype} "
-            f"{tuple(images.shape)}; resize them with images.resize_images"
+            f"{tuple(images.shape)}; resize them first, for example by Classifier.to_pixels"
         )
     reference = Classifier(model, preprocess, classifier.classes, device="cpu", precision="float32")
     reference.temperature = classifier.temperature

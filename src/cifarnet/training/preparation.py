@@ -61,7 +61,7 @@ def prepared(trainer: Trainer) -> Iterator[None]:
 
 @contextmanager
 def isolated(trainer: Trainer, run: RunSettings) -> Iterator[None]:
-    """Isolate the random state of the caller and explain what runs out or gets lost."""
+    """Restore the random state of the caller afterwards, and explain a lack of memory and a lost process."""
 
     def advice() -> str:
         size = run.batch_size
